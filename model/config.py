@@ -1,0 +1,248 @@
+"""Configurations of a training run: frozen, checked when made, and written as plain JSON.
+
+Standard library only, so that the HTTP front-end can validate a request without importing torch. Numbers marked DRL
+come from Gao et al., "Learning Energy-Based Models by Diffusion Recovery Likelihood" (ICLR 2021) or its release.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from model.errors import ConfigError
+
+C = TypeVar("C")
+
+ScheduleKind = Literal["published", "linear_betas", "log_snr"]
+NetworkKind = Literal["resnet", "mlp"]
+Activation = Literal["leaky_relu", "silu"]
+EnergyForm = Literal["step_size", "gaussian"]
+ChainStart = Literal["neighbour", "predictor"]
+KernelKind = Literal["langevin", "mala", "hmc"]
+ScoreMatchingForm = Literal["recovery", "marginal"]
+
+
+def _require_range(name: str, value: float, low: float, high: float) -> None:
+    if isinstance(value, bool) or not low <= value <= high:  # also refuses NaN
+        raise ConfigError(f"{name} is {value!r}; expected a number from {low:g} to {high:g}")
+
+
+def _require_choice(name: str, value: str, choices: Collection[str]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Noise levels t = 0 (cleanest) … T−1, and x_T, pure noise."""
+
+    kind: ScheduleKind = "published"
+    num_levels: int = 6
+    """T."""
+    log_snr_max: float = 7.0
+    """`log_snr` only: log(ᾱ²/σ̄²) of x_0, in nats."""
+    log_snr_min: float = -7.0
+    """`log_snr` only: log(ᾱ²/σ̄²) of x_{T−1}, in nats."""
+
+    def __post_init__(self) -> None:
+        _require_choice("schedule.kind", self.kind, typing.get_args(ScheduleKind))
+        _require_range("schedule.num_levels", self.num_levels, 2, 1000)
+        if self.kind == "published" and self.num_levels > 501:
+            raise ConfigError(
+                f"schedule.num_levels is {self.num_levels}; the published rule strides the 1000 betas by "
+                "1000 // (2 (T−1)), which is 0 from T = 502 on. Use at most 501, or kind 'linear_betas'"
+            )
+        if self.kind == "linear_betas" and self.num_levels != 1000:
+            raise ConfigError(f"schedule.num_levels is {self.num_levels}; kind 'linear_betas' has exactly 1000 levels")
+        _require_range("schedule.log_snr_max", self.log_snr_max, -20, 20)
+        _require_range("schedule.log_snr_min", self.log_snr_min, -20, 20)
+        if self.log_snr_min >= self.log_snr_max:
+            raise ConfigError(
+                f"schedule.log_snr_min is {self.log_snr_min:g}; expected less than log_snr_max {self.log_snr_max:g}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """The network net(y, t) whose scaled negative is the energy."""
+
+    kind: NetworkKind = "resnet"
+    width: int = 128
+    """Channels at full resolution (DRL: ch), or units of an MLP's hidden layer."""
+    multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    """`resnet` only: width multiplier of each resolution; neighbours differ by 2×2 average pooling."""
+    num_blocks: int = 8
+    """Residual blocks per resolution (DRL: N), or residual blocks of the MLP."""
+    activation: Activation = "leaky_relu"
+    spectral_norm: bool = True
+
+    def __post_init__(self) -> None:
+        _require_choice("network.kind", self.kind, typing.get_args(NetworkKind))
+        _require_range("network.width", self.width, 4, 4096)
+        if not 1 <= len(self.multipliers) <= 8:
+            raise ConfigError(f"network.multipliers has {len(self.multipliers)} entries; expected 1 to 8")
+        for multiplier in self.multipliers:
+            _require_range("network.multipliers", multiplier, 1, 16)
+        _require_range("network.num_blocks", self.num_blocks, 1, 64)
+        _require_choice("network.activation", self.activation, typing.get_args(Activation))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainConfig:
+    """The Markov chain that draws y⁻ from p(y | x_{t+1}), in training and, by default, in sampling."""
+
+    kernel: KernelKind = "langevin"
+    num_steps: int = 30
+    """K; 0 draws from the normal approximation of the conditional (DRL T1k)."""
+    step_size: float = 2e-4**0.5
+    """b: s_t² = c_t² b² σ_{t+1}² with energy `step_size` (DRL: b² = 2e-4); in conditional widths with `gaussian`."""
+    target_acceptance: float | None = None
+    """`mala`, `hmc`: adapt every level's step to this acceptance rate; None keeps `step_size`."""
+
+    def __post_init__(self) -> None:
+        _require_choice("chain.kernel", self.kernel, typing.get_args(KernelKind))
+        _require_range("chain.num_steps", self.num_steps, 0, 10_000)
+        _require_range("chain.step_size", self.step_size, 1e-6, 10.0)
+        if self.target_acceptance is not None:
+            if self.kernel == "langevin":
+                raise ConfigError("chain.target_acceptance is set but kernel 'langevin' accepts every step; use 'mala'")
+            _require_range("chain.target_acceptance", self.target_acceptance, 0.1, 0.99)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How samples are drawn unless a request says otherwise; kernel and step sizes are the chain's."""
+
+    num_steps: int = 30
+    """Steps at every level."""
+    noise_scale: float = 1.0
+    """Multiplies the injected noise; DRL publishes with 0.99."""
+    start: ChainStart = "neighbour"
+    """`neighbour`: y = x_{t+1} (DRL). `predictor`: one draw from the Gaussian the score at x_{t+1} predicts."""
+    denoise: bool = False
+    """Return the expected data given x_0 (Tweedie 1956) in place of x_0, which keeps noise of std σ̄_0."""
+
+    def __post_init__(self) -> None:
+        _require_range("sampling.num_steps", self.num_steps, 0, 10_000)
+        _require_range("sampling.noise_scale", self.noise_scale, 0.0, 2.0)
+        _require_choice("sampling.start", self.start, typing.get_args(ChainStart))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Adam with linear warm-up, optional cosine decay to zero and an exponential moving average of the weights."""
+
+    learning_rate: float = 1e-4
+    beta1: float = 0.9
+    beta2: float = 0.999
+    warmup_steps: int = 1000
+    cosine_decay: bool = False
+    """Decay to zero over the phase's steps; otherwise constant after the warm-up (DRL)."""
+    max_gradient_norm: float | None = None
+    ema_decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        _require_range("optimizer.learning_rate", self.learning_rate, 1e-8, 1.0)
+        _require_range("optimizer.beta1", self.beta1, 0.0, 0.999)
+        _require_range("optimizer.beta2", self.beta2, 0.0, 0.99999)
+        _require_range("optimizer.warmup_steps", self.warmup_steps, 0, 10_000_000)
+        if self.max_gradient_norm is not None:
+            _require_range("optimizer.max_gradient_norm", self.max_gradient_norm, 1e-6, 1e9)
+        _require_range("optimizer.ema_decay", self.ema_decay, 0.0, 0.999999)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreMatchingConfig:
+    """A cheap start by score matching on the energy's gradient, before the chain takes over."""
+
+    steps: int = 0
+    """Leading training steps that use this objective; all of them gives the score-matching form of T1k."""
+    batch_size: int = 256
+    form: ScoreMatchingForm = "recovery"
+    """`recovery`: DRL's normal approximation of the conditional. `marginal`: denoising score matching of y_t itself."""
+    learning_rate: float = 1e-3
+
+    def __post_init__(self) -> None:
+        _require_range("score_matching.steps", self.steps, 0, 100_000_000)
+        _require_range("score_matching.batch_size", self.batch_size, 1, 65_536)
+        _require_choice("score_matching.form", self.form, typing.get_args(ScoreMatchingForm))
+        _require_range("score_matching.learning_rate", self.learning_rate, 1e-8, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that decides the weights a training run ends with, given the data."""
+
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    energy: EnergyForm = "step_size"
+    """`step_size`: E = −net/s_t² (DRL). `gaussian`: the diffused Gaussian fit of the data, corrected by the network."""
+    chain: ChainConfig = field(default_factory=ChainConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    score_matching: ScoreMatchingConfig = field(default_factory=ScoreMatchingConfig)
+    dataset: str = "digits"
+    steps: int = 100_000
+    """All training steps, the score-matching start included."""
+    batch_size: int = 256
+    seed: int = 0
+    horizontal_flips: bool = False
+    log_every: int = 20
+    sample_every: int = 1000
+    checkpoint_every: int = 1000
+    num_preview_samples: int = 64
+
+    def __post_init__(self) -> None:
+        _require_choice("energy", self.energy, typing.get_args(EnergyForm))
+        _require_range("steps", self.steps, 1, 100_000_000)
+        if self.score_matching.steps > self.steps:
+            raise ConfigError(
+                f"score_matching.steps is {self.score_matching.steps}; expected at most steps, {self.steps}"
+            )
+        _require_range("batch_size", self.batch_size, 1, 65_536)
+        _require_range("seed", self.seed, 0, 2**63 - 1)
+        for name in ("log_every", "sample_every", "checkpoint_every"):
+            _require_range(name, getattr(self, name), 1, 100_000_000)
+        _require_range("num_preview_samples", self.num_preview_samples, 1, 256)
+
+
+def to_dict(config: object) -> dict[str, Any]:
+    """The configuration as plain JSON values."""
+    return dataclasses.asdict(config)  # type: ignore[call-overload, no-any-return]
+
+
+def from_dict(cls: type[C], values: Mapping[str, Any], *, path: str = "") -> C:
+    """The configuration whose `to_dict` was `values`; absent fields take their defaults.
+
+    Raises ConfigError for an unknown field, naming it and the known ones, and for any value of a wrong type or range.
+    """
+    hints = typing.get_type_hints(cls)
+    unknown = set(values) - set(hints)
+    if unknown:
+        raise ConfigError(f"unknown field {path}{min(unknown)}; expected one of {', '.join(hints)}")
+    return cls(**{name: _read(hints[name], value, f"{path}{name}") for name, value in values.items()})
+
+
+def _read(hint: Any, value: Any, path: str) -> Any:
+    """`value` of JSON as the type `hint`; ConfigError when it is of another type."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return from_dict(hint, value, path=f"{path}.")  # type: ignore[arg-type]
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_read(arguments[0], item, path) for item in value)
+    if origin is types.UnionType:
+        return None if value is None else _read(arguments[0], value, path)
+    if origin is Literal and isinstance(value, str):
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and not dataclasses.is_dataclass(hint) and type(value) is hint:
+        return value
+    expected = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}.get(hint)
+    raise ConfigError(
+        f"{path} is {value!r}; expected {expected or ('a list' if origin is tuple else 'an object or a name')}"
+    )

@@ -1,0 +1,155 @@
+"""An energy model: one network, a schedule and the scales that turn the network's output into energies in nats.
+
+Two forms of E_t(y), y = α_{t+1} x_t:
+
+`step_size` (DRL release): −net(y, t)/s_t², so that the network's gradient enters a Langevin step with the same
+coefficient at every level.
+
+`gaussian`: ½ (x − ᾱ_t μ)ᵀ C_t⁻¹ (x − ᾱ_t μ) − (ᾱ_t/σ̄_t) net(h, t) with x = y/α_{t+1}, C_t = ᾱ_t² Σ + σ̄_t² I and
+h = C_t^(−½) Σ^½ (x − ᾱ_t μ). The first term is exact where the data are Gaussian of mean μ and covariance Σ; the
+network carries the rest, with an input of the data's covariance at every level and an output of order one (the
+preconditioning of Karras et al. 2022, for an energy and with the full covariance).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from model.config import TrainConfig
+from model.data import Dataset
+from model.energy import EnergyFn
+from model.networks import frozen, make_network
+from model.recovery import recovery_energy
+from model.schedule import Schedule, expand, make_schedule
+
+_FULL_COVARIANCE_MAX_DIM = 1024  # above it one variance for all coordinates: the eigenvectors would outgrow the network
+_MIN_VARIANCE = 1e-4  # of a data direction, in scaled units
+
+
+class EnergyModel(nn.Module):
+    """Energies of every level, with their schedule and step sizes."""
+
+    schedule: Schedule
+    step_size: Tensor
+    """(T,) float32 Langevin step of each level, in the units of y; adapted in training when asked for"""
+    loss_weight: Tensor
+    """(T,) w_t of the contrastive loss, which brings energies back to the network's output scale"""
+    data_mean: Tensor
+    data_std: Tensor
+
+    def __init__(self, config: TrainConfig, event_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.config = config
+        self.event_shape = event_shape
+        self.schedule = make_schedule(config.schedule)
+        self.network = make_network(config.network, event_shape)
+        step_size, loss_weight = _step_sizes(config, self.schedule)
+        self.register_buffer("step_size", step_size.float())
+        self.register_buffer("loss_weight", loss_weight.float())
+        self.register_buffer("data_mean", torch.zeros(()))
+        self.register_buffer("data_std", torch.ones(()))
+        self.base = GaussianBase(self.schedule, event_shape) if config.energy == "gaussian" else None
+
+    @property
+    def num_levels(self) -> int:
+        """T."""
+        return self.schedule.num_levels
+
+    def fit_scales(self, dataset: Dataset) -> None:
+        """Take the data's units, and the Gaussian base's mean and covariance, from the training events."""
+        self.data_mean = dataset.mean.to(self.step_size).clone()
+        self.data_std = dataset.std.to(self.step_size).clone()
+        if self.base is not None:
+            self.base.fit(dataset.train)
+
+    def net_output(self, y: Tensor, level: Tensor) -> Tensor:
+        """The network's bare output at y (B, *event), level (B,): (B,)."""
+        output: Tensor = self.network(y, level)
+        return output
+
+    def energy(self, y: Tensor, level: Tensor) -> Tensor:
+        """E_t(y) in nats: (B,)."""
+        if self.base is None:
+            return -self.net_output(y, level) / self.step_size[level] ** 2
+        x = y / expand(self.schedule.scale[level], y)
+        base_energy, features, output_scale = self.base(x, level)
+        energy: Tensor = base_energy - output_scale * self.net_output(features, level)
+        return energy
+
+    def conditional(self, x_next: Tensor, level: Tensor) -> EnergyFn:
+        """E_t(y | x_{t+1}) as a function of y, for `x_next` (B, *event) and `level` (B,)."""
+        precision = self.schedule.tether_precision[level]
+        return recovery_energy(lambda y: self.energy(y, level), x_next, precision)
+
+    def in_data_units(self, x: Tensor) -> Tensor:
+        """Undo the dataset's scaling (images: unchanged)."""
+        return x * self.data_std + self.data_mean
+
+    def frozen(self) -> contextlib.AbstractContextManager[None]:
+        """Fix the network's weights while a chain runs; see `model.networks.frozen`."""
+        return frozen(self.network)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move the schedule along with the parameters (`nn.Module.to`, `.cuda`, …)."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.schedule = self.schedule.map(fn)
+        return self
+
+
+def _step_sizes(config: TrainConfig, schedule: Schedule) -> tuple[Tensor, Tensor]:
+    """(step_size, loss_weight) of both forms, (T,) each."""
+    if config.energy == "step_size":
+        step_size = schedule.step_size(config.chain.step_size)
+        return step_size, step_size**2 * schedule.sigma[1] / schedule.sigma[1:]
+    spread = schedule.scale * schedule.sigma_bar[:-1]  # of y around its mean given the data
+    width = (spread**-2 + schedule.tether_precision).rsqrt()
+    return config.chain.step_size * width, schedule.sigma_bar[:-1] / schedule.alpha_bar[:-1]
+
+
+class GaussianBase(nn.Module):
+    """The energy of x_t if the data were Gaussian, in the eigenbasis of their covariance; see the module's formula."""
+
+    mean: Tensor
+    variance: Tensor
+    rotation: Tensor | None
+
+    def __init__(self, schedule: Schedule, event_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        dim = torch.Size(event_shape).numel()
+        self.register_buffer("alpha_bar", schedule.alpha_bar[:-1].float(), persistent=False)
+        self.register_buffer("sigma_bar", schedule.sigma_bar[:-1].float(), persistent=False)
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("variance", torch.ones(dim))
+        self.register_buffer("rotation", torch.eye(dim) if dim <= _FULL_COVARIANCE_MAX_DIM else None)
+
+    alpha_bar: Tensor
+    sigma_bar: Tensor
+
+    def fit(self, events: Tensor) -> None:
+        """Moments of `events` (N, *event)."""
+        flat = events.flatten(1).double().cpu()
+        self.mean.copy_(flat.mean(0))
+        if self.rotation is None:
+            self.variance.fill_(float(flat.var(0).mean().clamp(min=_MIN_VARIANCE)))
+            return
+        variance, rotation = torch.linalg.eigh(torch.cov(flat.T).reshape(flat.shape[1], -1))
+        self.variance.copy_(variance.clamp(min=_MIN_VARIANCE))
+        self.rotation.copy_(rotation)
+
+    def forward(self, x: Tensor, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(base energy (B,), network input (B, *event), output scale (B,)) at x = x_t."""
+        alpha_bar, sigma_bar = self.alpha_bar[level, None], self.sigma_bar[level, None]
+        centred = x.flatten(1) - alpha_bar * self.mean
+        if self.rotation is not None:
+            centred = centred @ self.rotation
+        variance = alpha_bar**2 * self.variance + sigma_bar**2
+        energy = (centred**2 / variance).sum(1) / 2
+        features = centred * (self.variance / variance).sqrt()
+        if self.rotation is not None:
+            features = features @ self.rotation.T
+        return energy, features.reshape(x.shape), (alpha_bar / sigma_bar)[:, 0]

@@ -1,0 +1,29 @@
+"""The errors this package raises; each message says what was wrong, what was expected and what to do."""
+
+
+class ModelError(Exception):
+    """Root of every error raised on purpose by `model`."""
+
+
+class ConfigError(ModelError, ValueError):
+    """A configuration value is out of range; names the field, the value and the allowed range."""
+
+
+class ShapeError(ModelError, ValueError):
+    """A tensor or array does not have the shape the operation needs."""
+
+
+class DataError(ModelError, ValueError):
+    """A dataset is missing, unreadable or holds values that cannot be trained on."""
+
+
+class CheckpointError(ModelError):
+    """A checkpoint is absent, incomplete, damaged or of an unknown version."""
+
+
+class DivergenceError(ModelError):
+    """Training left the region where energies mean anything; carries the step at which it was noticed."""
+
+    def __init__(self, message: str, *, step: int) -> None:
+        super().__init__(message)
+        self.step = step

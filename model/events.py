@@ -1,0 +1,68 @@
+"""What training says while it runs: typed events, produced by `model.training.train`. Needs no torch.
+
+Per-level lists have T entries; None where no training pair fell on that level since the last event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Phase = Literal["score_matching", "recovery"]
+PerLevel = list[float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepEvent:
+    """Means over the steps since the last one."""
+
+    step: int
+    total_steps: int
+    phase: Phase
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    """before clipping"""
+    steps_per_second: float
+    positive_energy: PerLevel
+    """E_t(y⁺), nats; None in score matching"""
+    negative_energy: PerLevel
+    """E_t(y⁻), nats"""
+    displacement: PerLevel
+    """root mean square of y⁻ − x_{t+1} per coordinate, data units"""
+    acceptance_rate: PerLevel
+    """of the chain's proposals; 1 for unadjusted kernels"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleEvent:
+    """Samples from the averaged weights, always of the same seed."""
+
+    step: int
+    samples: npt.NDArray[np.float32]
+    """(N, *event)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointEvent:
+    """A snapshot is taken; `write(directory)` stores it, also later and from another thread."""
+
+    step: int
+    write: Callable[[Path], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoneEvent:
+    """Always the last event; a CheckpointEvent of the same step came before it."""
+
+    step: int
+    stopped: bool
+    """True when `stop_fn` ended the run before its last step"""
+
+
+TrainEvent = StepEvent | SampleEvent | CheckpointEvent | DoneEvent

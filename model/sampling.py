@@ -1,0 +1,185 @@
+"""Drawing from a trained model: conditionals by Markov chain, and the progressive descent from x_T to x_0.
+
+Source: DRL algorithm 2. x_T ~ N(0, I); for t = T−1 … 0 a chain on p(y | x_{t+1}) gives y, and x_t = y/α_{t+1}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from model.config import SamplingConfig
+from model.energy import energy_and_score
+from model.energy_model import EnergyModel
+from model.errors import ConfigError
+from model.mcmc import hmc_step, init, langevin_step, mala_step
+from model.noise import ChainNoise, NoiseSource
+from model.recovery import normal_approximation
+from model.schedule import expand
+
+NUM_LEAPFROG = 5
+"""Leapfrog steps of one HMC transition."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Ends of a batch of chains on the conditionals."""
+
+    y: Tensor
+    """(B, *event)"""
+    acceptance: Tensor
+    """(B,) mean acceptance probability; 1 for unadjusted kernels"""
+    gradient_evaluations: int
+    """per chain"""
+
+
+def draw_conditional(
+    model: EnergyModel,
+    x_next: Tensor,
+    level: Tensor,
+    noise: NoiseSource,
+    *,
+    num_steps: int,
+    start: Tensor | None = None,
+    noise_scale: float = 1.0,
+) -> Draw:
+    """y ~ p(y | x_{t+1}) by `num_steps` of the model's kernel from `start` (default x_{t+1}); 0 steps without a start
+    draw from the normal approximation. The caller freezes the model."""
+    ones = torch.ones(len(x_next), device=x_next.device)
+    if num_steps == 0:
+        if start is not None:
+            return Draw(start, ones, 0)
+        _, score = energy_and_score(lambda y: model.energy(y, level), x_next)
+        sigma = model.schedule.sigma[level + 1]
+        return Draw(normal_approximation(score, x_next, sigma, noise.normal(x_next)), ones, 1)
+    target = model.conditional(x_next, level)
+    step_size = model.step_size[level]
+    kernel = model.config.chain.kernel
+    position = x_next if start is None else start
+    if kernel == "langevin":
+        for _ in range(num_steps):
+            position = langevin_step(position, target, step_size, noise, noise_scale=noise_scale)
+        return Draw(position, ones, num_steps)
+    state = init(position, target)
+    acceptance = torch.zeros_like(ones)
+    for _ in range(num_steps):
+        if kernel == "mala":
+            state, info = mala_step(state, target, step_size, noise)
+        else:
+            state, info = hmc_step(state, target, step_size, noise, num_leapfrog=NUM_LEAPFROG)
+        acceptance += info.acceptance_probability
+    per_step = 1 if kernel == "mala" else NUM_LEAPFROG
+    return Draw(state.position, acceptance / num_steps, 1 + num_steps * per_step)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What `sample` returns, in the data's units, on the CPU."""
+
+    x: Tensor
+    """(B, *event) float32"""
+    levels: dict[int, Tensor]
+    """x_t for each level asked for (T: the starting noise), scaled as the network sees it"""
+    gradient_evaluations: int
+    """per sample"""
+
+
+def sample(
+    model: EnergyModel,
+    num_samples: int,
+    *,
+    seed: int,
+    num_steps: int | None = None,
+    noise_scale: float | None = None,
+    levels: Collection[int] = (),
+    first: int = 0,
+    progress_fn: Callable[[int], None] | None = None,
+) -> Samples:
+    """Samples `first` … `first + num_samples − 1` of the stream `seed`; each depends on its own index alone.
+
+    `num_steps` and `noise_scale` default to the model's `config.sampling`; adjusted kernels have no noise scale.
+    `progress_fn(t)` is called when level t is reached. Raises ConfigError for values out of range.
+    """
+    settings = model.config.sampling
+    if num_steps is not None:
+        settings = replace(settings, num_steps=num_steps)
+    if noise_scale is not None:
+        if model.config.chain.kernel != "langevin" and noise_scale != 1:
+            raise ConfigError(
+                f"noise_scale is {noise_scale:g}, but this model's kernel '{model.config.chain.kernel}' is adjusted "
+                "and takes noise of scale 1 only; leave noise_scale out"
+            )
+        settings = replace(settings, noise_scale=noise_scale)
+    outside = [t for t in levels if not 0 <= t <= model.num_levels]
+    if outside:
+        raise ConfigError(f"levels has {outside[0]}; expected levels from 0 to {model.num_levels}")
+    device = model.step_size.device
+    noise = ChainNoise(seed, range(first, first + num_samples))
+    x_top = noise.normal(torch.empty(num_samples, *model.event_shape, device=device))
+    return descend(model, x_top, noise, settings, levels=levels, progress_fn=progress_fn)
+
+
+def descend(
+    model: EnergyModel,
+    x_top: Tensor,
+    noise: NoiseSource,
+    settings: SamplingConfig,
+    *,
+    levels: Collection[int] = (),
+    progress_fn: Callable[[int], None] | None = None,
+) -> Samples:
+    """The progressive descent from `x_top` = x_T (B, *event), with the noise given (DRL algorithm 2)."""
+    top = model.num_levels
+    x, evaluations = x_top, 0
+    kept = {top: x_top.cpu()} if top in levels else {}
+    with model.frozen():
+        for t in range(top - 1, -1, -1):
+            level = torch.full((len(x),), t, device=x.device)
+            start = None
+            if settings.start == "predictor" and t < top - 1:
+                start, evaluations = _predict(model, x, level, noise), evaluations + 1
+            draw = draw_conditional(
+                model,
+                x,
+                level,
+                noise,
+                num_steps=settings.num_steps,
+                start=start,
+                noise_scale=settings.noise_scale,
+            )
+            evaluations += draw.gradient_evaluations
+            x = draw.y / expand(model.schedule.scale[level], x)
+            if t in levels:
+                kept[t] = x.cpu()
+            if progress_fn is not None:
+                progress_fn(t)
+        if settings.denoise:
+            x, evaluations = _denoise(model, x), evaluations + 1
+    return Samples(model.in_data_units(x).cpu(), kept, evaluations)
+
+
+def _marginal_score(model: EnergyModel, x: Tensor, level: Tensor) -> Tensor:
+    """∇ log p(x_t) at x = x_t: the score of y_t = α_{t+1} x_t times α_{t+1}."""
+    scale = expand(model.schedule.scale[level], x)
+    _, score = energy_and_score(lambda y: model.energy(y, level), scale * x)
+    return scale * score
+
+
+def _predict(model: EnergyModel, x_next: Tensor, level: Tensor, noise: NoiseSource) -> Tensor:
+    """y from a Gaussian of the posterior mean x_{t+1} + σ_{t+1}² ∇ log p(x_{t+1}) (Tweedie) and the variance
+    (σ_{t+1} σ̄_t/σ̄_{t+1})² it would have were x_data known (Ho et al. 2020, eq. 7)."""
+    schedule = model.schedule
+    sigma = schedule.sigma[level + 1]
+    std = sigma * schedule.sigma_bar[level] / schedule.sigma_bar[level + 1]
+    mean = x_next + expand(sigma**2, x_next) * _marginal_score(model, x_next, level + 1)
+    return mean + expand(std, x_next) * noise.normal(x_next)
+
+
+def _denoise(model: EnergyModel, x: Tensor) -> Tensor:
+    """E[x_data | x_0] = (x_0 + σ̄_0² ∇ log p(x_0))/ᾱ_0 (Tweedie)."""
+    level = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    mean = x + model.schedule.sigma_bar[0].item() ** 2 * _marginal_score(model, x, level)
+    return mean / model.schedule.alpha_bar[0].item()

@@ -1,0 +1,352 @@
+"""The training loop: an iterator of events over one mutable state.
+
+Source: DRL algorithm 1. A run may begin with steps of score matching on the energy's gradient; then every step
+diffuses a batch to pairs (x_t, x_{t+1}), draws y⁻ by a chain on p(y | x_{t+1}) under frozen weights, and descends the
+contrastive loss. Weights for sampling are an exponential moving average.
+
+Randomness of step n comes from (seed, n) alone and the order of the data from (seed, epoch), so a run resumed from any
+checkpoint continues as if it had never stopped (bit for bit on the CPU in float32).
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from model.checkpoint import Snapshot, copy_tensors, load_weights
+from model.config import TrainConfig
+from model.data import Dataset
+from model.energy_model import EnergyModel
+from model.errors import CheckpointError, DivergenceError
+from model.events import CheckpointEvent, DoneEvent, PerLevel, Phase, SampleEvent, StepEvent, TrainEvent
+from model.mcmc import adapt_step_size
+from model.networks import iterate_power
+from model.noise import SharedNoise, derive_seed, make_generator
+from model.recovery import (
+    contrastive_loss,
+    marginal_score_matching_loss,
+    recovery_score_matching_loss,
+    squared_norm,
+)
+from model.sampling import draw_conditional, sample
+from model.schedule import expand
+
+_INIT_STREAM, _STEP_STREAM, _ORDER_STREAM, _PREVIEW_STREAM = range(4)
+_MAX_LOSS = 1e4
+"""On the network's output scale, where a healthy run stays within a few units; DRL's release gives up at −1e6."""
+_EMA_POWER_ITERATIONS = 20  # bring the singular vectors of averaged weights to convergence before they are used
+
+
+@dataclass
+class TrainState:
+    """Everything that changes while a model trains."""
+
+    config: TrainConfig
+    model: EnergyModel
+    ema: EnergyModel
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+
+    @property
+    def phase(self) -> Phase:
+        """What the next step does."""
+        return "score_matching" if self.step < self.config.score_matching.steps else "recovery"
+
+    def averaged(self) -> EnergyModel:
+        """A copy of the averaged model for use: its spectral norms brought to convergence."""
+        averaged = copy.deepcopy(self.ema)
+        iterate_power(averaged.network, _EMA_POWER_ITERATIONS)
+        return averaged
+
+    def snapshot(self) -> Snapshot:
+        """Copies of all of it."""
+        state = {f"model.{name}": t for name, t in self.model.state_dict().items()}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            state |= {f"optimizer.{index}.{name}": t for name, t in moments.items()}
+        return Snapshot(
+            self.step,
+            self.config,
+            self.model.event_shape,
+            copy_tensors(self.averaged().state_dict()),
+            copy_tensors(state),
+        )
+
+
+def start(config: TrainConfig, dataset: Dataset, device: str = "cpu") -> TrainState:
+    """The state before the first step; weights come from `config.seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.seed, _INIT_STREAM))
+        model = EnergyModel(config, dataset.event_shape)
+    model.fit_scales(dataset)
+    model.to(device)
+    return TrainState(config, model, copy.deepcopy(model).requires_grad_(False), _make_optimizer(config, model))
+
+
+def resume(snapshot: Snapshot, config: TrainConfig, device: str = "cpu") -> TrainState:
+    """The state a snapshot holds, to go on under `config`, which may ask for more steps. Raises CheckpointError."""
+    model = EnergyModel(config, snapshot.event_shape)
+    prefix = "model."
+    load_weights(model, {n[len(prefix) :]: t for n, t in snapshot.state.items() if n.startswith(prefix)})
+    ema = copy.deepcopy(model).requires_grad_(False)
+    load_weights(ema, snapshot.ema)
+    model.to(device)
+    state = TrainState(config, model, ema.to(device), _make_optimizer(config, model), snapshot.step)
+    _restore_moments(state.optimizer, snapshot.state)
+    return state
+
+
+def _restore_moments(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition(".")
+        if kind == "optimizer":
+            index, _, moment = rest.partition(".")
+            moments.setdefault(int(index), {})[moment] = tensor
+    try:
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"the optimiser's moments do not belong to this configuration: {error}") from error
+
+
+def _make_optimizer(config: TrainConfig, model: EnergyModel) -> torch.optim.Optimizer:
+    settings = config.optimizer
+    return torch.optim.Adam(model.parameters(), lr=0.0, betas=(settings.beta1, settings.beta2), foreach=True)
+
+
+def train(
+    config: TrainConfig,
+    dataset: Dataset,
+    *,
+    snapshot: Snapshot | None = None,
+    device: str = "cpu",
+    stop_fn: Callable[[], bool] = lambda: False,
+) -> Iterator[TrainEvent]:
+    """Train to `config.steps`, from the start or from `snapshot`; stops after any step once `stop_fn()` is true.
+
+    Events come in order of steps: StepEvent every `log_every`, SampleEvent every `sample_every`, CheckpointEvent every
+    `checkpoint_every` and at the end, DoneEvent last. Raises DivergenceError, CheckpointError, ShapeError.
+    """
+    state = resume(snapshot, config, device) if snapshot else start(config, dataset, device)
+    events = dataset.train.to(device)
+    meter = _Meter(state.model.num_levels, device)
+    while state.step < config.steps and not stop_fn():
+        phase = state.phase
+        _train_step(state, events, meter)
+        last = state.step == config.steps
+        if state.step % config.log_every == 0 or last:
+            yield meter.report(state, phase)
+        if state.step % config.sample_every == 0 or last:
+            yield SampleEvent(step=state.step, samples=_preview(state))
+            meter.restart_clock()
+        if state.step % config.checkpoint_every == 0 and not last:
+            yield CheckpointEvent(step=state.step, write=state.snapshot().write)
+    yield CheckpointEvent(step=state.step, write=state.snapshot().write)
+    yield DoneEvent(step=state.step, stopped=state.step < config.steps)
+
+
+def _preview(state: TrainState) -> npt.NDArray[np.float32]:
+    seed = derive_seed(state.config.seed, _PREVIEW_STREAM)
+    samples: npt.NDArray[np.float32] = sample(state.averaged(), state.config.num_preview_samples, seed=seed).x.numpy()
+    return samples
+
+
+def _train_step(state: TrainState, events: Tensor, meter: _Meter) -> None:
+    config = state.config
+    if state.step == config.score_matching.steps > 0:
+        _begin_recovery(state)
+    phase = state.phase
+    noise = SharedNoise(make_generator(config.seed, _STEP_STREAM, state.step, device=events.device))
+    x_data = _augment(_batch(config, events, state.step), config, noise)
+    level = _stratified_levels(state.model.num_levels, x_data, noise)
+    iterate_power(state.model)
+    if phase == "score_matching":
+        loss = _score_matching_loss(state.model, x_data, level, noise)
+    else:
+        loss = _recovery_loss(state.model, x_data, level, noise, meter)
+    learning_rate = _learning_rate(config, state.step)
+    gradient_norm = _descend_gradient(state, loss, learning_rate)
+    state.step += 1
+    _update_average(state)
+    meter.add(loss=loss.item(), gradient_norm=gradient_norm, learning_rate=learning_rate)
+    _check(loss.item(), gradient_norm, state.step)
+
+
+def _begin_recovery(state: TrainState) -> None:
+    """Leave score matching: go on from the averaged weights with fresh moments."""
+    load_weights(state.model, state.ema.state_dict())
+    state.optimizer = _make_optimizer(state.config, state.model)
+
+
+def _score_matching_loss(model: EnergyModel, x_data: Tensor, level: Tensor, noise: SharedNoise) -> Tensor:
+    schedule, epsilon = model.schedule, noise.normal(x_data)
+    scale = schedule.scale[level]
+    if model.config.score_matching.form == "marginal":
+        y = expand(scale, x_data) * schedule.diffuse(x_data, level, epsilon)
+        return marginal_score_matching_loss(model.energy, y, epsilon, level, scale * schedule.sigma_bar[level])
+    x, x_next = schedule.diffuse_pair(x_data, level, epsilon, noise.normal(x_data))
+    return recovery_score_matching_loss(model.energy, expand(scale, x) * x, x_next, level, schedule.sigma[level + 1])
+
+
+def _recovery_loss(model: EnergyModel, x_data: Tensor, level: Tensor, noise: SharedNoise, meter: _Meter) -> Tensor:
+    """The contrastive loss of one batch of pairs; adapts the step sizes when the configuration asks for it."""
+    chain = model.config.chain
+    x, x_next = model.schedule.diffuse_pair(x_data, level, noise.normal(x_data), noise.normal(x_data))
+    y_positive = expand(model.schedule.scale[level], x) * x
+    with model.frozen():
+        draw = draw_conditional(model, x_next, level, noise, num_steps=chain.num_steps)
+    if chain.target_acceptance is not None:
+        mean, count = _mean_by_level(draw.acceptance, level, model.num_levels)
+        adapted = adapt_step_size(model.step_size, mean, target=chain.target_acceptance)
+        model.step_size.copy_(torch.where(count > 0, adapted, model.step_size))
+    energy = model.energy(torch.cat([y_positive, draw.y]), torch.cat([level, level]))
+    positive, negative = energy.chunk(2)
+    displacement = (squared_norm(draw.y - x_next) / x[0].numel()).sqrt()
+    meter.add_levels(level, positive, negative, displacement, draw.acceptance)
+    return contrastive_loss(positive, negative, model.loss_weight[level])
+
+
+def _descend_gradient(state: TrainState, loss: Tensor, learning_rate: float) -> float:
+    """One optimiser step; the norm of the gradient before clipping."""
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate
+    state.optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    limit = state.config.optimizer.max_gradient_norm
+    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), math.inf if limit is None else limit)
+    state.optimizer.step()
+    return float(norm)
+
+
+@torch.no_grad()
+def _update_average(state: TrainState) -> None:
+    """EMA of the parameters, with a shorter memory in the first steps; buffers are copied."""
+    decay = min(state.config.optimizer.ema_decay, (1 + state.step) / (10 + state.step))
+    torch._foreach_lerp_(list(state.ema.parameters()), list(state.model.parameters()), 1 - decay)
+    for averaged, buffer in zip(state.ema.buffers(), state.model.buffers(), strict=True):
+        averaged.copy_(buffer)
+
+
+def _check(loss: float, gradient_norm: float, step: int) -> None:
+    if not (abs(loss) < _MAX_LOSS and math.isfinite(gradient_norm)):
+        raise DivergenceError(
+            f"training diverged at step {step}: loss {loss:.3g}, gradient norm {gradient_norm:.3g} (expected a loss "
+            f"within ±{_MAX_LOSS:g}). Lower the learning rate or chain.step_size, or set optimizer.max_gradient_norm",
+            step=step,
+        )
+
+
+def _batch(config: TrainConfig, events: Tensor, step: int) -> Tensor:
+    """The step's batch: epochs in an order drawn from (seed, epoch), cut without regard to epoch ends."""
+    start_steps = config.score_matching.steps
+    if step < start_steps:
+        first, size = step * config.score_matching.batch_size, config.score_matching.batch_size
+    else:
+        first = start_steps * config.score_matching.batch_size + (step - start_steps) * config.batch_size
+        size = config.batch_size
+    epochs = range(first // len(events), (first + size - 1) // len(events) + 1)
+    order = torch.cat([_epoch_order(config.seed, epoch, len(events)) for epoch in epochs])
+    offset = first - epochs[0] * len(events)
+    return events[order[offset : offset + size].to(events.device)]
+
+
+@functools.lru_cache(maxsize=4)
+def _epoch_order(seed: int, epoch: int, count: int) -> Tensor:
+    return torch.randperm(count, generator=make_generator(seed, _ORDER_STREAM, epoch))
+
+
+def _augment(x_data: Tensor, config: TrainConfig, noise: SharedNoise) -> Tensor:
+    if not config.horizontal_flips:
+        return x_data
+    flip = noise.uniform(x_data.new_empty(len(x_data))) < 0.5
+    return torch.where(expand(flip, flip[:, None, None, None].expand_as(x_data)), x_data.flip(-1), x_data)
+
+
+def _stratified_levels(num_levels: int, x_data: Tensor, noise: SharedNoise) -> Tensor:
+    """(B,) levels, each uniform on 0…T−1, spread evenly over the batch to lower the gradient's variance."""
+    count = len(x_data)
+    offset = noise.uniform(x_data.new_empty(1))
+    position = (offset + torch.arange(count, device=x_data.device) / count) % 1
+    return (position * num_levels).long().clamp(max=num_levels - 1)
+
+
+def _learning_rate(config: TrainConfig, step: int) -> float:
+    """Linear warm-up, then constant or cosine to zero, in each phase anew."""
+    matching = config.score_matching
+    if step < matching.steps:
+        peak, index, count = matching.learning_rate, step, matching.steps
+    else:
+        peak, index, count = config.optimizer.learning_rate, step - matching.steps, config.steps - matching.steps
+    warmup = min(1.0, (index + 1) / max(1, config.optimizer.warmup_steps))
+    decay = (1 + math.cos(math.pi * index / count)) / 2 if config.optimizer.cosine_decay else 1.0
+    return peak * warmup * decay
+
+
+def _mean_by_level(values: Tensor, level: Tensor, num_levels: int) -> tuple[Tensor, Tensor]:
+    """(means, counts), (T,) each; the mean of a level without values is 0."""
+    total = torch.zeros(num_levels, device=values.device).index_add_(0, level, values.detach().float())
+    count = torch.bincount(level, minlength=num_levels)
+    return total / count.clamp(min=1), count
+
+
+class _Meter:
+    """Sums since the last report, kept on the device."""
+
+    _NAMES = ("positive_energy", "negative_energy", "displacement", "acceptance_rate")
+
+    def __init__(self, num_levels: int, device: str) -> None:
+        self._num_levels, self._device = num_levels, device
+        self._reset()
+
+    def _reset(self) -> None:
+        self._steps, self._loss, self._gradient_norm, self._learning_rate = 0, 0.0, 0.0, 0.0
+        self._sums = torch.zeros(len(self._NAMES), self._num_levels, device=self._device)
+        self._counts = torch.zeros(self._num_levels, device=self._device)
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leave out of the rate what happened since the last step (previews)."""
+        self._since, self._timed_steps = time.monotonic(), 0
+
+    def add(self, *, loss: float, gradient_norm: float, learning_rate: float) -> None:
+        """One step's scalars."""
+        self._steps += 1
+        self._timed_steps += 1
+        self._loss += loss
+        self._gradient_norm += gradient_norm
+        self._learning_rate = learning_rate
+
+    def add_levels(self, level: Tensor, *values: Tensor) -> None:
+        """Per-pair values (B,) in the order of `_NAMES`."""
+        rows = torch.stack([v.detach().float() for v in values])
+        self._sums.index_add_(1, level, rows)
+        self._counts.index_add_(0, level, torch.ones_like(level, dtype=torch.float32))
+
+    def report(self, state: TrainState, phase: Phase) -> StepEvent:
+        """Means since the last report."""
+        seen = (self._counts > 0).tolist()
+        means = (self._sums / self._counts.clamp(min=1)).tolist()
+        levels: dict[str, PerLevel] = {
+            name: [value if has else None for value, has in zip(row, seen, strict=True)]
+            for name, row in zip(self._NAMES, means, strict=True)
+        }
+        event = StepEvent(
+            step=state.step,
+            total_steps=state.config.steps,
+            phase=phase,
+            loss=self._loss / self._steps,
+            learning_rate=self._learning_rate,
+            gradient_norm=self._gradient_norm / self._steps,
+            steps_per_second=self._timed_steps / max(1e-9, time.monotonic() - self._since),
+            **levels,
+        )
+        self._reset()
+        return event

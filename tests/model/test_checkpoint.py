@@ -1,0 +1,92 @@
+"""Checkpoints: whole or refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from model.checkpoint import CONFIG_FILE, EMA_FILE, load_model, read_snapshot
+from model.config import ChainConfig, NetworkConfig, TrainConfig
+from model.data import Dataset
+from model.errors import CheckpointError
+from model.training import resume, start
+
+_CONFIG = TrainConfig(
+    network=NetworkConfig(kind="mlp", width=8, num_blocks=1), chain=ChainConfig(num_steps=1), energy="gaussian"
+)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    points = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
+    dataset = Dataset("points", points, points, torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
+    start(_CONFIG, dataset).snapshot().write(tmp_path)
+    return tmp_path
+
+
+def test_a_model_comes_back_with_its_energies_units_and_configuration(directory: Path) -> None:
+    model, again = load_model(directory), load_model(directory)
+    y, level = torch.randn(4, 2), torch.tensor([0, 1, 2, 5])
+    assert torch.equal(model.energy(y, level), again.energy(y, level))
+    assert model.config == _CONFIG
+    assert model.data_std.tolist() == [3, 4]
+    assert not any(p.requires_grad and p.grad is not None for p in model.parameters())
+
+
+def test_no_file_is_a_pickle(directory: Path) -> None:
+    assert sorted(p.name for p in directory.iterdir()) == ["config.json", "ema.safetensors", "state.safetensors"]
+    for path in directory.glob("*.safetensors"):
+        header = int.from_bytes(path.read_bytes()[:8], "little")
+        json.loads(path.read_bytes()[8 : 8 + header])
+
+
+@pytest.mark.parametrize("file", ["ema.safetensors", "state.safetensors"])
+def test_a_truncated_file_is_refused(directory: Path, file: str) -> None:
+    data = (directory / file).read_bytes()
+    (directory / file).write_bytes(data[: len(data) // 2])
+    with pytest.raises(CheckpointError, match=file):
+        read_snapshot(directory)
+
+
+def test_a_directory_without_its_description_is_refused(directory: Path) -> None:
+    (directory / CONFIG_FILE).unlink()
+    with pytest.raises(CheckpointError, match="half written"):
+        load_model(directory)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [("version", 99, "version 99"), ("config", {"steps": -1}, "steps is -1"), ("config", {"surprise": 1}, "surprise")],
+)
+def test_a_description_of_something_else_is_refused(directory: Path, key: str, value: object, words: str) -> None:
+    description = json.loads((directory / CONFIG_FILE).read_text())
+    (directory / CONFIG_FILE).write_text(json.dumps({**description, key: value}))
+    with pytest.raises(CheckpointError, match=words):
+        load_model(directory)
+
+
+def test_weights_of_another_network_are_refused(directory: Path) -> None:
+    description = json.loads((directory / CONFIG_FILE).read_text())
+    description["config"]["network"]["width"] = 16
+    (directory / CONFIG_FILE).write_text(json.dumps(description))
+    with pytest.raises(CheckpointError, match="do not belong"):
+        load_model(directory)
+
+
+def test_weights_that_are_not_finite_are_refused(directory: Path) -> None:
+    tensors = safetensors.torch.load_file(directory / EMA_FILE)
+    tensors["network.head.bias"][0] = torch.nan
+    safetensors.torch.save_file(tensors, directory / EMA_FILE)
+    with pytest.raises(CheckpointError, match=r"not finite in network\.head\.bias"):
+        load_model(directory)
+
+
+def test_a_snapshot_of_another_network_does_not_resume(directory: Path) -> None:
+    wider = replace(_CONFIG, network=replace(_CONFIG.network, width=16))
+    with pytest.raises(CheckpointError, match="do not belong"):
+        resume(read_snapshot(directory), wider)

@@ -1,0 +1,158 @@
+"""Datasets: what is read, how it is scaled, and what is refused by name."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from model.data import load
+from model.errors import DataError
+from model.planar import PLANAR_DENSITIES
+
+
+def _png(value: int, size: tuple[int, int] = (6, 5), mode: str = "L") -> bytes:
+    buffer = io.BytesIO()
+    color = value if mode == "L" else (value, 0, 255 - value)
+    Image.new(mode, size, color).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "pictures"
+    (path / "inner").mkdir(parents=True)
+    for index in range(12):
+        (path / ("inner" if index % 2 else ".") / f"{index}.png").write_bytes(_png(20 * index))
+    (path / "notes.txt").write_text("not an image")
+    return path
+
+
+def test_digits_are_split_once_and_for_all() -> None:
+    digits = load("digits")
+    assert digits.train.shape == (900, 1, 8, 8)
+    assert digits.held_out.shape == (897, 1, 8, 8)
+    assert digits.train.min() == -1
+    assert digits.train.max() == 1
+    assert torch.equal(digits.train, load("digits").train)
+    together = torch.cat([digits.train, digits.held_out]).flatten(1)
+    from sklearn.datasets import load_digits
+
+    assert float(together.sum()) == pytest.approx(float((load_digits().data / 8 - 1).sum()))
+
+
+def test_planar_densities_are_datasets_in_their_own_units() -> None:
+    for name in PLANAR_DENSITIES:
+        dataset = load(name)
+        assert dataset.event_shape == (2,)
+        assert float(dataset.std) == 1
+        assert not torch.equal(dataset.train[:10], dataset.held_out[:10])
+
+
+def test_a_folder_and_a_zip_of_it_hold_the_same_images(folder: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "pictures.zip", "w") as archive:
+        for path in folder.rglob("*"):
+            archive.write(path, path.relative_to(folder))
+    from_folder, from_zip = load(str(folder)), load(str(tmp_path / "pictures.zip"))
+    assert from_folder.event_shape == (1, 5, 6)
+    assert len(from_folder.train) == 11
+    assert torch.equal(from_folder.train, from_zip.train)
+    values = sorted(
+        set(((torch.cat([from_folder.train, from_folder.held_out]) + 1) * 127.5).round().int().flatten().tolist())
+    )
+    assert values == [20 * index for index in range(12)]
+
+
+def test_one_colour_image_makes_three_channels(folder: Path) -> None:
+    (folder / "colour.png").write_bytes(_png(200, mode="RGB"))
+    assert load(str(folder)).event_shape == (3, 5, 6)
+
+
+def test_rows_are_standardised_and_the_model_can_undo_it(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal([5.0, -2.0], [3.0, 0.1], (500, 2)).astype(np.float32)
+    np.save(tmp_path / "rows.npy", rows)
+    np.savetxt(tmp_path / "rows.csv", rows, delimiter=",", header="a,b", comments="")
+    np.savez(tmp_path / "rows.npz", data=rows, other=rows[:1])
+    for name in ("rows.npy", "rows.csv", "rows.npz"):
+        dataset = load(str(tmp_path / name))
+        scaled = torch.cat([dataset.train, dataset.held_out])
+        torch.testing.assert_close(scaled.mean(0), torch.zeros(2), atol=1e-4, rtol=0)
+        restored = scaled * dataset.std + dataset.mean
+        assert sorted(restored[:, 0].tolist()) == pytest.approx(sorted(rows[:, 0].tolist()), abs=1e-3)
+
+
+def test_byte_images_in_an_array_are_scaled_like_files(tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", np.full((10, 4, 4, 3), 255, np.uint8))
+    dataset = load(str(tmp_path / "images.npy"))
+    assert dataset.event_shape == (3, 4, 4)
+    assert float(dataset.train.min()) == 1
+
+
+def _bad_pickle(path: Path) -> None:
+    np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+
+
+def _bad_nan(path: Path) -> None:
+    np.save(path, np.array([[0.0, 1.0], [np.nan, 2.0], [1.0, 1.0]]))
+
+
+def _bad_range(path: Path) -> None:
+    np.save(path, np.full((4, 1, 3, 3), 7.0))
+
+
+def _bad_shape(path: Path) -> None:
+    np.save(path, np.zeros(5))
+
+
+def _bad_dtype(path: Path) -> None:
+    np.save(path, np.array(["a", "b"]))
+
+
+def _bad_constant(path: Path) -> None:
+    np.save(path, np.stack([np.arange(9.0), np.ones(9)], 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "words"),
+    [
+        ("x.npy", _bad_pickle, "plain numpy array"),
+        ("x.npy", _bad_nan, "not finite in item 1"),
+        ("x.npy", _bad_range, "from −1 to 1"),
+        ("x.npy", _bad_shape, "shape"),
+        ("x.npy", _bad_dtype, "dtype"),
+        ("x.npy", _bad_constant, "constant column, 1"),
+        ("x.npy", lambda p: p.write_text("hello"), "plain numpy array"),
+        ("x.npz", lambda p: p.write_text("hello"), "npz"),
+        ("x.zip", lambda p: p.write_text("hello"), "not a zip"),
+        ("x.csv", lambda p: p.write_text("a,b\n1,2\n3,x\n"), "table of numbers"),
+        ("x.doc", lambda p: p.write_text("hello"), "expected a folder"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_refused_by_name(name: str, write: object, words: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    write(path)  # type: ignore[operator]
+    with pytest.raises(DataError, match=words) as caught:
+        load(str(path))
+    assert name in str(caught.value)
+
+
+def test_a_bad_image_in_a_folder_is_named(folder: Path) -> None:
+    (folder / "inner" / "broken.png").write_text("this is text")
+    with pytest.raises(DataError, match=r"broken\.png is not an image"):
+        load(str(folder))
+
+
+def test_images_of_mixed_sizes_are_named(folder: Path) -> None:
+    (folder / "z_large.png").write_bytes(_png(0, size=(9, 9)))
+    with pytest.raises(DataError, match=r"z_large\.png is 9×9"):
+        load(str(folder))
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(DataError, match="eight_gaussians"):
+        load("nothing")

@@ -1,0 +1,112 @@
+"""The figures a model is judged by, against closed forms."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from model import evaluation
+from model.errors import DataError, ShapeError
+from model.evaluation import GaussianMoments
+
+
+def _normal(count: int, dimensions: int, seed: int) -> npt.NDArray[np.float64]:
+    return np.random.default_rng(seed).standard_normal((count, dimensions))
+
+
+def test_frechet_distance_of_gaussians_with_commuting_covariances_is_the_closed_form() -> None:
+    a = GaussianMoments(mean=np.array([1.0, -2.0]), covariance=np.diag([4.0, 9.0]))
+    b = GaussianMoments(mean=np.array([0.0, 1.0]), covariance=np.diag([1.0, 25.0]))
+
+    distance = evaluation.gaussian_frechet_distance(a, b)
+
+    assert distance == pytest.approx(1 + 9 + (2 - 1) ** 2 + (3 - 5) ** 2, rel=1e-12)
+
+
+def test_frechet_distance_does_not_depend_on_the_axes() -> None:
+    rotation = np.linalg.qr(_normal(3, 3, seed=0))[0]
+    a = GaussianMoments(mean=np.zeros(3), covariance=rotation @ np.diag([1.0, 4.0, 9.0]) @ rotation.T)
+    b = GaussianMoments(mean=np.ones(3), covariance=rotation @ np.diag([4.0, 1.0, 0.0]) @ rotation.T)
+
+    assert evaluation.gaussian_frechet_distance(a, b) == pytest.approx(3 + 1 + 1 + 9, rel=1e-9)
+
+
+def test_frechet_distance_is_symmetric_for_covariances_that_do_not_commute() -> None:
+    a = evaluation.gaussian_moments(_normal(50, 4, seed=1) * [1, 2, 3, 4])
+    b = evaluation.gaussian_moments(_normal(50, 4, seed=2) @ _normal(4, 4, seed=3))
+
+    forward, backward = evaluation.gaussian_frechet_distance(a, b), evaluation.gaussian_frechet_distance(b, a)
+
+    assert forward == pytest.approx(backward, rel=1e-9)
+    assert forward > 0
+
+
+def test_frechet_distance_of_a_set_to_itself_shifted_is_the_squared_shift() -> None:
+    events = _normal(100, 6, seed=4).reshape(100, 1, 2, 3)
+
+    assert evaluation.frechet_distance(events, events) == pytest.approx(0, abs=1e-9)
+    assert evaluation.frechet_distance(events, events + 0.5) == pytest.approx(6 * 0.25, rel=1e-9)
+
+
+def test_neighbours_cannot_tell_two_samples_of_one_distribution_apart() -> None:
+    count = 1000
+    accuracy = evaluation.nearest_neighbour_accuracy(_normal(count, 2, seed=5), _normal(count, 2, seed=6))
+
+    # Neighbouring decisions are correlated, which at most doubles the binomial variance.
+    assert accuracy == pytest.approx(0.5, abs=5 * (2 * 0.25 / (2 * count)) ** 0.5)
+
+
+def test_neighbours_tell_two_distant_clouds_apart_always() -> None:
+    assert evaluation.nearest_neighbour_accuracy(_normal(50, 2, seed=7), _normal(50, 2, seed=8) + 100) == 1.0
+
+
+def test_exact_copies_are_never_the_work_of_a_good_model() -> None:
+    events = _normal(50, 2, seed=9)
+
+    assert evaluation.nearest_neighbour_accuracy(events, events.copy()) == 0.0
+
+
+def test_a_longer_set_does_not_change_the_base_rate() -> None:
+    accuracy = evaluation.nearest_neighbour_accuracy(_normal(300, 2, seed=10), _normal(3000, 2, seed=11))
+
+    assert accuracy == pytest.approx(0.5, abs=0.15)
+
+
+def test_copies_of_training_items_are_counted() -> None:
+    train, held_out = _normal(200, 8, seed=12), _normal(200, 8, seed=13)
+    generated = np.concatenate([train[:7] + 1e-4, _normal(93, 8, seed=14) + 5])
+
+    result = evaluation.copy_test(generated, train, held_out)
+
+    assert result.copies == 7
+    assert result.generated_minimum == pytest.approx(1e-4 * 8**0.5, rel=1e-6)
+    assert result.held_out_minimum == result.copy_distance
+
+
+def test_class_shares_are_those_of_separable_clouds() -> None:
+    centres = np.array([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
+    labels = np.repeat([0, 1, 2], 40)
+    train = centres[labels] + _normal(120, 2, seed=15)
+    generated = centres[np.repeat([0, 2], [30, 10])] + _normal(40, 2, seed=16)
+
+    assert evaluation.class_shares(train, labels, generated) == {0: 0.75, 1: 0.0, 2: 0.25}
+
+
+def test_reference_models_have_the_moments_they_were_fitted_to() -> None:
+    train = (_normal(2000, 4, seed=17) @ _normal(4, 4, seed=18)).reshape(2000, 1, 2, 2)
+
+    gaussian = evaluation.sample_gaussian(train, 4000, seed=0)
+    mixture = evaluation.sample_mixture(train, 4000, num_components=2, seed=0)
+
+    scale = np.trace(evaluation.gaussian_moments(train).covariance)
+    assert gaussian.shape == mixture.shape == (4000, 1, 2, 2)
+    assert evaluation.frechet_distance(train, gaussian) < 0.01 * scale
+    assert evaluation.frechet_distance(train, mixture) < 0.01 * scale
+
+
+def test_values_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(DataError, match="1 events hold values that are not finite"):
+        evaluation.frechet_distance(np.array([[0.0], [np.nan]]), np.zeros((2, 1)))
+    with pytest.raises(ShapeError, match="at least 2"):
+        evaluation.frechet_distance(np.zeros((1, 3)), np.zeros((2, 3)))

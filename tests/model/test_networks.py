@@ -1,0 +1,126 @@
+"""Networks: spectral norm, freezing, levels as a vector, any shape of event."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import pytest
+import torch
+
+from model.config import NetworkConfig
+from model.errors import ShapeError
+from model.networks import (
+    MLPEnergy,
+    ResNetEnergy,
+    _ResidualBlock,
+    frozen,
+    iterate_power,
+    make_network,
+    sinusoidal_embedding,
+)
+
+_SMALL = NetworkConfig(width=8, multipliers=(1, 2), num_blocks=1)
+
+
+@pytest.mark.parametrize(
+    ("config", "event"),
+    [
+        (_SMALL, (1, 8, 8)),
+        (_SMALL, (3, 9, 7)),
+        (
+            NetworkConfig(width=8, multipliers=(1, 1, 2), num_blocks=2, activation="silu", spectral_norm=False),
+            (2, 5, 11),
+        ),
+        (NetworkConfig(kind="mlp", width=16, num_blocks=2), (2,)),
+        (NetworkConfig(kind="mlp", width=16, num_blocks=1, activation="silu", spectral_norm=False), (3, 4)),
+    ],
+)
+def test_one_energy_for_each_event_at_its_own_level(config: NetworkConfig, event: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    network = make_network(config, event)
+    x, level = torch.randn(6, *event), torch.tensor([0, 5, 2, 3, 1, 4])
+    together = network(x, level)
+    assert together.shape == (6,)
+    alone = torch.cat([network(x[i : i + 1], level[i : i + 1]) for i in range(6)])
+    torch.testing.assert_close(together, alone)
+    assert not torch.allclose(together, network(x, level.flip(0)))
+
+
+def test_images_are_required_where_convolutions_are_asked_for() -> None:
+    with pytest.raises(ShapeError, match="mlp"):
+        make_network(_SMALL, (2,))
+
+
+def test_the_paper_s_cifar_network_has_the_size_of_the_release() -> None:
+    """9,056,256 parameters with N = 2: counted in the authors' release."""
+    network = ResNetEnergy(NetworkConfig(width=128, multipliers=(1, 2, 2, 2), num_blocks=2), (3, 32, 32))
+    assert sum(p.numel() for p in network.parameters()) == 9_056_256
+
+
+def test_power_iteration_brings_every_leading_singular_value_to_one() -> None:
+    torch.manual_seed(0)
+    network = MLPEnergy(NetworkConfig(kind="mlp", width=16, num_blocks=1), (4,))
+    iterate_power(network, 300)
+    for name, module in network.named_modules():
+        if getattr(module, "spectral_norm", False):
+            applied = torch.linalg.matrix_norm(module.normalized_weight().detach().flatten(1), ord=2)
+            if module.bound_only:
+                assert float(applied) <= 1 + 1e-4, name
+            else:
+                assert float(applied) == pytest.approx(1, abs=1e-3), name
+
+
+def test_a_bounded_weight_is_left_alone_below_one_and_divided_above() -> None:
+    torch.manual_seed(0)
+    network = MLPEnergy(NetworkConfig(kind="mlp", width=8, num_blocks=1), (4,))
+    layer = cast(_ResidualBlock, network.blocks[0]).map2
+    for size, expected in ((0.3, 0.3), (5.0, 1.0)):
+        with torch.no_grad():
+            layer.weight.copy_(size * torch.linalg.qr(torch.randn(8, 8))[0])
+        iterate_power(network, 50)
+        assert float(torch.linalg.matrix_norm(layer.normalized_weight().detach(), ord=2)) == pytest.approx(
+            expected, rel=1e-4
+        )
+
+
+def test_gradients_pass_through_the_singular_value() -> None:
+    """W/s(W) does not change when W grows, so the gradient along W is zero."""
+    torch.manual_seed(0)
+    network = MLPEnergy(NetworkConfig(kind="mlp", width=8, num_blocks=1), (4,)).double()
+    iterate_power(network, 200)
+    network(torch.randn(5, 4, dtype=torch.float64), torch.zeros(5, dtype=torch.int64)).sum().backward()
+    weight, gradient = network.dense_in.weight.detach(), network.dense_in.weight.grad
+    assert gradient is not None
+    assert float(gradient.norm()) > 0
+    assert abs(float((weight * gradient).sum())) < 1e-8 * float(gradient.norm() * weight.norm())
+
+
+def test_a_frozen_network_computes_the_same_and_takes_no_weight_gradient() -> None:
+    torch.manual_seed(0)
+    network = ResNetEnergy(_SMALL, (1, 8, 8))
+    x, level = torch.randn(3, 1, 8, 8, requires_grad=True), torch.tensor([0, 1, 2])
+    free = network(x, level)
+    with frozen(network):
+        fixed = network(x, level)
+        (gradient,) = torch.autograd.grad(fixed.sum(), x)
+        assert all(not p.requires_grad for p in network.parameters())
+    torch.testing.assert_close(fixed, free)
+    assert float(gradient.abs().sum()) > 0
+    assert all(p.requires_grad for p in network.parameters())
+    with torch.no_grad():
+        network.conv_in.bias.add_(1.0)
+    assert not torch.allclose(network(x, level), fixed)
+
+
+def test_freezing_ends_also_after_an_error() -> None:
+    network = ResNetEnergy(_SMALL, (1, 8, 8))
+    with pytest.raises(RuntimeError, match="stop"), frozen(network):
+        raise RuntimeError("stop")
+    assert all(p.requires_grad for p in network.parameters())
+
+
+def test_the_embedding_is_sines_then_cosines_from_frequency_one_to_a_ten_thousandth() -> None:
+    code = sinusoidal_embedding(torch.tensor([3]), 8)[0].double()
+    frequencies = torch.tensor([1.0, 10_000 ** (-1 / 3), 10_000 ** (-2 / 3), 1e-4], dtype=torch.float64)
+    torch.testing.assert_close(code, torch.cat([(3 * frequencies).sin(), (3 * frequencies).cos()]), atol=1e-6, rtol=0)
+    assert sinusoidal_embedding(torch.tensor([1]), 9).shape == (1, 9)

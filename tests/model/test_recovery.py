@@ -1,0 +1,138 @@
+"""Recovery likelihood: the conditional it defines, and losses whose gradient vanishes at the truth."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.config import ScheduleConfig
+from model.energy import GaussianEnergy, MixtureEnergy, energy_and_score
+from model.mcmc import init, mala_step
+from model.noise import SharedNoise
+from model.recovery import (
+    contrastive_loss,
+    marginal_score_matching_loss,
+    normal_approximation,
+    recovery_energy,
+    recovery_score_matching_loss,
+)
+from model.schedule import Schedule, make_schedule
+
+_DATA = MixtureEnergy(
+    torch.tensor([[-0.6], [0.9]], dtype=torch.float64),
+    torch.tensor([0.25, 0.4], dtype=torch.float64),
+    torch.tensor([0.35, 0.65], dtype=torch.float64),
+)
+
+
+def test_the_conditional_of_a_gaussian_is_the_known_gaussian() -> None:
+    """N(0, 1) tethered to 2 with σ = 0.5: mean 2/(1 + σ²) = 1.6, variance σ²/(1 + σ²) = 0.2."""
+    prior = GaussianEnergy(torch.zeros(1, dtype=torch.float64), 1.0)
+    x_next = torch.full((5, 1), 2.0, dtype=torch.float64)
+    conditional = recovery_energy(prior, x_next, torch.full((5,), 0.5**-2))
+    y = torch.linspace(-1, 3, 5, dtype=torch.float64)[:, None]
+    expected = GaussianEnergy(torch.tensor([1.6], dtype=torch.float64), math.sqrt(0.2))
+    offset = conditional(y) - expected(y)
+    torch.testing.assert_close(offset, offset[:1].expand(5))
+    no_tether = recovery_energy(prior, x_next, torch.zeros(5))
+    torch.testing.assert_close(no_tether(y), prior(y))
+
+
+def test_the_normal_approximation_has_mean_and_width_of_the_formula() -> None:
+    x_next, score = torch.full((100_000, 1), 1.5), torch.full((100_000, 1), -0.7)
+    noise = torch.randn(100_000, 1, generator=torch.Generator().manual_seed(0))
+    y = normal_approximation(score, x_next, torch.full((100_000,), 0.3), noise)
+    assert abs(float(y.mean()) - (1.5 - 0.3**2 * 0.7)) < 5 * 0.3 / math.sqrt(1e5)
+    assert abs(float(y.std()) - 0.3) < 5 * 0.3 / math.sqrt(2e5)
+
+
+def _level_energy(schedule: Schedule, t: int, shift: Tensor, sharpness: Tensor) -> MixtureEnergy:
+    """The exact energy of y_t, moved by `shift` and sharpened around the origin by `sharpness`."""
+    scale = float(schedule.scale[t])
+    exact = _DATA.diffused(scale * float(schedule.alpha_bar[t]), scale * float(schedule.sigma_bar[t]))
+
+    def energy(y: Tensor) -> Tensor:
+        return exact(y - shift) * sharpness
+
+    return energy  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("t", [0, 3, 5])
+def test_the_gradient_of_the_recovery_loss_vanishes_at_the_true_energy(t: int) -> None:
+    """…and does not when x_next or y carry a wrong scale, which the mutation below makes."""
+    assert all(abs(z) < 5 for z in _gradient_z_scores(t, alpha_factor=1.0))
+    assert any(abs(z) > 5 for z in _gradient_z_scores(t, alpha_factor=1.1))
+
+
+def _gradient_z_scores(t: int, *, alpha_factor: float) -> list[float]:
+    """Mean over standard error of the loss's gradient in (shift, sharpness); `alpha_factor` is an error of scale."""
+    schedule, count = make_schedule(ScheduleConfig()), 20_000
+    noise = SharedNoise(torch.Generator().manual_seed(11 + t))
+    x_data = _DATA.sample(count, noise.generator)
+    level = torch.full((count,), t)
+    x, x_next = schedule.diffuse_pair(x_data, level, noise.normal(x_data), noise.normal(x_data))
+    y_positive = float(schedule.scale[t]) * x * alpha_factor
+    shift = torch.zeros(count, 1, dtype=torch.float64, requires_grad=True)
+    sharpness = torch.ones(count, dtype=torch.float64, requires_grad=True)
+    energy = _level_energy(schedule, t, shift, sharpness)
+    frozen = _level_energy(schedule, t, torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
+    target = recovery_energy(frozen, x_next, schedule.tether_precision[level])
+    spread = schedule.scale[t] * schedule.sigma_bar[t]
+    width = (spread**-2 + schedule.tether_precision[t]).rsqrt()
+    state = init(schedule.scale[t] * x, target)  # starts exact, so that it stays exact
+    for _ in range(40):
+        state, _ = mala_step(state, target, (0.8 * width).expand(count), noise)
+    loss = contrastive_loss(energy(y_positive), energy(state.position), torch.ones(count))
+    scores = []
+    for gradient in torch.autograd.grad(loss, [shift, sharpness]):
+        per_sample = gradient.flatten() * count
+        scores.append(float(per_sample.mean() / per_sample.std() * math.sqrt(count)))
+    return scores
+
+
+def test_marginal_score_matching_is_least_at_the_true_energy() -> None:
+    schedule, t, count = make_schedule(ScheduleConfig()), 2, 50_000
+    noise = SharedNoise(torch.Generator().manual_seed(5))
+    x_data = _DATA.sample(count, noise.generator)
+    level, epsilon = torch.full((count,), t), noise.normal(x_data)
+    scale = schedule.scale[level]
+    y = scale[:, None] * schedule.diffuse(x_data, level, epsilon)
+
+    def loss(shift: float, sharpness: float) -> float:
+        energy = _level_energy(
+            schedule, t, torch.tensor(shift, dtype=torch.float64), torch.tensor(sharpness, dtype=torch.float64)
+        )
+        value = marginal_score_matching_loss(
+            lambda y, _: energy(y), y, epsilon, level, scale * schedule.sigma_bar[level]
+        )
+        return float(value.detach())
+
+    least = loss(0.0, 1.0)
+    for shift, sharpness in ((0.15, 1.0), (-0.15, 1.0), (0.0, 0.8), (0.0, 1.2), (0.0, -1.0)):
+        assert loss(shift, sharpness) > least
+
+
+def test_recovery_score_matching_is_least_at_the_energy_of_the_noisier_neighbour() -> None:
+    """E|y⁺ − x_next + σ²∇E(x_next)|²/(2σ²) is least where ∇E is that of x_{t+1}'s marginal (Tweedie)."""
+    schedule, t, count = make_schedule(ScheduleConfig()), 2, 100_000
+    noise = SharedNoise(torch.Generator().manual_seed(6))
+    x_data = _DATA.sample(count, noise.generator)
+    level = torch.full((count,), t)
+    x, x_next = schedule.diffuse_pair(x_data, level, noise.normal(x_data), noise.normal(x_data))
+    y = schedule.scale[t] * x
+    neighbour = _DATA.diffused(float(schedule.alpha_bar[t + 1]), float(schedule.sigma_bar[t + 1]))
+
+    def loss(factor: float) -> float:
+        value = recovery_score_matching_loss(
+            lambda z, _: factor * neighbour(z), y, x_next, level, schedule.sigma[level + 1]
+        )
+        return float(value.detach())
+
+    assert loss(1.0) < min(loss(0.85), loss(1.15), loss(-1.0), loss(2**0.5))
+    # at the minimum the loss is the conditional variance of y⁺ over 2σ²
+    _, score = energy_and_score(neighbour, x_next)
+    residual = y - x_next - schedule.sigma[t + 1] ** 2 * score
+    assert loss(1.0) == pytest.approx(float((residual**2).mean() / (2 * schedule.sigma[t + 1] ** 2)))
