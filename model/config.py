@@ -79,6 +79,11 @@ class NetworkConfig:
     """Residual blocks per resolution (DRL: N), or residual blocks of the MLP."""
     activation: Activation = "leaky_relu"
     spectral_norm: bool = True
+    """of every layer (DRL); without it layers start with the gains of `model.networks`"""
+    coordinates: bool = False
+    """`resnet` only: two more input channels hold the row and the column, for objects always centred alike."""
+    head_width: int = 0
+    """`resnet` only: 0 sums over space before the head (DRL); otherwise a dense layer of this width reads it."""
 
     def __post_init__(self) -> None:
         _require_choice("network.kind", self.kind, typing.get_args(NetworkKind))
@@ -89,6 +94,7 @@ class NetworkConfig:
             _require_range("network.multipliers", multiplier, 1, 16)
         _require_range("network.num_blocks", self.num_blocks, 1, 64)
         _require_choice("network.activation", self.activation, typing.get_args(Activation))
+        _require_range("network.head_width", self.head_width, 0, 4096)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,11 +106,14 @@ class ChainConfig:
     """K; 0 draws from the normal approximation of the conditional (DRL T1k)."""
     step_size: float = 2e-4**0.5
     """b: s_t² = c_t² b² σ_{t+1}² with energy `step_size` (DRL: b² = 2e-4); in conditional widths with `gaussian`."""
+    start: ChainStart = "neighbour"
+    """`neighbour`: y = x_{t+1} (DRL). `predictor`: one draw from the Gaussian that the score at x_{t+1} predicts."""
     target_acceptance: float | None = None
     """`mala`, `hmc`: adapt every level's step to this acceptance rate; None keeps `step_size`."""
 
     def __post_init__(self) -> None:
         _require_choice("chain.kernel", self.kernel, typing.get_args(KernelKind))
+        _require_choice("chain.start", self.start, typing.get_args(ChainStart))
         _require_range("chain.num_steps", self.num_steps, 0, 10_000)
         _require_range("chain.step_size", self.step_size, 1e-6, 10.0)
         if self.target_acceptance is not None:
@@ -115,21 +124,18 @@ class ChainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How samples are drawn unless a request says otherwise; kernel and step sizes are the chain's."""
+    """How samples are drawn unless a request says otherwise; kernel, start and step sizes are the chain's."""
 
     num_steps: int = 30
     """Steps at every level."""
     noise_scale: float = 1.0
     """Multiplies the injected noise; DRL publishes with 0.99."""
-    start: ChainStart = "neighbour"
-    """`neighbour`: y = x_{t+1} (DRL). `predictor`: one draw from the Gaussian the score at x_{t+1} predicts."""
     denoise: bool = False
     """Return the expected data given x_0 (Tweedie 1956) in place of x_0, which keeps noise of std σ̄_0."""
 
     def __post_init__(self) -> None:
         _require_range("sampling.num_steps", self.num_steps, 0, 10_000)
         _require_range("sampling.noise_scale", self.noise_scale, 0.0, 2.0)
-        _require_choice("sampling.start", self.start, typing.get_args(ChainStart))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,8 +171,11 @@ class ScoreMatchingConfig:
     form: ScoreMatchingForm = "recovery"
     """`recovery`: DRL's normal approximation of the conditional. `marginal`: denoising score matching of y_t itself."""
     learning_rate: float = 1e-3
+    recovery_weight: float = 0.0
+    """Weight of this loss beside the contrastive one in the steps after the start, on as many events of the batch."""
 
     def __post_init__(self) -> None:
+        _require_range("score_matching.recovery_weight", self.recovery_weight, 0.0, 1e6)
         _require_range("score_matching.steps", self.steps, 0, 100_000_000)
         _require_range("score_matching.batch_size", self.batch_size, 1, 65_536)
         _require_choice("score_matching.form", self.form, typing.get_args(ScoreMatchingForm))

@@ -6,7 +6,7 @@ Two forms of E_t(y), y = α_{t+1} x_t:
 coefficient at every level.
 
 `gaussian`: ½ (x − ᾱ_t μ)ᵀ C_t⁻¹ (x − ᾱ_t μ) − (ᾱ_t/σ̄_t) net(h, t) with x = y/α_{t+1}, C_t = ᾱ_t² Σ + σ̄_t² I and
-h = C_t^(−½) Σ^½ (x − ᾱ_t μ). The first term is exact where the data are Gaussian of mean μ and covariance Σ; the
+h ∝ C_t^(−½) Σ^½ (x − ᾱ_t μ). The first term is exact where the data are Gaussian of mean μ and covariance Σ; the
 network carries the rest, with an input of the data's covariance at every level and an output of order one (the
 preconditioning of Karras et al. 2022, for an energy and with the full covariance).
 """
@@ -29,6 +29,7 @@ from model.schedule import Schedule, expand, make_schedule
 
 _FULL_COVARIANCE_MAX_DIM = 1024  # above it one variance for all coordinates: the eigenvectors would outgrow the network
 _MIN_VARIANCE = 1e-4  # of a data direction, in scaled units
+_INPUT_STD = 1.5  # of the network's input: a little into the nonlinearity (measured on digits beside 1.0)
 
 
 class EnergyModel(nn.Module):
@@ -100,6 +101,10 @@ class EnergyModel(nn.Module):
         self.schedule = self.schedule.map(fn)
         return self
 
+    def weigh_residual(self, residual: Tensor, level: Tensor) -> Tensor:
+        """A score-matching residual (in units of ε) brought to the scale at which the network has to learn it."""
+        return residual if self.base is None else self.base.whiten(residual, level)
+
 
 def _step_sizes(config: TrainConfig, schedule: Schedule) -> tuple[Tensor, Tensor]:
     """(step_size, loss_weight) of both forms, (T,) each."""
@@ -108,7 +113,8 @@ def _step_sizes(config: TrainConfig, schedule: Schedule) -> tuple[Tensor, Tensor
         return step_size, step_size**2 * schedule.sigma[1] / schedule.sigma[1:]
     spread = schedule.scale * schedule.sigma_bar[:-1]  # of y around its mean given the data
     width = (spread**-2 + schedule.tether_precision).rsqrt()
-    return config.chain.step_size * width, schedule.sigma_bar[:-1] / schedule.alpha_bar[:-1]
+    # the network's output scale ᾱ/σ̄ undone, but for levels noisier than their signal: there it would only amplify noise
+    return config.chain.step_size * width, (schedule.sigma_bar[:-1] / schedule.alpha_bar[:-1]).clamp(max=1)
 
 
 class GaussianBase(nn.Module):
@@ -143,13 +149,25 @@ class GaussianBase(nn.Module):
 
     def forward(self, x: Tensor, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(base energy (B,), network input (B, *event), output scale (B,)) at x = x_t."""
-        alpha_bar, sigma_bar = self.alpha_bar[level, None], self.sigma_bar[level, None]
-        centred = x.flatten(1) - alpha_bar * self.mean
-        if self.rotation is not None:
-            centred = centred @ self.rotation
-        variance = alpha_bar**2 * self.variance + sigma_bar**2
+        alpha_bar, sigma_bar, variance = self._moments(level)
+        centred = self._rotate(x.flatten(1) - alpha_bar * self.mean)
         energy = (centred**2 / variance).sum(1) / 2
-        features = centred * (self.variance / variance).sqrt()
+        gain = _INPUT_STD / self.variance.mean().sqrt()
+        features = gain * centred * (self.variance / variance).sqrt()
         if self.rotation is not None:
             features = features @ self.rotation.T
         return energy, features.reshape(x.shape), (alpha_bar / sigma_bar)[:, 0]
+
+    def whiten(self, residual: Tensor, level: Tensor) -> Tensor:
+        """σ̄_t ∇E − ε (B, *event) -> (B, D), in units of what the network contributes along each eigenvector: with
+        output scale ᾱ/σ̄ and input scale (λ/v)^½ that is ᾱ (λ/v)^½."""
+        alpha_bar, _, variance = self._moments(level)
+        return self._rotate(residual.flatten(1)) / (alpha_bar * (self.variance / variance).sqrt())
+
+    def _moments(self, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(ᾱ_t, σ̄_t, eigenvalues of C_t), (B, 1) and (B, D)."""
+        alpha_bar, sigma_bar = self.alpha_bar[level, None], self.sigma_bar[level, None]
+        return alpha_bar, sigma_bar, alpha_bar**2 * self.variance + sigma_bar**2
+
+    def _rotate(self, flat: Tensor) -> Tensor:
+        return flat if self.rotation is None else flat @ self.rotation

@@ -27,8 +27,8 @@ _DIGITS = TrainConfig(
         kind="resnet", width=16, multipliers=(1, 2, 4), num_blocks=1, activation="silu", spectral_norm=False
     ),
     energy="gaussian",
-    chain=ChainConfig(kernel="mala", num_steps=6, step_size=0.7**0.5, target_acceptance=0.7),
-    sampling=SamplingConfig(num_steps=10, start="predictor", denoise=True),
+    chain=ChainConfig(kernel="mala", start="predictor", num_steps=6, step_size=0.7**0.5),
+    sampling=SamplingConfig(num_steps=10, denoise=True),
     optimizer=OptimizerConfig(
         learning_rate=1e-4, beta2=0.99, warmup_steps=100, cosine_decay=True, max_gradient_norm=1.0, ema_decay=0.998
     ),

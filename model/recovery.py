@@ -58,11 +58,20 @@ def recovery_score_matching_loss(
 
 
 def marginal_score_matching_loss(
-    energy_fn: LevelEnergyFn, y: Tensor, noise: Tensor, level: Tensor, noise_std: Tensor
+    energy_fn: LevelEnergyFn,
+    y: Tensor,
+    noise: Tensor,
+    level: Tensor,
+    noise_std: Tensor,
+    *,
+    weigh_fn: Callable[[Tensor, Tensor], Tensor] = lambda residual, _: residual,
 ) -> Tensor:
-    """mean |std ∇E_t(y) − ε|²/2 for y = mean + std ε (Vincent 2011): its minimiser is the energy of y_t itself."""
+    """mean of weigh_fn(std ∇E_t(y) − ε, level)² per coordinate for y = mean + std ε (Vincent 2011).
+
+    Its minimiser is the energy of y_t itself, for any invertible linear `weigh_fn` of the residual (B, *event).
+    """
     residual = expand(noise_std, y) * _energy_gradient(energy_fn, y, level) - noise
-    return squared_norm(residual).mean() / 2
+    return weigh_fn(residual, level).square().mean()
 
 
 def _energy_gradient(energy_fn: LevelEnergyFn, position: Tensor, level: Tensor) -> Tensor:

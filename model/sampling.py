@@ -43,36 +43,38 @@ def draw_conditional(
     noise: NoiseSource,
     *,
     num_steps: int,
-    start: Tensor | None = None,
     noise_scale: float = 1.0,
 ) -> Draw:
-    """y ~ p(y | x_{t+1}) by `num_steps` of the model's kernel from `start` (default x_{t+1}); 0 steps without a start
-    draw from the normal approximation. The caller freezes the model."""
-    ones = torch.ones(len(x_next), device=x_next.device)
+    """y ~ p(y | x_{t+1}) by `num_steps` of the model's kernel from the model's start; `level` (B,) may be mixed.
+
+    Without steps it is the start: from x_{t+1}, a draw of the normal approximation. The caller freezes the model.
+    """
+    chain, ones = model.config.chain, torch.ones(len(x_next), device=x_next.device)
+    position, evaluations = x_next, 0
+    if chain.start == "predictor":
+        position, evaluations = _predict(model, x_next, level, noise), 1
     if num_steps == 0:
-        if start is not None:
-            return Draw(start, ones, 0)
-        _, score = energy_and_score(lambda y: model.energy(y, level), x_next)
-        sigma = model.schedule.sigma[level + 1]
-        return Draw(normal_approximation(score, x_next, sigma, noise.normal(x_next)), ones, 1)
-    target = model.conditional(x_next, level)
-    step_size = model.step_size[level]
-    kernel = model.config.chain.kernel
-    position = x_next if start is None else start
-    if kernel == "langevin":
+        return Draw(position, ones, 1) if evaluations else _approximate(model, x_next, level, noise)
+    target, step_size = model.conditional(x_next, level), model.step_size[level]
+    if chain.kernel == "langevin":
         for _ in range(num_steps):
             position = langevin_step(position, target, step_size, noise, noise_scale=noise_scale)
-        return Draw(position, ones, num_steps)
-    state = init(position, target)
-    acceptance = torch.zeros_like(ones)
+        return Draw(position, ones, evaluations + num_steps)
+    state, acceptance = init(position, target), torch.zeros_like(ones)
     for _ in range(num_steps):
-        if kernel == "mala":
+        if chain.kernel == "mala":
             state, info = mala_step(state, target, step_size, noise)
         else:
             state, info = hmc_step(state, target, step_size, noise, num_leapfrog=NUM_LEAPFROG)
         acceptance += info.acceptance_probability
-    per_step = 1 if kernel == "mala" else NUM_LEAPFROG
-    return Draw(state.position, acceptance / num_steps, 1 + num_steps * per_step)
+    per_step = 1 if chain.kernel == "mala" else NUM_LEAPFROG
+    return Draw(state.position, acceptance / num_steps, evaluations + 1 + num_steps * per_step)
+
+
+def _approximate(model: EnergyModel, x_next: Tensor, level: Tensor, noise: NoiseSource) -> Draw:
+    _, score = energy_and_score(lambda y: model.energy(y, level), x_next)
+    y = normal_approximation(score, x_next, model.schedule.sigma[level + 1], noise.normal(x_next))
+    return Draw(y, torch.ones(len(y), device=y.device), 1)
 
 
 @dataclass(frozen=True)
@@ -138,17 +140,8 @@ def descend(
     with model.frozen():
         for t in range(top - 1, -1, -1):
             level = torch.full((len(x),), t, device=x.device)
-            start = None
-            if settings.start == "predictor" and t < top - 1:
-                start, evaluations = _predict(model, x, level, noise), evaluations + 1
             draw = draw_conditional(
-                model,
-                x,
-                level,
-                noise,
-                num_steps=settings.num_steps,
-                start=start,
-                noise_scale=settings.noise_scale,
+                model, x, level, noise, num_steps=settings.num_steps, noise_scale=settings.noise_scale
             )
             evaluations += draw.gradient_evaluations
             x = draw.y / expand(model.schedule.scale[level], x)
@@ -170,12 +163,13 @@ def _marginal_score(model: EnergyModel, x: Tensor, level: Tensor) -> Tensor:
 
 def _predict(model: EnergyModel, x_next: Tensor, level: Tensor, noise: NoiseSource) -> Tensor:
     """y from a Gaussian of the posterior mean x_{t+1} + σ_{t+1}² ∇ log p(x_{t+1}) (Tweedie) and the variance
-    (σ_{t+1} σ̄_t/σ̄_{t+1})² it would have were x_data known (Ho et al. 2020, eq. 7)."""
-    schedule = model.schedule
+    (σ_{t+1} σ̄_t/σ̄_{t+1})² it would have were x_data known (Ho et al. 2020, eq. 7); x_T itself at the top level."""
+    schedule, top = model.schedule, model.num_levels - 1
     sigma = schedule.sigma[level + 1]
     std = sigma * schedule.sigma_bar[level] / schedule.sigma_bar[level + 1]
-    mean = x_next + expand(sigma**2, x_next) * _marginal_score(model, x_next, level + 1)
-    return mean + expand(std, x_next) * noise.normal(x_next)
+    mean = x_next + expand(sigma**2, x_next) * _marginal_score(model, x_next, (level + 1).clamp(max=top))
+    drawn = mean + expand(std, x_next) * noise.normal(x_next)
+    return torch.where(expand(level, x_next) == top, x_next, drawn)
 
 
 def _denoise(model: EnergyModel, x: Tensor) -> Tensor:

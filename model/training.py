@@ -172,6 +172,9 @@ def _train_step(state: TrainState, events: Tensor, meter: _Meter) -> None:
         loss = _score_matching_loss(state.model, x_data, level, noise)
     else:
         loss = _recovery_loss(state.model, x_data, level, noise, meter)
+        if (weight := config.score_matching.recovery_weight) > 0:
+            some = slice(None, None, max(1, config.batch_size // config.score_matching.batch_size))
+            loss = loss + weight * _score_matching_loss(state.model, x_data[some], level[some], noise)
     learning_rate = _learning_rate(config, state.step)
     gradient_norm = _descend_gradient(state, loss, learning_rate)
     state.step += 1
@@ -191,7 +194,9 @@ def _score_matching_loss(model: EnergyModel, x_data: Tensor, level: Tensor, nois
     scale = schedule.scale[level]
     if model.config.score_matching.form == "marginal":
         y = expand(scale, x_data) * schedule.diffuse(x_data, level, epsilon)
-        return marginal_score_matching_loss(model.energy, y, epsilon, level, scale * schedule.sigma_bar[level])
+        return marginal_score_matching_loss(
+            model.energy, y, epsilon, level, scale * schedule.sigma_bar[level], weigh_fn=model.weigh_residual
+        )
     x, x_next = schedule.diffuse_pair(x_data, level, epsilon, noise.normal(x_data))
     return recovery_score_matching_loss(model.energy, expand(scale, x) * x, x_next, level, schedule.sigma[level + 1])
 

@@ -31,6 +31,7 @@ _SMALL = NetworkConfig(width=8, multipliers=(1, 2), num_blocks=1)
             NetworkConfig(width=8, multipliers=(1, 1, 2), num_blocks=2, activation="silu", spectral_norm=False),
             (2, 5, 11),
         ),
+        (NetworkConfig(width=8, multipliers=(1, 2), num_blocks=1, coordinates=True, head_width=12), (1, 7, 6)),
         (NetworkConfig(kind="mlp", width=16, num_blocks=2), (2,)),
         (NetworkConfig(kind="mlp", width=16, num_blocks=1, activation="silu", spectral_norm=False), (3, 4)),
     ],

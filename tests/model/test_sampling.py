@@ -56,8 +56,7 @@ def test_an_exact_model_gives_the_data_back(kernel: str, start: str) -> None:
     step_size = 0.9 if kernel == "mala" else 0.5
     config = replace(
         _CONFIG,
-        chain=ChainConfig(kernel=kernel, num_steps=20, step_size=step_size),  # type: ignore[arg-type]
-        sampling=SamplingConfig(num_steps=20, start=start),  # type: ignore[arg-type]
+        chain=ChainConfig(kernel=kernel, start=start, num_steps=20, step_size=step_size),  # type: ignore[arg-type]
     )
     model = _gaussian_model(config)
     x = sample(model, 3000, seed=1).x / float(model.schedule.alpha_bar[0])
