@@ -200,6 +200,8 @@ class TrainConfig:
     batch_size: int = 256
     seed: int = 0
     horizontal_flips: bool = False
+    affine_jitter: float = 0.0
+    """Largest random shift of training images, in pixels; turned by up to 0.3 rad and stretched by 0.2 a pixel of it."""
     log_every: int = 20
     sample_every: int = 1000
     checkpoint_every: int = 1000
@@ -214,6 +216,7 @@ class TrainConfig:
             )
         _require_range("batch_size", self.batch_size, 1, 65_536)
         _require_range("seed", self.seed, 0, 2**63 - 1)
+        _require_range("affine_jitter", self.affine_jitter, 0.0, 10.0)
         for name in ("log_every", "sample_every", "checkpoint_every"):
             _require_range(name, getattr(self, name), 1, 100_000_000)
         _require_range("num_preview_samples", self.num_preview_samples, 1, 256)

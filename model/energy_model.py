@@ -5,15 +5,16 @@ Two forms of E_t(y), y = α_{t+1} x_t:
 `step_size` (DRL release): −net(y, t)/s_t², so that the network's gradient enters a Langevin step with the same
 coefficient at every level.
 
-`gaussian`: ½ (x − ᾱ_t μ)ᵀ C_t⁻¹ (x − ᾱ_t μ) − (ᾱ_t/σ̄_t) net(h, t) with x = y/α_{t+1}, C_t = ᾱ_t² Σ + σ̄_t² I and
-h ∝ C_t^(−½) Σ^½ (x − ᾱ_t μ). The first term is exact where the data are Gaussian of mean μ and covariance Σ; the
-network carries the rest, with an input of the data's covariance at every level and an output of order one (the
-preconditioning of Karras et al. 2022, for an energy and with the full covariance).
+`gaussian`: ½ (x − ᾱ_t μ)ᵀ C_t⁻¹ (x − ᾱ_t μ) − (ᾱ_t/σ̄_t) net(g h, t)/g with x = y/α_{t+1}, C_t = ᾱ_t² Σ + σ̄_t² I,
+h = C_t^(−½) Σ^½ (x − ᾱ_t μ) and a gain g that sets the input's scale. The first term is exact where the data are
+Gaussian of mean μ and covariance Σ; the network carries the rest, with an input of the data's covariance at every level
+and an output of order one (the preconditioning of Karras et al. 2022, for an energy and with the full covariance).
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
 from typing import Self
 
@@ -42,6 +43,8 @@ class EnergyModel(nn.Module):
     """(T,) w_t of the contrastive loss, which brings energies back to the network's output scale"""
     data_mean: Tensor
     data_std: Tensor
+    bounded: Tensor
+    """whether the data live in [−1, 1] (images)"""
 
     def __init__(self, config: TrainConfig, event_shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -54,6 +57,7 @@ class EnergyModel(nn.Module):
         self.register_buffer("loss_weight", loss_weight.float())
         self.register_buffer("data_mean", torch.zeros(()))
         self.register_buffer("data_std", torch.ones(()))
+        self.register_buffer("bounded", torch.zeros((), dtype=torch.bool))
         self.base = GaussianBase(self.schedule, event_shape) if config.energy == "gaussian" else None
 
     @property
@@ -65,6 +69,7 @@ class EnergyModel(nn.Module):
         """Take the data's units, and the Gaussian base's mean and covariance, from the training events."""
         self.data_mean = dataset.mean.to(self.step_size).clone()
         self.data_std = dataset.std.to(self.step_size).clone()
+        self.bounded.fill_(dataset.bin_width is not None)
         if self.base is not None:
             self.base.fit(dataset.train)
 
@@ -88,8 +93,9 @@ class EnergyModel(nn.Module):
         return recovery_energy(lambda y: self.energy(y, level), x_next, precision)
 
     def in_data_units(self, x: Tensor) -> Tensor:
-        """Undo the dataset's scaling (images: unchanged)."""
-        return x * self.data_std + self.data_mean
+        """Undo the dataset's scaling; images are clipped to their range."""
+        x = x * self.data_std + self.data_mean
+        return x.clamp(-1, 1) if self.bounded else x
 
     def frozen(self) -> contextlib.AbstractContextManager[None]:
         """Fix the network's weights while a chain runs; see `model.networks.frozen`."""
@@ -153,10 +159,23 @@ class GaussianBase(nn.Module):
         centred = self._rotate(x.flatten(1) - alpha_bar * self.mean)
         energy = (centred**2 / variance).sum(1) / 2
         gain = _INPUT_STD / self.variance.mean().sqrt()
-        features = gain * centred * (self.variance / variance).sqrt()
+        features = gain * (self.variance / variance).sqrt() * centred
         if self.rotation is not None:
             features = features @ self.rotation.T
-        return energy, features.reshape(x.shape), (alpha_bar / sigma_bar)[:, 0]
+        return energy, features.reshape(x.shape), (alpha_bar / sigma_bar)[:, 0] / gain
+
+    def log_z(self, t: int) -> float:
+        """log of the normalizer of the base energy at level t, in the coordinates of x_t."""
+        _, _, variance = self._moments(torch.tensor([t], device=self.variance.device))
+        return float((2 * math.pi * variance.double()).log().sum()) / 2
+
+    def sample(self, level: Tensor, noise: Tensor) -> Tensor:
+        """Exact samples of the base at `level` (B,), from standard normals (B, *event)."""
+        alpha_bar, _, variance = self._moments(level)
+        centred = variance.sqrt() * noise.flatten(1)
+        if self.rotation is not None:
+            centred = centred @ self.rotation.T
+        return (centred + alpha_bar * self.mean).reshape(noise.shape)
 
     def whiten(self, residual: Tensor, level: Tensor) -> Tensor:
         """σ̄_t ∇E − ε (B, *event) -> (B, D), in units of what the network contributes along each eigenvector: with

@@ -22,20 +22,30 @@ from model.errors import ConfigError
 BUILT_IN_DATASETS = ("digits", "eight_gaussians", "two_moons", "checkerboard", "rings")
 
 _DIGITS = TrainConfig(
-    schedule=ScheduleConfig(kind="log_snr", num_levels=20, log_snr_max=5.0, log_snr_min=-6.0),
+    schedule=ScheduleConfig(kind="log_snr", num_levels=14, log_snr_max=5.5, log_snr_min=-4.0),
     network=NetworkConfig(
-        kind="resnet", width=16, multipliers=(1, 2, 4), num_blocks=1, activation="silu", spectral_norm=False
+        kind="resnet",
+        width=16,
+        multipliers=(1, 2),
+        num_blocks=1,
+        activation="silu",
+        spectral_norm=False,
+        coordinates=True,
+        head_width=128,
     ),
     energy="gaussian",
     chain=ChainConfig(kernel="mala", start="predictor", num_steps=6, step_size=0.7**0.5),
-    sampling=SamplingConfig(num_steps=10, denoise=True),
+    sampling=SamplingConfig(num_steps=20, denoise=True),
     optimizer=OptimizerConfig(
-        learning_rate=1e-4, beta2=0.99, warmup_steps=100, cosine_decay=True, max_gradient_norm=1.0, ema_decay=0.998
+        learning_rate=5e-5, beta2=0.99, warmup_steps=100, cosine_decay=True, max_gradient_norm=1.0, ema_decay=0.998
     ),
-    score_matching=ScoreMatchingConfig(steps=4000, batch_size=96, form="marginal", learning_rate=2e-3),
+    score_matching=ScoreMatchingConfig(
+        steps=4500, batch_size=64, form="marginal", learning_rate=2e-3, recovery_weight=1.0
+    ),
     dataset="digits",
-    steps=4400,
+    steps=4900,
     batch_size=128,
+    affine_jitter=0.1,
     sample_every=1000,
     checkpoint_every=1000,
 )
@@ -45,6 +55,7 @@ _PLANAR = replace(
     network=NetworkConfig(kind="mlp", width=128, num_blocks=3, activation="silu", spectral_norm=False),
     schedule=ScheduleConfig(kind="log_snr", num_levels=20, log_snr_max=8.0, log_snr_min=-8.0),
     score_matching=ScoreMatchingConfig(steps=4000, batch_size=1024, form="marginal", learning_rate=2e-3),
+    affine_jitter=0.0,
     dataset="eight_gaussians",
     batch_size=512,
     num_preview_samples=256,

@@ -20,13 +20,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from model.checkpoint import Snapshot, copy_tensors, load_weights
 from model.config import TrainConfig
 from model.data import Dataset
 from model.energy_model import EnergyModel
-from model.errors import CheckpointError, DivergenceError
+from model.errors import CheckpointError, DivergenceError, ShapeError
 from model.events import CheckpointEvent, DoneEvent, PerLevel, Phase, SampleEvent, StepEvent, TrainEvent
 from model.mcmc import adapt_step_size
 from model.networks import iterate_power
@@ -135,6 +136,10 @@ def train(
     Events come in order of steps: StepEvent every `log_every`, SampleEvent every `sample_every`, CheckpointEvent every
     `checkpoint_every` and at the end, DoneEvent last. Raises DivergenceError, CheckpointError, ShapeError.
     """
+    if (config.horizontal_flips or config.affine_jitter > 0) and len(dataset.event_shape) != 3:
+        raise ShapeError(
+            f"horizontal_flips and affine_jitter move images, but the data have shape {dataset.event_shape}; turn them off"
+        )
     state = resume(snapshot, config, device) if snapshot else start(config, dataset, device)
     events = dataset.train.to(device)
     meter = _Meter(state.model.num_levels, device)
@@ -177,8 +182,8 @@ def _train_step(state: TrainState, events: Tensor, meter: _Meter) -> None:
             loss = loss + weight * _score_matching_loss(state.model, x_data[some], level[some], noise)
     learning_rate = _learning_rate(config, state.step)
     gradient_norm = _descend_gradient(state, loss, learning_rate)
-    state.step += 1
     _update_average(state)
+    state.step += 1
     meter.add(loss=loss.item(), gradient_norm=gradient_norm, learning_rate=learning_rate)
     _check(loss.item(), gradient_norm, state.step)
 
@@ -233,8 +238,9 @@ def _descend_gradient(state: TrainState, loss: Tensor, learning_rate: float) -> 
 
 @torch.no_grad()
 def _update_average(state: TrainState) -> None:
-    """EMA of the parameters, with a shorter memory in the first steps; buffers are copied."""
-    decay = min(state.config.optimizer.ema_decay, (1 + state.step) / (10 + state.step))
+    """EMA of the parameters, with a memory shorter than the phase's steps so far; buffers are copied."""
+    index = _phase_index(state.config, state.step)
+    decay = min(state.config.optimizer.ema_decay, (1 + index) / (10 + index))
     torch._foreach_lerp_(list(state.ema.parameters()), list(state.model.parameters()), 1 - decay)
     for averaged, buffer in zip(state.ema.buffers(), state.model.buffers(), strict=True):
         averaged.copy_(buffer)
@@ -269,10 +275,23 @@ def _epoch_order(seed: int, epoch: int, count: int) -> Tensor:
 
 
 def _augment(x_data: Tensor, config: TrainConfig, noise: SharedNoise) -> Tensor:
-    if not config.horizontal_flips:
-        return x_data
-    flip = noise.uniform(x_data.new_empty(len(x_data))) < 0.5
-    return torch.where(expand(flip, flip[:, None, None, None].expand_as(x_data)), x_data.flip(-1), x_data)
+    if config.horizontal_flips:
+        flip = noise.uniform(x_data.new_empty(len(x_data))) < 0.5
+        x_data = torch.where(flip.reshape(-1, *[1] * (x_data.dim() - 1)), x_data.flip(-1), x_data)
+    return _jitter(x_data, config.affine_jitter, noise) if config.affine_jitter > 0 else x_data
+
+
+def _jitter(x_data: Tensor, pixels: float, noise: SharedNoise) -> Tensor:
+    """Random affine maps of images (B, C, H, W): see `TrainConfig.affine_jitter`."""
+    count, _, height, width = x_data.shape
+    uniform = 2 * noise.uniform(x_data.new_empty(6, count)) - 1
+    angle, (shear, stretch_x, stretch_y) = 0.3 * pixels * uniform[0], 0.2 * pixels * uniform[1:4]
+    shift_x, shift_y = 2 * pixels / width * uniform[4], 2 * pixels / height * uniform[5]  # grids span two units
+    first = torch.stack([(1 + stretch_x) * angle.cos(), shear - angle.sin(), shift_x], dim=1)
+    second = torch.stack([angle.sin(), (1 + stretch_y) * angle.cos(), shift_y], dim=1)
+    grid = F.affine_grid(torch.stack([first, second], dim=1), list(x_data.shape), align_corners=False)
+    moved = F.grid_sample(x_data, grid, mode="bicubic", padding_mode="border", align_corners=False)
+    return moved.clamp(-1, 1)
 
 
 def _stratified_levels(num_levels: int, x_data: Tensor, noise: SharedNoise) -> Tensor:
@@ -285,14 +304,19 @@ def _stratified_levels(num_levels: int, x_data: Tensor, noise: SharedNoise) -> T
 
 def _learning_rate(config: TrainConfig, step: int) -> float:
     """Linear warm-up, then constant or cosine to zero, in each phase anew."""
-    matching = config.score_matching
+    matching, index = config.score_matching, _phase_index(config, step)
     if step < matching.steps:
-        peak, index, count = matching.learning_rate, step, matching.steps
+        peak, count = matching.learning_rate, matching.steps
     else:
-        peak, index, count = config.optimizer.learning_rate, step - matching.steps, config.steps - matching.steps
+        peak, count = config.optimizer.learning_rate, config.steps - matching.steps
     warmup = min(1.0, (index + 1) / max(1, config.optimizer.warmup_steps))
     decay = (1 + math.cos(math.pi * index / count)) / 2 if config.optimizer.cosine_decay else 1.0
     return peak * warmup * decay
+
+
+def _phase_index(config: TrainConfig, step: int) -> int:
+    """How many steps of its own phase came before `step`."""
+    return step if step < config.score_matching.steps else step - config.score_matching.steps
 
 
 def _mean_by_level(values: Tensor, level: Tensor, num_levels: int) -> tuple[Tensor, Tensor]:

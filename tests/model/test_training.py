@@ -25,7 +25,8 @@ from model.energy import MixtureEnergy, energy_and_score
 from model.energy_model import EnergyModel
 from model.errors import DivergenceError
 from model.events import CheckpointEvent, DoneEvent, SampleEvent, StepEvent, TrainEvent
-from model.training import start, train
+from model.noise import SharedNoise
+from model.training import _jitter, start, train
 
 _PAPER = TrainConfig(
     network=NetworkConfig(width=8, multipliers=(1, 2), num_blocks=1),
@@ -39,6 +40,7 @@ _PAPER = TrainConfig(
     checkpoint_every=4,
     num_preview_samples=3,
     horizontal_flips=True,
+    affine_jitter=0.3,
 )
 _ADJUSTED = replace(
     _PAPER,
@@ -187,3 +189,14 @@ def test_recovery_likelihood_alone_learns_the_energy_of_every_level(tmp_path: Pa
     after = _fisher_error(load_model(tmp_path))
     for error, base_error in zip(after, before, strict=True):
         assert error < max(base_error / 2, 0.003)
+
+
+def test_jitter_moves_images_by_the_pixels_asked_for() -> None:
+    """The centre of mass of a blob moves by at most the shift, and does move; half a pixel is half a pixel."""
+    axis = torch.arange(16.0) - 7.5
+    blob = 2 * torch.exp(-(axis[:, None] ** 2 + axis**2) / 8) - 1
+    images = blob.expand(200, 1, 16, 16)
+    moved = _jitter(images, 0.5, SharedNoise(torch.Generator().manual_seed(0)))[:, 0] + 1
+    centre = (moved * axis).sum((1, 2)) / moved.sum((1, 2))
+    assert 0.4 < float(centre.abs().max()) < 0.6
+    assert float(moved.max()) <= 2

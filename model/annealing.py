@@ -1,0 +1,232 @@
+"""log Z by annealed importance sampling, from both sides.
+
+Source: Neal 2001 (annealed importance sampling), Grosse, Ghahramani & Adams 2015 (bidirectional Monte Carlo). Weights
+are float64, log Z in nats.
+
+A path of energies runs from a closed form of known normalizer to the target; neighbours are joined by geometric
+bridges (1 − β) U + β V, β the inverse temperature. The mean weight of chains that walk it is unbiased for Z, so its
+logarithm is a stochastic LOWER bound. Walked backwards from exact samples of the target, it bounds log Z from ABOVE;
+from the end of long chains the upper side is only as good as those chains.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from model.energy import EnergyFn
+from model.mcmc import adapt_step_size, init, mala_step
+from model.noise import NoiseSource
+
+
+@dataclass(frozen=True)
+class AnnealingPath:
+    """Energies from a closed-form start to the one whose normalizer is wanted."""
+
+    energies: Sequence[EnergyFn]
+    """the start first, the target last"""
+    log_z_start: float
+    sample_start: Callable[[int, NoiseSource], Tensor]
+    """count -> exact samples (count, *event) of the start"""
+    step_sizes: Tensor
+    """(len(energies),) MALA step for each energy; tuned by `tune`"""
+
+
+@dataclass(frozen=True)
+class Walk:
+    """Chains walked along a path."""
+
+    log_weights: Tensor
+    """(N,) float64; their mean exponential estimates Z_end/Z_begin"""
+    position: Tensor
+    """(N, *event) where the chains ended"""
+    acceptance_rate: float
+
+    @property
+    def log_mean_weight(self) -> float:
+        """log of the mean weight, nats."""
+        return float(torch.logsumexp(self.log_weights, 0)) - math.log(len(self.log_weights))
+
+    @property
+    def std_error(self) -> float:
+        """Standard error of `log_mean_weight` (delta method)."""
+        relative = (self.log_weights - self.log_weights.max()).exp()
+        return float(relative.std() / relative.mean()) / math.sqrt(len(relative))
+
+    @property
+    def effective_sample_size(self) -> float:
+        """(Σ w)²/Σ w² (Kong 1992)."""
+        return math.exp(
+            2 * float(torch.logsumexp(self.log_weights, 0)) - float(torch.logsumexp(2 * self.log_weights, 0))
+        )
+
+
+@dataclass(frozen=True)
+class LogZ:
+    """log Z from both sides, nats: in expectation lower ≤ log Z, and log Z ≤ upper if the backward start is exact."""
+
+    lower: float
+    upper: float
+    lower_std_error: float
+    upper_std_error: float
+    lower_effective_sample_size: float
+    upper_effective_sample_size: float
+    acceptance_rate: float
+    num_chains: int
+    num_bridges: int
+    """temperatures between neighbouring energies of the path"""
+    upper_start: Literal["exact", "chain"]
+    """what the backward walk started from"""
+
+    @property
+    def estimate(self) -> float:
+        """Midway between the sides."""
+        return (self.lower + self.upper) / 2
+
+    @property
+    def std_error(self) -> float:
+        """Half the gap of the sides and their own errors, in quadrature."""
+        own = (self.lower_std_error**2 + self.upper_std_error**2) / 4
+        return math.sqrt(((self.upper - self.lower) / 2) ** 2 + own)
+
+
+class _Walker:
+    """Chains on the bridges of a path: one place for both directions, so that they mirror each other."""
+
+    def __init__(self, path: AnnealingPath, position: Tensor, noise: NoiseSource, *, num_bridges: int) -> None:
+        self._path, self._noise, self._num_bridges = path, noise, num_bridges
+        self.position = position
+        self.log_weights = torch.zeros(len(position), dtype=torch.float64, device=position.device)
+        self._acceptance, self._moves = 0.0, 0
+
+    def weigh(self, index: int, sign: int) -> None:
+        """One temperature further between energies `index` and `index + 1`: ± (U − V)/num_bridges."""
+        start, end = self._path.energies[index : index + 2]
+        with torch.no_grad():
+            difference = start(self.position).double() - end(self.position).double()
+        self.log_weights += sign * difference / self._num_bridges
+
+    def move(self, index: int, bridge: int) -> None:
+        """One MALA step at β = bridge/num_bridges between energies `index` and `index + 1`."""
+        start, end = self._path.energies[index : index + 2]
+        beta = bridge / self._num_bridges
+        steps = self._path.step_sizes
+        step_size = (steps[index] ** (1 - beta) * steps[index + 1] ** beta).expand(len(self.position))
+        target = _bridge(start, end, beta)
+        state, info = mala_step(init(self.position, target), target, step_size, self._noise)
+        self.position = state.position
+        self._acceptance += float(info.acceptance_probability.mean())
+        self._moves += 1
+
+    def walk(self) -> Walk:
+        """What was walked."""
+        return Walk(self.log_weights, self.position, self._acceptance / max(1, self._moves))
+
+
+def _bridge(start: EnergyFn, end: EnergyFn, beta: float) -> EnergyFn:
+    """(1 − β) U + β V; the end itself at β = 1, which saves half the evaluation."""
+    if beta == 1:
+        return end
+
+    def energy(x: Tensor) -> Tensor:
+        return (1 - beta) * start(x) + beta * end(x)
+
+    return energy
+
+
+def anneal(path: AnnealingPath, count: int, noise: NoiseSource, *, num_bridges: int) -> Walk:
+    """`count` chains from exact samples of the start to the target: weigh, then move; E[w] = Z/Z_start."""
+    walker = _Walker(path, path.sample_start(count, noise), noise, num_bridges=num_bridges)
+    for index in range(len(path.energies) - 1):
+        for bridge in range(1, num_bridges + 1):
+            walker.weigh(index, +1)
+            walker.move(index, bridge)
+    return walker.walk()
+
+
+def anneal_backwards(path: AnnealingPath, position: Tensor, noise: NoiseSource, *, num_bridges: int) -> Walk:
+    """Chains from samples of the target (N, *event) to the start, `anneal` reversed: move, then weigh;
+    E[w] = Z_start/Z if the samples are exact."""
+    walker = _Walker(path, position, noise, num_bridges=num_bridges)
+    for index in range(len(path.energies) - 2, -1, -1):
+        for bridge in range(num_bridges, 0, -1):
+            walker.move(index, bridge)
+            walker.weigh(index, -1)
+    return walker.walk()
+
+
+def tune(
+    path: AnnealingPath, count: int, noise: NoiseSource, *, target: float = 0.7, num_steps: int = 15
+) -> AnnealingPath:
+    """The path with every energy's step adapted to an acceptance rate, by one pilot walk whose weights are not used."""
+    position, step_sizes = path.sample_start(count, noise), path.step_sizes.clone()
+    for index, energy in enumerate(path.energies):
+        state = init(position, energy)
+        for step in range(num_steps):
+            step_size = step_sizes[index].expand(count)
+            state, info = mala_step(state, energy, step_size, noise)
+            rate = 2.0 / (1 + step / 4)  # coarse first, then finer (Robbins & Monro 1951)
+            step_sizes[index] = adapt_step_size(
+                step_sizes[index], info.acceptance_probability.mean(), target=target, rate=rate
+            )
+        position = state.position
+        if index + 1 < len(step_sizes):
+            step_sizes[index + 1] = torch.minimum(step_sizes[index + 1], 2 * step_sizes[index])
+    return replace(path, step_sizes=step_sizes)
+
+
+def bound_log_z(
+    path: AnnealingPath,
+    noise: NoiseSource,
+    *,
+    num_chains: int,
+    tolerance: float,
+    max_bridges: int,
+    sample_target: Callable[[int, NoiseSource], Tensor] | None = None,
+    stop_fn: Callable[[], bool] = lambda: False,
+) -> Iterator[LogZ]:
+    """Both sides with more and more bridges, until they meet within `tolerance` nats or `max_bridges` is reached.
+
+    Yields every round; the last is the answer. Without `sample_target` the backward walk starts where the forward
+    chains ended, resampled by weight and moved on.
+    """
+    path, num_bridges = tune(path, num_chains, noise), 1
+    while True:
+        forward = anneal(path, num_chains, noise, num_bridges=num_bridges)
+        ends = resample(path, forward, noise) if sample_target is None else sample_target(num_chains, noise)
+        backward = anneal_backwards(path, ends, noise, num_bridges=num_bridges)
+        log_z = LogZ(
+            lower=path.log_z_start + forward.log_mean_weight,
+            upper=path.log_z_start - backward.log_mean_weight,
+            lower_std_error=forward.std_error,
+            upper_std_error=backward.std_error,
+            lower_effective_sample_size=forward.effective_sample_size,
+            upper_effective_sample_size=backward.effective_sample_size,
+            acceptance_rate=(forward.acceptance_rate + backward.acceptance_rate) / 2,
+            num_chains=num_chains,
+            num_bridges=num_bridges,
+            upper_start="chain" if sample_target is None else "exact",
+        )
+        yield log_z
+        if log_z.std_error <= tolerance or num_bridges >= max_bridges or stop_fn():
+            return
+        num_bridges = min(2 * num_bridges, max_bridges)
+
+
+def resample(path: AnnealingPath, walk: Walk, noise: NoiseSource, *, num_steps: int = 50) -> Tensor:
+    """Positions drawn by weight from the end of a walk (systematic resampling), then moved on under the target."""
+    count = len(walk.position)
+    weights = torch.softmax(walk.log_weights, 0).cumsum(0)
+    offset = noise.uniform(weights[:1])
+    places = (torch.arange(count, device=weights.device) + offset) / count
+    chosen = torch.searchsorted(weights, places.to(weights)).clamp(max=count - 1)
+    target, step_size = path.energies[-1], path.step_sizes[-1].expand(count)
+    state = init(walk.position[chosen], target)
+    for _ in range(num_steps):
+        state, _ = mala_step(state, target, step_size, noise)
+    return state.position
