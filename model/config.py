@@ -201,7 +201,7 @@ class TrainConfig:
     seed: int = 0
     horizontal_flips: bool = False
     affine_jitter: float = 0.0
-    """Largest random shift of training images, in pixels; turned by up to 0.3 rad and stretched by 0.2 a pixel of it."""
+    """Largest random shift of training images, in pixels; turns and stretches go with it (`_jitter`)."""
     log_every: int = 20
     sample_every: int = 1000
     checkpoint_every: int = 1000

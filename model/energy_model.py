@@ -65,13 +65,13 @@ class EnergyModel(nn.Module):
         """T."""
         return self.schedule.num_levels
 
-    def fit_scales(self, dataset: Dataset) -> None:
-        """Take the data's units, and the Gaussian base's mean and covariance, from the training events."""
+    def fit_scales(self, dataset: Dataset, events: Tensor) -> None:
+        """Take the data's units from `dataset`, and the base's mean and covariance from `events` (N, *event)."""
         self.data_mean = dataset.mean.to(self.step_size).clone()
         self.data_std = dataset.std.to(self.step_size).clone()
         self.bounded.fill_(dataset.bin_width is not None)
         if self.base is not None:
-            self.base.fit(dataset.train)
+            self.base.fit(events)
 
     def net_output(self, y: Tensor, level: Tensor) -> Tensor:
         """The network's bare output at y (B, *event), level (B,): (B,)."""

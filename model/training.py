@@ -44,6 +44,8 @@ from model.schedule import expand
 _INIT_STREAM, _STEP_STREAM, _ORDER_STREAM, _PREVIEW_STREAM = range(4)
 _MAX_LOSS = 1e4
 """On the network's output scale, where a healthy run stays within a few units; DRL's release gives up at −1e6."""
+_MOMENT_EVENTS = 10_000
+"""Training events, as augmented, whose mean and covariance the Gaussian base takes."""
 _EMA_POWER_ITERATIONS = 20  # bring the singular vectors of averaged weights to convergence before they are used
 
 
@@ -87,7 +89,10 @@ def start(config: TrainConfig, dataset: Dataset, device: str = "cpu") -> TrainSt
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, _INIT_STREAM))
         model = EnergyModel(config, dataset.event_shape)
-    model.fit_scales(dataset)
+    noise = SharedNoise(make_generator(config.seed, _INIT_STREAM))
+    some = dataset.train[:_MOMENT_EVENTS]
+    rounds = max(1, _MOMENT_EVENTS // len(some)) if config.affine_jitter > 0 or config.horizontal_flips else 1
+    model.fit_scales(dataset, torch.cat([_augment(some, config, noise) for _ in range(rounds)]))
     model.to(device)
     return TrainState(config, model, copy.deepcopy(model).requires_grad_(False), _make_optimizer(config, model))
 
@@ -138,7 +143,7 @@ def train(
     """
     if (config.horizontal_flips or config.affine_jitter > 0) and len(dataset.event_shape) != 3:
         raise ShapeError(
-            f"horizontal_flips and affine_jitter move images, but the data have shape {dataset.event_shape}; turn them off"
+            f"horizontal_flips and affine_jitter are for images, but the data have shape {dataset.event_shape}"
         )
     state = resume(snapshot, config, device) if snapshot else start(config, dataset, device)
     events = dataset.train.to(device)
@@ -282,7 +287,8 @@ def _augment(x_data: Tensor, config: TrainConfig, noise: SharedNoise) -> Tensor:
 
 
 def _jitter(x_data: Tensor, pixels: float, noise: SharedNoise) -> Tensor:
-    """Random affine maps of images (B, C, H, W): see `TrainConfig.affine_jitter`."""
+    """Random affine maps of images (B, C, H, W): shifts up to `pixels`, turns of up to 0.3 rad and stretches and shears
+    of up to 0.2 for each of them."""
     count, _, height, width = x_data.shape
     uniform = 2 * noise.uniform(x_data.new_empty(6, count)) - 1
     angle, (shear, stretch_x, stretch_y) = 0.3 * pixels * uniform[0], 0.2 * pixels * uniform[1:4]

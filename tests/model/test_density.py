@@ -1,0 +1,143 @@
+"""log p of data: exact where the model is exactly Gaussian, and both estimates agree with quadrature elsewhere."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from model.annealing import anneal, bound_log_z
+from model.config import ChainConfig, NetworkConfig, ScheduleConfig, TrainConfig
+from model.density import annealing_path, bits_per_dim, level_energy, log_density, path_log_density
+from model.energy import MixtureEnergy
+from model.energy_model import EnergyModel
+from model.noise import SharedNoise
+
+_DATA = MixtureEnergy(
+    torch.tensor([[-0.8, 0.0], [0.9, 0.4]], dtype=torch.float64),
+    torch.tensor([0.4, 0.3], dtype=torch.float64),
+    torch.tensor([0.4, 0.6], dtype=torch.float64),
+)
+_CONFIG = TrainConfig(
+    schedule=ScheduleConfig(kind="log_snr", num_levels=10, log_snr_max=6.0, log_snr_min=-6.0),
+    network=NetworkConfig(kind="mlp", width=8, num_blocks=1, activation="silu", spectral_norm=False),
+    energy="gaussian",
+    chain=ChainConfig(kernel="mala", num_steps=1, step_size=0.8),
+)
+
+
+def _noise(seed: int) -> SharedNoise:
+    return SharedNoise(torch.Generator().manual_seed(seed))
+
+
+class _Exact(EnergyModel):
+    """The exact energies of `_DATA` at every level, plus a constant that log Z has to find."""
+
+    offset = 2.5
+
+    def energy(self, y: Tensor, level: Tensor) -> Tensor:
+        values = torch.empty(len(y), dtype=torch.float64)
+        for t in range(self.num_levels):
+            scale = float(self.schedule.scale[t])
+            chosen = level == t
+            exact = _DATA.diffused(scale * float(self.schedule.alpha_bar[t]), scale * float(self.schedule.sigma_bar[t]))
+            values[chosen] = exact(y[chosen].double())
+        return values + self.offset
+
+
+@pytest.fixture
+def model() -> EnergyModel:
+    exact = _Exact(_CONFIG, (2,))
+    assert exact.base is not None
+    exact.base.fit(_DATA.sample(20_000, torch.Generator().manual_seed(0)))
+    return exact
+
+
+def _true_log_density(model: EnergyModel, x_data: Tensor) -> Tensor:
+    blur = float(model.schedule.sigma_bar[0] / model.schedule.alpha_bar[0])
+    return -_DATA.diffused(1.0, blur)(x_data.double())
+
+
+def _log_z(model: EnergyModel) -> float:
+    """Exact log Z_0 in the coordinates of x_0: the density is normalized in y, and y = α_1 x."""
+    return -_Exact.offset - 2 * math.log(float(model.schedule.scale[0]))
+
+
+def test_annealing_through_the_levels_finds_log_z(model: EnergyModel) -> None:
+    *_, log_z = bound_log_z(annealing_path(model), _noise(1), num_chains=1500, tolerance=0.03, max_bridges=8)
+    assert abs(log_z.lower - _log_z(model)) < 4 * log_z.lower_std_error + 0.01
+    assert abs(log_z.upper - _log_z(model)) < 4 * log_z.upper_std_error + 0.01
+    assert log_z.std_error < 0.05
+
+
+def test_a_schedule_index_off_by_one_is_seen_in_the_energies(model: EnergyModel) -> None:
+    """e_t is normalized over x_t up to the constant and the scale: quadrature at every level."""
+    axis = torch.linspace(-6, 6, 481)
+    grid = torch.cartesian_prod(axis, axis)
+    for t in range(model.num_levels):
+        mass = float(torch.exp(-level_energy(model, t)(grid)).sum()) * 0.025**2
+        expected = math.exp(-_Exact.offset) / float(model.schedule.scale[t]) ** 2
+        assert mass == pytest.approx(expected, rel=1e-2)
+
+
+def test_log_density_is_that_of_the_blurred_data_in_their_own_units(model: EnergyModel) -> None:
+    x_data = _DATA.sample(500, torch.Generator().manual_seed(2)).float()
+    torch.testing.assert_close(
+        log_density(model, x_data, _log_z(model)), _true_log_density(model, x_data), atol=1e-4, rtol=1e-5
+    )
+    model.data_mean, model.data_std = torch.tensor([3.0, -1.0]), torch.tensor([2.0, 0.5])
+    moved = x_data * model.data_std + model.data_mean  # |dx| = 2 · 0.5 = 1 by coordinate scale, so check another
+    torch.testing.assert_close(
+        log_density(model, moved, _log_z(model)), _true_log_density(model, x_data), atol=1e-4, rtol=1e-5
+    )
+    model.data_std = torch.tensor([2.0, 2.0])
+    moved = x_data * model.data_std + model.data_mean
+    torch.testing.assert_close(
+        log_density(model, moved, _log_z(model)),
+        _true_log_density(model, x_data) - math.log(4),
+        atol=1e-4,
+        rtol=1e-5,
+    )
+
+
+def test_the_path_estimate_agrees_without_log_z(model: EnergyModel) -> None:
+    x_data = _DATA.sample(300, torch.Generator().manual_seed(3)).float()
+    estimate = path_log_density(model, x_data, _noise(4), num_paths=4, num_inner=128)
+    truth = _true_log_density(model, x_data)
+    difference = estimate.log_density - truth
+    assert abs(float(difference.mean())) < 0.05
+    assert float(estimate.spread.mean()) < 0.5
+
+
+class _Silent(nn.Module):
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        return 0 * x.flatten(1).sum(1) + 0 * level
+
+
+def test_the_base_is_normalized_and_sampled_exactly() -> None:
+    model = EnergyModel(_CONFIG, (1, 2, 2))
+    model.network = _Silent()  # type: ignore[assignment]
+    events = torch.randn(4000, 4, generator=torch.Generator().manual_seed(0)) @ torch.randn(
+        4, 4, generator=torch.Generator().manual_seed(1)
+    )
+    assert model.base is not None
+    model.base.fit(events.reshape(-1, 1, 2, 2))
+    path = annealing_path(model)
+    walk = anneal(path, 3000, _noise(5), num_bridges=4)
+    exact = model.base.log_z(0)
+    assert abs(path.log_z_start + walk.log_mean_weight - exact) < 4 * walk.std_error + 0.02
+    top = model.num_levels - 1
+    sample = path.sample_start(50_000, _noise(6)).flatten(1).double()
+    alpha_bar, sigma_bar = float(model.schedule.alpha_bar[top]), float(model.schedule.sigma_bar[top])
+    covariance = alpha_bar**2 * torch.cov(events.double().T) + sigma_bar**2 * torch.eye(4)
+    torch.testing.assert_close(torch.cov(sample.T), covariance, atol=0.03, rtol=0.03)
+
+
+def test_bits_per_dim_of_eight_bit_data_is_the_usual_formula() -> None:
+    """−log p/(D ln 2) + log2(127.5) for pixels scaled to [−1, 1]."""
+    value = bits_per_dim(torch.tensor([-100.0], dtype=torch.float64), 64, 1 / 127.5)
+    assert float(value) == pytest.approx(100 / (64 * math.log(2)) + math.log2(127.5))
+    uniform = torch.tensor([-64 * math.log(2.0)], dtype=torch.float64)  # uniform on [−1, 1]^64: 8 bits a pixel, less ε
+    assert float(bits_per_dim(uniform, 64, 2 / 256)) == pytest.approx(8)
