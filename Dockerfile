@@ -20,6 +20,5 @@ CMD ["uvicorn", "service.app:app", "--host", "0.0.0.0", "--port", "8000"]
 FROM base AS worker
 RUN pip install --constraint constraints.txt '.[worker]'
 USER recovery
-ENV REMAP_SIGTERM=SIGQUIT
 # A trainer; a sampler runs the same image with `-Q sample --pool threads -c 4`.
-CMD ["celery", "-A", "worker.app", "worker", "-Q", "train", "-c", "1"]
+CMD ["celery", "-A", "worker.app", "worker", "--without-mingle", "--without-gossip", "-Q", "train", "-c", "1"]

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.servers import wait_until
+from tests.worker.conftest import make_job
+from worker.artifacts import Artifacts
+from worker.broker import make_app, wake
+from worker.jobs import JobKind, JobStatus
+from worker.messages import TRAIN_QUEUE
+from worker.reaper import LOCK_KEY, Reaper
+from worker.records import RecordStore
+from worker.settings import Settings
+
+
+class Woken(list[str]):
+    """Job ids that were woken."""
+
+    def __call__(self, kind: JobKind, job_id: str) -> None:
+        assert kind is JobKind.train
+        self.append(job_id)
+
+
+@pytest.fixture
+def woken() -> Woken:
+    return Woken()
+
+
+@pytest.fixture
+def reaper(store: RecordStore, woken: Woken) -> Reaper:
+    # The test server has just started; only a store whose leases outlive it would wait.
+    wait_until(lambda: store.redis.info("server")["uptime_in_seconds"] > store.settings.lease_s, 5, "uptime")
+    store.restore_from_s3()
+    return Reaper(store, name="test", queues={JobKind.train: TRAIN_QUEUE}, wake_fn=woken)
+
+
+def test_a_job_whose_lease_ran_out_is_queued_and_woken_and_a_live_one_left_alone(
+    reaper: Reaper, store: RecordStore, woken: Woken
+) -> None:
+    lost, _ = make_job(store, JobStatus.running)
+    alive, _ = make_job(store, JobStatus.running)
+    store.redis.delete(f"lease:{lost.id}")
+    reaper.sweep()
+    assert woken == [lost.id]
+    after = store.get(lost.id)
+    assert (after.status, after.attempt) == (JobStatus.queued, 2)
+    assert "no sign of life" in (after.error or "")
+    assert store.get(alive.id).status is JobStatus.running
+
+
+def test_after_a_restart_of_redis_holders_get_time_to_come_back(store: RecordStore, woken: Woken) -> None:
+    record, _ = make_job(store, JobStatus.running)
+    store.redis.delete(f"lease:{record.id}")
+    old = RecordStore(store.redis, store.artifacts, store.settings.model_copy(update={"lease_s": 1e6}))
+    Reaper(old, name="test", queues={}, wake_fn=woken).sweep()
+    assert store.get(record.id).status is JobStatus.running
+
+
+def test_a_waiting_job_without_a_message_gets_a_new_one_once(
+    store: RecordStore, settings: Settings, reaper: Reaper, woken: Woken, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent, _ = make_job(store, JobStatus.queued)
+    heard, _ = make_job(store, JobStatus.queued)
+    with make_app(settings) as app:
+        wake(app, JobKind.train, heard.id)
+    reaper.sweep()
+    assert woken == []  # it may be on its way
+    start = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: start + settings.lease_s + 1)
+    reaper.sweep()
+    reaper.sweep()
+    assert woken == [silent.id]
+
+
+def test_a_wiped_redis_is_refilled(store: RecordStore, reaper: Reaper) -> None:
+    record, _ = make_job(store, JobStatus.queued)
+    store.redis.flushall()
+    reaper.sweep()
+    assert store.get(record.id).status is JobStatus.queued
+    assert store.queue_position(record) == 1
+
+
+def test_copies_that_storage_did_not_take_are_delivered_later(
+    store: RecordStore, reaper: Reaper, settings: Settings
+) -> None:
+    record, lease = make_job(store, JobStatus.running)
+    assert lease is not None
+    away = settings.model_copy(update={"s3_endpoint_url": "http://127.0.0.1:9"})
+    RecordStore(store.redis, Artifacts.connect(away), away).fail(lease, "why")
+    reaper.sweep()
+    reaper.sweep()
+    assert store.unsaved_ids() == []
+    store.redis.flushall()
+    store.restore_from_s3()
+    assert store.get(record.id).error == "why"
+
+
+def test_one_reaper_sweeps_and_another_takes_over(store: RecordStore, reaper: Reaper, woken: Woken) -> None:
+    second = Reaper(store, name="second", queues={}, wake_fn=woken)
+    reaper.start()
+    wait_until(lambda: store.redis.get(LOCK_KEY) == b"test", 3, "the first sweep")
+    second.start()
+    time.sleep(0.7)
+    assert store.redis.get(LOCK_KEY) == b"test"
+    reaper.stop()
+    wait_until(lambda: store.redis.get(LOCK_KEY) == b"second", 3, "the takeover")
+    second.stop()
+    assert store.redis.get(LOCK_KEY) is None

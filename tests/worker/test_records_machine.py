@@ -1,0 +1,168 @@
+"""Any sequence of calls on a record does what was asked or raises the one named error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
+
+from worker.jobs import IllegalTransition, JobKind, JobStatus, Lease, StaleLease
+from worker.records import RecordStore
+
+ENDINGS = {
+    "succeed": JobStatus.succeeded,
+    "fail": JobStatus.failed,
+    "cancel": JobStatus.cancelled,
+    "requeue": JobStatus.queued,
+}
+
+
+class Records(RuleBasedStateMachine):
+    """One store against a dictionary that says what must be true."""
+
+    store: RecordStore
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.store.redis.flushall()
+        for job_id in self.store.artifacts.list_jobs():
+            self.store.artifacts.delete(f"jobs/{job_id}/job.json")
+        self.expected: dict[str, JobStatus] = {}
+        self.attempts: dict[str, int] = {}
+        self.holders: dict[str, Lease] = {}
+        self.flagged: set[str] = set()
+
+    jobs: Bundle[str] = Bundle("jobs")
+    leases: Bundle[Lease] = Bundle("leases")
+
+    def _is_held(self, lease: Lease) -> bool:
+        return self.holders.get(lease.job_id) == lease
+
+    def _leave_running(self, job_id: str, status: JobStatus) -> None:
+        self.expected[job_id] = status
+        self.holders.pop(job_id, None)
+        if not status.is_terminal:
+            self.flagged.discard(job_id)
+
+    def _lose(self, job_id: str) -> None:
+        limit = self.store.settings.attempt_limit
+        if job_id in self.flagged:
+            self._leave_running(job_id, JobStatus.cancelled)
+        elif self.attempts[job_id] >= limit:
+            self._leave_running(job_id, JobStatus.failed)
+        else:
+            self.attempts[job_id] += 1
+            self._leave_running(job_id, JobStatus.queued)
+
+    @rule(target=jobs)
+    def create(self) -> str:
+        record = self.store.create(JobKind.train, {})
+        self.expected[record.id] = JobStatus.queued
+        self.attempts[record.id] = 1
+        return record.id
+
+    @rule(target=leases, job_id=jobs, worker=st.sampled_from(["a", "b"]))
+    def acquire(self, job_id: str, worker: str) -> Any:
+        lease = self.store.acquire_lease(job_id, worker)
+        assert (lease is not None) == (self.expected[job_id] is JobStatus.queued)
+        if lease is None:
+            return multiple()
+        self.expected[job_id] = JobStatus.running
+        self.holders[job_id] = lease
+        return lease
+
+    @rule(lease=leases)
+    def renew(self, lease: Lease) -> None:
+        if self._is_held(lease):
+            assert self.store.renew(lease) == (lease.job_id in self.flagged)
+            assert self.store.has_lease(lease.job_id)
+        else:
+            with pytest.raises(StaleLease):
+                self.store.renew(lease)
+
+    @rule(lease=leases, call=st.sampled_from([*ENDINGS, "lose_attempt"]))
+    def end(self, lease: Lease, call: str) -> None:
+        arguments = ["why"] if call in ("fail", "requeue", "lose_attempt") else []
+        if not self._is_held(lease):
+            with pytest.raises(StaleLease):
+                getattr(self.store, call)(lease, *arguments)
+            return
+        getattr(self.store, call)(lease, *arguments)
+        if call == "lose_attempt":
+            self._lose(lease.job_id)
+        else:
+            self._leave_running(lease.job_id, ENDINGS[call])
+
+    @rule(job_id=jobs)
+    def lease_runs_out(self, job_id: str) -> None:
+        self.store.redis.delete(f"lease:{job_id}")
+
+    @rule(job_id=jobs)
+    def reap(self, job_id: str) -> None:
+        unleased = self.expected[job_id] is JobStatus.running and not self.store.has_lease(job_id)
+        assert (self.store.lose_unleased(job_id, "lost") is not None) == unleased
+        if unleased:
+            self._lose(job_id)
+
+    @rule(job_id=jobs)
+    def request_cancel(self, job_id: str) -> None:
+        self.store.request_cancel(job_id)
+        if self.expected[job_id] is JobStatus.queued:
+            self.expected[job_id] = JobStatus.cancelled
+        elif self.expected[job_id] is JobStatus.running:
+            self.flagged.add(job_id)
+
+    @rule(job_id=jobs)
+    def resume(self, job_id: str) -> None:
+        if self.expected[job_id] in (JobStatus.failed, JobStatus.cancelled):
+            self.store.resume(job_id)
+            self.attempts[job_id] = 1
+            self._leave_running(job_id, JobStatus.queued)
+        else:
+            with pytest.raises(IllegalTransition):
+                self.store.resume(job_id)
+
+    @rule()
+    def wipe_and_restore(self) -> None:
+        self.store.redis.flushall()
+        assert self.store.restore_from_s3() == len(self.expected)
+
+    @rule(lease=consumes(leases))
+    def forget_lease(self, lease: Lease) -> None:
+        """Its worker was killed: nobody ever uses it again."""
+
+    @invariant()
+    def every_job_is_where_it_should_be(self) -> None:
+        for job_id, status in self.expected.items():
+            record = self.store.get(job_id)
+            assert (record.status, record.attempt) == (status, self.attempts[job_id])
+            assert record.cancel_requested == (job_id in self.flagged)
+            assert (record.finished_at is not None) == status.is_terminal
+            assert self.store.has_lease(job_id) <= (status is JobStatus.running)
+        counted = {status: count for status, count in self.store.counts().items() if count}
+        assert counted == {status: list(self.expected.values()).count(status) for status in set(self.expected.values())}
+        waiting = {job_id for job_id, status in self.expected.items() if status is JobStatus.queued}
+        assert set(self.store.queued_ids(JobKind.train)) == waiting
+
+
+def test_any_sequence_of_calls_does_what_was_asked_or_raises_the_named_error(store: RecordStore) -> None:
+    # A lease here ends when the machine says so, not by the clock.
+    patient = store.settings.model_copy(update={"lease_s": 600.0, "attempt_limit": 2})
+    Records.store = RecordStore(store.redis, store.artifacts, patient)
+    run_state_machine_as_test(
+        Records,
+        settings=settings(
+            max_examples=8, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )

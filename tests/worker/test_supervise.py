@@ -1,0 +1,212 @@
+"""Real training subprocesses under a supervisor in this process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.conftest import environment_of
+from tests.servers import SeaweedFS, wait_until
+from tests.worker.conftest import ROOT, tiny_spec
+from worker.artifacts import Artifacts
+from worker.jobs import JobKind, JobRecord, JobStatus, Lease
+from worker.records import RecordStore
+from worker.settings import Settings
+from worker.supervise import Supervisor
+
+LONG = {"steps": 1_000_000, "checkpoint_every": 50}
+
+
+class Attempt:
+    """One attempt at a job, in a thread."""
+
+    def __init__(self, store: RecordStore, job_id: str) -> None:
+        self.woken: list[str] = []
+        self.stop = threading.Event()
+        self.record: JobRecord | None = None
+        self._supervisor = Supervisor(
+            store, store.settings, worker="w@test", wake_fn=self.woken.append, stop_fn=self.stop.is_set
+        )
+        self._thread = threading.Thread(target=self._run, args=[job_id])
+        self._thread.start()
+
+    def _run(self, job_id: str) -> None:
+        self.record = self._supervisor.run(job_id)
+
+    def end(self, timeout_s: float = 40) -> JobRecord | None:
+        """What `Supervisor.run` answered."""
+        self._thread.join(timeout_s)
+        assert not self._thread.is_alive()
+        return self.record
+
+
+@pytest.fixture(autouse=True)
+def for_subprocesses(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+@pytest.fixture(autouse=True)
+def no_orphans() -> Iterator[None]:
+    yield
+    assert trainings() == []
+
+
+def trainings() -> list[psutil.Process]:
+    """Training subprocesses of this process."""
+    return [child for child in psutil.Process().children() if "worker.train" in child.cmdline()]
+
+
+def _training(store: RecordStore, **changes: object) -> JobRecord:
+    return store.create(JobKind.train, tiny_spec(**changes))
+
+
+def _started(s3: Artifacts, record: JobRecord) -> None:
+    assert record.model_id is not None
+    model_id = record.model_id
+    wait_until(lambda: s3.newest_step(model_id), 40, "the first checkpoint")
+
+
+def test_a_job_delivered_twice_is_trained_once_and_leaves_its_model(
+    store: RecordStore, s3: Artifacts, settings: Settings
+) -> None:
+    record = _training(store, sample_every=30)
+    ends = [attempt.end() for attempt in (Attempt(store, record.id), Attempt(store, record.id))]
+    assert Attempt(store, record.id).end() is None
+    (ended,) = [end for end in ends if end is not None]
+    assert (ended.status, ended.error, ended.last_checkpoint) == (JobStatus.succeeded, None, 60)
+    assert ended.progress.step == ended.progress.total_steps == 60
+    assert ended.model_id is not None
+    assert [checkpoint.step for checkpoint in s3.list_checkpoints(ended.model_id)] == [20, 40, 60]
+    assert s3.list_sample_grids(record.id) == [30, 60]
+    assert s3.get_model(ended.model_id)["job_id"] == record.id
+    events = store.read_events(record.id)
+    assert [event.type for event in events].count("started") == 1
+    assert [event.data["step"] for event in events if event.type == "checkpoint"] == [20, 40, 60]
+    assert [event.data["step"] for event in events if event.type == "step"] == [10, 20, 30, 40, 50, 60]
+    assert events[-1].data["status"] == "succeeded"
+    assert list((settings.spool_dir / "jobs").iterdir()) == []
+
+
+def test_cancel_stops_a_training_at_a_checkpoint_that_resume_goes_on_from(store: RecordStore, s3: Artifacts) -> None:
+    record = _training(store, **LONG)
+    attempt = Attempt(store, record.id)
+    _started(s3, record)
+    store.request_cancel(record.id)
+    cancelled = attempt.end(10)
+    assert cancelled is not None
+    assert cancelled.status is JobStatus.cancelled
+    step = cancelled.last_checkpoint
+    assert step is not None
+    assert step >= cancelled.progress.step
+    store.resume(record.id, spec=tiny_spec(steps=step + 30, checkpoint_every=50))
+    resumed = Attempt(store, record.id).end()
+    assert resumed is not None
+    assert (resumed.status, resumed.last_checkpoint) == (JobStatus.succeeded, step + 30)
+    started = [event.data["step"] for event in store.read_events(record.id, limit=10_000) if event.type == "started"]
+    assert started == [0, step]
+
+
+def test_a_shutdown_checkpoints_and_queues_the_job_without_counting_the_attempt(
+    store: RecordStore, s3: Artifacts
+) -> None:
+    record = _training(store, **LONG)
+    attempt = Attempt(store, record.id)
+    _started(s3, record)
+    attempt.stop.set()
+    queued = attempt.end(15)
+    assert queued is not None
+    assert (queued.status, queued.attempt) == (JobStatus.queued, 1)
+    assert attempt.woken == [record.id]
+    assert queued.last_checkpoint is not None
+    assert queued.last_checkpoint % 50 != 0 or queued.last_checkpoint >= queued.progress.step
+
+
+def test_a_killed_training_is_tried_again_and_fails_at_the_limit_with_the_reason(
+    store: RecordStore, s3: Artifacts
+) -> None:
+    twice = RecordStore(store.redis, s3, store.settings.model_copy(update={"attempt_limit": 2}))
+    record = _training(twice, **LONG)
+    for expected in (JobStatus.queued, JobStatus.failed):
+        attempt = Attempt(twice, record.id)
+        wait_until(lambda: twice.read_events(record.id)[-1].type == "step", 40, "training")
+        (child,) = trainings()
+        child.send_signal(signal.SIGKILL)
+        ended = attempt.end(10)
+        assert ended is not None
+        assert ended.status is expected
+        assert "killed by SIGKILL, most likely because the machine ran out of memory" in (ended.error or "")
+    assert twice.get(record.id).attempt == 2
+
+
+def test_a_training_whose_supervisor_lost_the_job_is_ended_at_once(store: RecordStore, s3: Artifacts) -> None:
+    record = _training(store, **LONG)
+    attempt = Attempt(store, record.id)
+    _started(s3, record)
+    store.requeue(Lease(job_id=record.id, token=store.get(record.id).fence, worker="w@test"), "taken away")
+    assert attempt.end(5) is None
+    assert (store.get(record.id).status, attempt.woken) == (JobStatus.queued, [])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"dataset": "absent.npy"}, "there is no dataset 'absent.npy'"),
+        ({"dataset": "../../etc/passwd"}, "there is no dataset"),
+    ],
+)
+def test_a_job_that_cannot_run_fails_with_the_reason(store: RecordStore, changes: dict[str, str], words: str) -> None:
+    record = _training(store, **changes)
+    ended = Attempt(store, record.id).end()
+    assert ended is not None
+    assert ended.status is JobStatus.failed
+    assert words in (ended.error or "")
+
+
+def test_a_broken_environment_is_told_from_the_output_without_secrets(
+    store: RecordStore, monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    assert settings.s3_secret_key is not None
+    secret = settings.s3_secret_key.get_secret_value()
+    monkeypatch.setenv("RECOVERY_LEASE_S", secret)  # pydantic quotes the value it refuses
+    record = _training(store)
+    ended = Attempt(store, record.id).end()
+    assert ended is not None
+    assert ended.status is JobStatus.failed
+    assert "lease_s" in (ended.error or "")
+    assert secret not in (ended.error or "")
+
+
+def test_training_goes_on_while_storage_is_away(store: RecordStore, s3: Artifacts, seaweedfs: SeaweedFS) -> None:
+    record = _training(store, steps=1000, checkpoint_every=250, log_every=50)
+    attempt = Attempt(store, record.id)
+    wait_until(lambda: store.read_events(record.id)[-1].type == "step", 40, "training")
+    seaweedfs.stop()
+    try:
+        wait_until(lambda: store.get(record.id).progress.step == 1000, 60, "the last step")
+        assert store.get(record.id).status is JobStatus.running
+    finally:
+        seaweedfs.start()
+    ended = attempt.end(40)
+    assert ended is not None
+    assert ended.status is JobStatus.succeeded
+    assert ended.model_id is not None
+    assert s3.newest_step(ended.model_id) == 1000
+
+
+def test_settings_reach_a_subprocess_unchanged(settings: Settings, tmp_path: Path) -> None:
+    changed = settings.model_copy(update={"datasets_dir": tmp_path})
+    before = dict(os.environ)
+    os.environ.update(environment_of(changed))
+    try:
+        assert Settings() == changed
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

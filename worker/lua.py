@@ -1,0 +1,71 @@
+"""The scripts that change a job's hash in Redis. Each runs whole or not at all, which is what makes the guards hold.
+
+Keys (one Redis, not a cluster, as Celery needs too):
+    job:{id}            hash: version, status, fence, cancel, record (JSON), progress (JSON), last_loss, last_checkpoint
+    lease:{id}          exists while the holder is alive
+    events:{id}         stream of type, at, data
+    jobs:all            ids, by name        jobs:status:{status}   the same, by status
+    jobs:queue:{kind}   ids by the time they were queued
+    jobs:unsaved        ids whose copy in S3 is older than Redis
+"""
+
+WRITE = """
+-- Compare-and-set of a whole record. Answers {'ok'} or why not.
+local id, expected, kind, status = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local version, fence, cancel, record = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
+local queued_ms, lease_ms, worker, only_unleased = ARGV[9], ARGV[10], ARGV[11], ARGV[12]
+local event_at, event_data, event_limit, event_ttl_s = ARGV[13], ARGV[14], ARGV[15], ARGV[16]
+local job, lease, events = 'job:' .. id, 'lease:' .. id, 'events:' .. id
+local found = redis.call('HGET', job, 'version')
+if not found and expected ~= '' then return {'missing'} end
+if found and found ~= expected then return {'conflict'} end
+if only_unleased == '1' and redis.call('EXISTS', lease) == 1 then return {'leased'} end
+local before = redis.call('HGET', job, 'status')
+redis.call('HSET', job, 'version', version, 'status', status, 'fence', fence, 'cancel', cancel, 'record', record)
+redis.call('ZADD', 'jobs:all', 0, id)
+if before and before ~= status then redis.call('ZREM', 'jobs:status:' .. before, id) end
+redis.call('ZADD', 'jobs:status:' .. status, 0, id)
+if status == 'queued' then redis.call('ZADD', 'jobs:queue:' .. kind, queued_ms, id)
+else redis.call('ZREM', 'jobs:queue:' .. kind, id) end
+if status ~= 'running' then redis.call('DEL', lease)
+elseif lease_ms ~= '0' then redis.call('SET', lease, worker, 'PX', lease_ms) end
+redis.call('SADD', 'jobs:unsaved', id)
+if event_data ~= '' then
+  redis.call('XADD', events, 'MAXLEN', '~', event_limit, '*', 'type', 'status', 'at', event_at, 'data', event_data)
+end
+if status == 'queued' or status == 'running' then redis.call('PERSIST', events)
+else redis.call('EXPIRE', events, event_ttl_s) end
+return {'ok'}
+"""
+
+RENEW = """
+-- The record, not the lease key, says whose the job is: a holder that was slow, or whose key was lost with Redis, goes
+-- on as long as nobody else was given the job. Answers nothing when it was, else the cancel flag.
+local held = redis.call('HMGET', 'job:' .. ARGV[1], 'status', 'fence', 'cancel')
+if held[1] ~= 'running' or held[2] ~= ARGV[2] then return false end
+redis.call('SET', 'lease:' .. ARGV[1], ARGV[3], 'PX', ARGV[4])
+return held[3]
+"""
+
+REPORT = """
+-- Sets fields beside the record, if the token still owns the job.
+local job = 'job:' .. ARGV[1]
+local held = redis.call('HMGET', job, 'status', 'fence')
+if held[1] ~= 'running' or held[2] ~= ARGV[2] then return 0 end
+redis.call('HSET', job, unpack(ARGV, 3))
+return 1
+"""
+
+APPEND_EVENT = """
+local held = redis.call('HMGET', 'job:' .. ARGV[1], 'status', 'fence')
+if held[1] ~= 'running' or held[2] ~= ARGV[2] then return false end
+return redis.call('XADD', 'events:' .. ARGV[1], 'MAXLEN', '~', ARGV[6], '*',
+                  'type', ARGV[3], 'at', ARGV[4], 'data', ARGV[5])
+"""
+
+MARK_SAVED = """
+-- The copy in S3 is current only if nothing was written since it was read.
+if redis.call('HGET', 'job:' .. ARGV[1], 'version') ~= ARGV[2] then return 0 end
+redis.call('SREM', 'jobs:unsaved', ARGV[1])
+return 1
+"""

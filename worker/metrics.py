@@ -1,0 +1,84 @@
+"""Prometheus series of a worker, served on its own port. Fleet-wide numbers are the service's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+from redis.exceptions import RedisError
+
+from worker.jobs import JobRecord, JobStatus
+from worker.messages import SampleReply
+from worker.records import RecordStore
+from worker.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+REGISTRY = CollectorRegistry()
+
+_SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
+_REQUESTS = Counter("recovery_sample_requests", "Sample requests answered", ["outcome"], registry=REGISTRY)
+_IMAGES = Counter("recovery_sample_images", "Samples drawn", registry=REGISTRY)
+_TIMES = Histogram(
+    "recovery_sample_seconds", "Where a request's time went", ["part"], buckets=_SECONDS, registry=REGISTRY
+)
+
+
+def observe_reply(reply: SampleReply) -> None:
+    """Count one answered request."""
+    _REQUESTS.labels(outcome=reply.error or "ok").inc()
+    _IMAGES.inc(0 if reply.x is None else len(reply.x))
+    for part in ("queue", "load", "compute"):
+        _TIMES.labels(part=part).observe(getattr(reply.timings, f"{part}_s"))
+
+
+class TrainingCollector(Collector):
+    """The jobs this worker runs, read from their records at scrape time: the training is in another process.
+
+    Series carry the job's id and end with it.
+    """
+
+    def __init__(self, store: RecordStore, worker: str) -> None:
+        self._store = store
+        self._worker = worker
+
+    def describe(self) -> Iterator[GaugeMetricFamily]:
+        """Nothing: registering must not ask Redis."""
+        return iter(())
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Called by prometheus-client."""
+        records = self._running()
+        series: list[tuple[str, str, Callable[[JobRecord], float | None]]] = [
+            ("step", "Training steps done", lambda record: record.progress.step),
+            ("total_steps", "Training steps in all", lambda record: record.progress.total_steps),
+            ("steps_per_second", "Training speed", lambda record: record.progress.steps_per_second),
+            ("loss", "Latest training loss", lambda record: record.last_loss),
+            ("attempt", "Attempt that runs", lambda record: record.attempt),
+        ]
+        for name, text, value_fn in series:
+            family = GaugeMetricFamily(f"recovery_job_{name}", text, labels=["job_id"])
+            for record in records:
+                value = value_fn(record)
+                if value is not None:
+                    family.add_metric([record.id], value)
+            yield family
+
+    def _running(self) -> list[JobRecord]:
+        try:
+            page = self._store.list(status=JobStatus.running, limit=200)
+        except RedisError as error:
+            log.warning("scrape_without_jobs", error=type(error).__name__)
+            return []
+        return [record for record in page.records if record.worker == self._worker]
+
+
+def serve_metrics(settings: Settings, store: RecordStore, worker: str) -> None:
+    """Serve this worker's series if a port is set."""
+    if settings.worker_metrics_port is None:
+        return
+    REGISTRY.register(TrainingCollector(store, worker))
+    start_http_server(settings.worker_metrics_port, settings.worker_metrics_host, REGISTRY)

@@ -1,0 +1,63 @@
+"""The workers' settings, read from the environment: RECOVERY_REDIS_URL, RECOVERY_S3_BUCKET and so on.
+
+Imports neither torch nor Celery, so that the HTTP service shares it. Secrets are SecretStr or hidden from `repr`; they
+never reach a log, an event or an error.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Where the stores are, how long a lease lives, and what a worker keeps on its disk."""
+
+    model_config = SettingsConfigDict(env_prefix="RECOVERY_", frozen=True, extra="ignore")
+
+    redis_url: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
+    """May carry a password, hence not shown."""
+
+    s3_endpoint_url: str | None = None
+    """None is AWS; otherwise an S3-compatible store, addressed by path."""
+    s3_bucket: str = "recovery"
+    s3_region: str = "us-east-1"
+    s3_access_key: SecretStr | None = None
+    """None leaves the credentials to boto3's own chain (instance roles, profiles)."""
+    s3_secret_key: SecretStr | None = None
+
+    lease_s: float = Field(default=30.0, ge=1.0)
+    """A job whose worker has been silent for so long is given to another."""
+    heartbeat_s: float = Field(default=5.0, gt=0)
+    """Between renewals of a lease, and between a worker's signs of life; at most a third of `lease_s` is used."""
+    attempt_limit: int = Field(default=5, ge=1)
+    """Attempts that may end without the job's say: a lost worker, a kill, a store that stayed away."""
+    reaper_every_s: float = Field(default=5.0, gt=0)
+    cancel_grace_s: float = Field(default=20.0, ge=0)
+    """A cancelled or shut-down training gets so long to save a checkpoint before SIGTERM."""
+    kill_grace_s: float = Field(default=45.0, ge=0)
+    """From SIGTERM to SIGKILL, and a training whose supervisor died ends itself after as long."""
+    storage_patience_s: float = Field(default=600.0, ge=0)
+    """How long a finished training waits for storage that is away, to deliver its last checkpoints."""
+    visibility_timeout_s: int = Field(default=3600, ge=1)
+    """After which the broker hands out an unacknowledged message again; harmless, since the lease decides who runs."""
+    event_limit: int = Field(default=20_000, ge=100)
+    """Events kept per job in Redis; older ones are dropped."""
+
+    spool_dir: Path = Path(tempfile.gettempdir()) / "recovery-spool"
+    """Checkpoints on their way to storage, and models fetched from it."""
+    datasets_dir: Path | None = None
+    """Dataset names that are not built in are paths below it; None offers the built-in ones only."""
+    cached_models: int = Field(default=4, ge=1)
+    """Models a sampler keeps in memory."""
+    worker_metrics_port: int | None = Field(default=None, ge=1, le=65535)
+    """Where a worker serves its Prometheus series; None serves none."""
+    worker_metrics_host: str = "127.0.0.1"
+
+    @property
+    def renew_every_s(self) -> float:
+        """Seconds between renewals of a lease: three may be missed before it runs out."""
+        return min(self.heartbeat_s, self.lease_s / 3)
