@@ -124,18 +124,21 @@ class ChainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How samples are drawn unless a request says otherwise; kernel, start and step sizes are the chain's."""
+    """How samples are drawn unless a request says otherwise; kernel and step sizes are the chain's."""
 
     num_steps: int = 30
     """Steps at every level."""
     noise_scale: float = 1.0
     """Multiplies the injected noise; DRL publishes with 0.99."""
+    start: ChainStart = "neighbour"
+    """where each level's chain starts, as in `ChainConfig`"""
     denoise: bool = False
     """Return the expected data given x_0 (Tweedie 1956) in place of x_0, which keeps noise of std σ̄_0."""
 
     def __post_init__(self) -> None:
         _require_range("sampling.num_steps", self.num_steps, 0, 10_000)
         _require_range("sampling.noise_scale", self.noise_scale, 0.0, 2.0)
+        _require_choice("sampling.start", self.start, typing.get_args(ChainStart))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,7 @@ _DIGITS = TrainConfig(
     dataset="digits",
     steps=4900,
     batch_size=128,
-    affine_jitter=0.1,
+    affine_jitter=0.15,
     sample_every=1000,
     checkpoint_every=1000,
 )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from model.config import SamplingConfig
+from model.config import ChainStart, SamplingConfig
 from model.energy import energy_and_score
 from model.energy_model import EnergyModel
 from model.errors import ConfigError
@@ -43,15 +43,16 @@ def draw_conditional(
     noise: NoiseSource,
     *,
     num_steps: int,
+    start: ChainStart,
     noise_scale: float = 1.0,
 ) -> Draw:
-    """y ~ p(y | x_{t+1}) by `num_steps` of the model's kernel from the model's start; `level` (B,) may be mixed.
+    """y ~ p(y | x_{t+1}) by `num_steps` of the model's kernel from `start`; `level` (B,) may be mixed.
 
     Without steps it is the start: from x_{t+1}, a draw of the normal approximation. The caller freezes the model.
     """
     chain, ones = model.config.chain, torch.ones(len(x_next), device=x_next.device)
     position, evaluations = x_next, 0
-    if chain.start == "predictor":
+    if start == "predictor":
         position, evaluations = _predict(model, x_next, level, noise), 1
     if num_steps == 0:
         return Draw(position, ones, 1) if evaluations else _approximate(model, x_next, level, noise)
@@ -141,7 +142,13 @@ def descend(
         for t in range(top - 1, -1, -1):
             level = torch.full((len(x),), t, device=x.device)
             draw = draw_conditional(
-                model, x, level, noise, num_steps=settings.num_steps, noise_scale=settings.noise_scale
+                model,
+                x,
+                level,
+                noise,
+                num_steps=settings.num_steps,
+                start=settings.start,
+                noise_scale=settings.noise_scale,
             )
             evaluations += draw.gradient_evaluations
             x = draw.y / expand(model.schedule.scale[level], x)

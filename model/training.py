@@ -217,7 +217,7 @@ def _recovery_loss(model: EnergyModel, x_data: Tensor, level: Tensor, noise: Sha
     x, x_next = model.schedule.diffuse_pair(x_data, level, noise.normal(x_data), noise.normal(x_data))
     y_positive = expand(model.schedule.scale[level], x) * x
     with model.frozen():
-        draw = draw_conditional(model, x_next, level, noise, num_steps=chain.num_steps)
+        draw = draw_conditional(model, x_next, level, noise, num_steps=chain.num_steps, start=chain.start)
     if chain.target_acceptance is not None:
         mean, count = _mean_by_level(draw.acceptance, level, model.num_levels)
         adapted = adapt_step_size(model.step_size, mean, target=chain.target_acceptance)

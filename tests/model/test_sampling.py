@@ -56,7 +56,8 @@ def test_an_exact_model_gives_the_data_back(kernel: str, start: str) -> None:
     step_size = 0.9 if kernel == "mala" else 0.5
     config = replace(
         _CONFIG,
-        chain=ChainConfig(kernel=kernel, start=start, num_steps=20, step_size=step_size),  # type: ignore[arg-type]
+        chain=ChainConfig(kernel=kernel, num_steps=20, step_size=step_size),  # type: ignore[arg-type]
+        sampling=SamplingConfig(num_steps=20, start=start),  # type: ignore[arg-type]
     )
     model = _gaussian_model(config)
     x = sample(model, 3000, seed=1).x / float(model.schedule.alpha_bar[0])
@@ -147,7 +148,7 @@ def test_the_top_level_is_drawn_without_a_tether() -> None:
     model = _gaussian_model(replace(_CONFIG, schedule=replace(_CONFIG.schedule, log_snr_min=-3.0)))
     noise = SharedNoise(torch.Generator().manual_seed(0))
     far = torch.full((2000, 2), 4.0)
-    draw = draw_conditional(model, far, torch.full((2000,), 7), noise, num_steps=200)
+    draw = draw_conditional(model, far, torch.full((2000,), 7), noise, num_steps=200, start="neighbour")
     alpha_bar = float(model.schedule.alpha_bar[7])
     assert float(draw.y.mean(0)[0]) == pytest.approx(alpha_bar * 0.4, abs=0.15)
     assert descend(model, far, noise, model.config.sampling).x.shape == (2000, 2)
