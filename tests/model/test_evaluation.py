@@ -75,13 +75,16 @@ def test_a_longer_set_does_not_change_the_base_rate() -> None:
 
 def test_copies_of_training_items_are_counted() -> None:
     train, held_out = _normal(200, 8, seed=12), _normal(200, 8, seed=13)
-    generated = np.concatenate([train[:7] + 1e-4, _normal(93, 8, seed=14) + 5])
+    nearest = evaluation.nearest_distances(held_out, train).min()
+    # Along one axis: seven copies, and three that are near without being copies.
+    shift = np.eye(1, 8)
+    generated = np.concatenate([train[:7] + 1e-4 * shift, train[7:10] + 0.9 * nearest * shift, train[:90] + 50])
 
     result = evaluation.copy_test(generated, train, held_out)
 
-    assert result.copies == 7
-    assert result.generated_minimum == pytest.approx(1e-4 * 8**0.5, rel=1e-6)
-    assert result.held_out_minimum == result.copy_distance
+    assert (result.copies, result.nearer_than_held_out) == (7, 10)
+    assert result.generated_minimum == pytest.approx(1e-4, rel=1e-6)
+    assert result.held_out_minimum == nearest == 2 * result.copy_distance
 
 
 def test_class_shares_are_those_of_separable_clouds() -> None:
