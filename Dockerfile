@@ -21,4 +21,5 @@ FROM base AS worker
 RUN pip install --constraint constraints.txt '.[worker]'
 USER recovery
 # A trainer; a sampler runs the same image with `-Q sample --pool threads -c 4`.
+ENV GOMP_SPINCOUNT=1000
 CMD ["celery", "-A", "worker.app", "worker", "--without-mingle", "--without-gossip", "-Q", "train", "-c", "1"]

@@ -1,0 +1,207 @@
+"""The `recovery` command. Exit status: 0 done, 1 failed (one line says why), 2 wrong usage, 130 interrupted."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from service import progress
+from service.child import ChildDiedError, LocalStackError
+from service.client import DEFAULT_URL, URL_VARIABLE, ClientError, Recovery
+from service.demo import Demo, DemoError
+from service.local import LocalStack, interruptible_by_signals
+from service.version import version
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+
+application = typer.Typer(
+    help="Train energy-based models by diffusion recovery likelihood, and sample from them.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+Url = Annotated[
+    str,
+    typer.Option(envvar=URL_VARIABLE, help="Where the service listens", show_default=True, rich_help_panel="Server"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts")]
+
+
+def main() -> None:
+    """Run the command; errors that are foreseen become one line."""
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        application()
+    except ChildDiedError as error:
+        errors.print(error.log_tail, markup=False, style="dim")
+        errors.print(f"recovery: {error}", markup=False)
+        sys.exit(EXIT_FAILED)
+    except (LocalStackError, ClientError, DemoError, OSError) as error:
+        errors.print(f"recovery: {error}", markup=False)
+        sys.exit(EXIT_FAILED)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+
+
+@application.command()
+def up(
+    data: Annotated[Path, typer.Option(help="Folder of everything the stack stores; used again next time")] = Path(
+        "recovery-data"
+    ),
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Of the API; 8000 or a free one if absent")] = None,
+) -> None:
+    """Start the whole service on this machine: storage, queue, a trainer, a sampler and the API."""
+    console = Console(highlight=False)
+    with interruptible_by_signals():
+        try:
+            _serve(LocalStack(data, port=port), console)
+        except KeyboardInterrupt:
+            console.print("stopped")
+
+
+def _serve(stack: LocalStack, console: Console) -> None:
+    with console.status("starting") as status:
+        stack.report_fn = status.update
+        stack.start()
+    try:
+        console.print(
+            f"[bold]recovery-likelihood {version()}[/] is ready at [bold]{stack.url}[/]\n"
+            f"calls: {stack.url}/docs   data and logs: {stack.directory}   stop: Ctrl-C",
+            soft_wrap=True,
+        )
+        stack.watch()
+    finally:
+        with console.status("stopping") as status:
+            stack.report_fn = status.update
+            stack.stop()
+
+
+@application.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for pictures, samples and the report")] = Path("demo"),
+) -> None:
+    """Train on real digits, sample, and report how good it is: under four minutes on two cores."""
+    from service import demo_report
+
+    console = Console(highlight=False)
+    with interruptible_by_signals():
+        report = Demo(out, console).run()
+    demo_report.show(report, out, console)
+
+
+@application.command()
+def train(
+    preset: Annotated[str, typer.Argument(help="Name of a configuration")] = "digits",
+    dataset: Annotated[str | None, typer.Option(help="Another dataset than the preset's")] = None,
+    name: Annotated[str | None, typer.Option(help="For people")] = None,
+    seed: Annotated[int | None, typer.Option(help="Drawn at random if absent")] = None,
+    steps: Annotated[int | None, typer.Option(help="Another number of training steps")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end")] = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Start a training job; prints its id."""
+    wanted = {"preset": preset, "dataset": dataset, "name": name, "seed": seed, "steps": steps}
+    with Recovery(url) as client:
+        job = client.train(**{key: value for key, value in wanted.items() if value is not None})
+        Console(highlight=False).print(job["id"])
+        if wait:
+            _watch(client, job["id"])
+
+
+@application.command()
+def jobs(as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
+    """List jobs, newest first."""
+    with Recovery(url) as client:
+        found = client.jobs()
+    rows = [
+        [job["id"], job["name"] or "", job["status"], f"{job['progress']['percent']:.0f} %", job["error"] or ""]
+        for job in found
+    ]
+    _print(found, ["id", "name", "status", "done", "error"], rows, as_json=as_json)
+
+
+@application.command()
+def watch(job_id: str, url: Url = DEFAULT_URL) -> None:
+    """Follow a job with a progress bar until it ends."""
+    with Recovery(url) as client:
+        _watch(client, job_id)
+
+
+@application.command()
+def cancel(job_id: str, url: Url = DEFAULT_URL) -> None:
+    """End a job; its checkpoints stay."""
+    with Recovery(url) as client:
+        Console(highlight=False).print(client.cancel(job_id)["status"])
+
+
+@application.command()
+def resume(
+    job_id: str,
+    steps: Annotated[int | None, typer.Option(help="New number of all training steps")] = None,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Go on with a failed or cancelled job."""
+    with Recovery(url) as client:
+        Console(highlight=False).print(client.resume(job_id, steps=steps)["status"])
+
+
+@application.command()
+def models(as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
+    """List models, newest first."""
+    with Recovery(url) as client:
+        found = client.models()
+    rows = [
+        [
+            model["id"],
+            model["name"] or "",
+            model["dataset"] or "",
+            ", ".join(str(c["step"]) for c in model["checkpoints"]),
+        ]
+        for model in found
+    ]
+    _print(found, ["id", "name", "dataset", "checkpoints"], rows, as_json=as_json)
+
+
+@application.command()
+def sample(
+    model: Annotated[str, typer.Argument(help="Id of a model, or id@step")],
+    num: Annotated[int, typer.Option("--num", "-n", help="How many")] = 64,
+    seed: Annotated[int | None, typer.Option(help="Drawn at random if absent")] = None,
+    scale: Annotated[int, typer.Option(help="Magnification")] = 8,
+    out: Annotated[Path, typer.Option("--out", "-o", help="PNG to write")] = Path("samples.png"),
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Draw samples from a model into a PNG."""
+    more = {} if seed is None else {"seed": seed}
+    with Recovery(url) as client:
+        out.write_bytes(client.sample_png(model, num, scale=scale, **more))
+    Console(highlight=False).print(str(out))
+
+
+def _watch(client: Recovery, job_id: str) -> None:
+    client.job(job_id)  # says plainly when there is no such job or no server; a stream would be tried again
+    progress.show(client.events(job_id), Console(highlight=False))
+    job = client.job(job_id)
+    if job["status"] != "succeeded":
+        raise ClientError(f"job {job_id} ended as {job['status']}: {job['error'] or 'no reason given'}")
+
+
+def _print(found: list[dict[str, Any]], headings: list[str], rows: list[list[str]], *, as_json: bool) -> None:
+    console = Console(highlight=False)
+    if as_json:
+        console.print(json.dumps(found, indent=2), markup=False, soft_wrap=True)
+        return
+    table = Table(*headings)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""Every error a client can meet, as one body: RFC 9457 `application/problem+json`, saying what to do.
+
+Errors of the packages below are translated here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import http
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from kombu.exceptions import OperationalError
+from pydantic import BaseModel, ConfigDict, Field
+from redis.exceptions import RedisError
+from starlette.exceptions import HTTPException
+
+from model.errors import ConfigError
+from worker.artifacts import ArtifactDamaged, ArtifactMissing, StorageUnavailable
+from worker.ids import InvalidId
+from worker.jobs import IllegalTransition, JobNotFound
+
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+_RETRY_AFTER_S = "5"
+
+log = structlog.get_logger()
+
+
+class FieldProblem(BaseModel):
+    """What is wrong with one field of a request."""
+
+    location: list[str | int] = Field(description="Where the field is, outermost first", examples=[["body", "steps"]])
+    message: str = Field(description="What was expected", examples=["Input should be greater than or equal to 1"])
+    type: str = Field(description="Kind of mistake, stable", examples=["greater_than_equal"])
+
+
+class ProblemBody(BaseModel):
+    """RFC 9457 problem details."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "urn:recovery:problem:unknown-job",
+                    "title": "Unknown job",
+                    "status": 404,
+                    "detail": "there is no job 01JD3Z6M3Q4R5S6T7V8W9X0Y1Z; GET /jobs lists them",
+                    "instance": "/jobs/01JD3Z6M3Q4R5S6T7V8W9X0Y1Z",
+                }
+            ]
+        }
+    )
+
+    type: str = Field(description="Kind of problem: a URN that does not change, to be compared by programs")
+    title: str = Field(description="The kind in words")
+    status: int = Field(description="The HTTP status")
+    detail: str = Field(description="What was wrong this time, and what to do")
+    instance: str = Field(description="Path of the request")
+    errors: list[FieldProblem] | None = Field(None, description="Of a 422: every field that was wrong")
+
+
+class Problem(HTTPException):
+    """An answer other than success, raised anywhere while a request is served.
+
+    An HTTPException, because FastAPI turns whatever else is raised while it reads a body into a 400.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        kind: str,
+        detail: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        errors: Sequence[FieldProblem] | None = None,
+        extensions: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(status, detail, dict(headers or {}))
+        self.kind = kind
+        self.errors = errors
+        self.extensions = dict(extensions or {})
+
+    @property
+    def title(self) -> str:
+        """The kind in words."""
+        return self.kind.replace("-", " ").capitalize()
+
+    def response(self, path: str) -> JSONResponse:
+        """The answer to a request of that path."""
+        body = ProblemBody(
+            type=f"urn:recovery:problem:{self.kind}",
+            title=self.title,
+            status=self.status_code,
+            detail=self.detail,
+            instance=path,
+            errors=list(self.errors) if self.errors is not None else None,
+        )
+        return JSONResponse(
+            body.model_dump(exclude_none=True) | self.extensions,
+            self.status_code,
+            headers=self.headers,
+            media_type=PROBLEM_MEDIA_TYPE,
+        )
+
+
+def field_problem(location: Sequence[str | int], message: str) -> Problem:
+    """A 422 about one field that only the application could judge."""
+    one = FieldProblem(location=list(location), message=message, type="value_error")
+    return Problem(422, "invalid-request", f"{'.'.join(map(str, location))}: {message}", errors=[one])
+
+
+def not_acceptable(offered: Sequence[str], reason: str = "") -> Problem:
+    """A 406 naming what can be had."""
+    return Problem(406, "not-acceptable", f"{reason}set the Accept header to one of {', '.join(offered)}")
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI entries for the errors of a route; 413, 422, 500 and 503 are added by the application."""
+    return {
+        status: {
+            "description": http.HTTPStatus(status).phrase,
+            "content": {PROBLEM_MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemBody"}}},
+        }
+        for status in statuses
+    }
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of every route as a problem."""
+    for kind in (
+        Problem,
+        HTTPException,
+        RequestValidationError,
+        ConfigError,
+        InvalidId,
+        JobNotFound,
+        IllegalTransition,
+        ArtifactMissing,
+        ArtifactDamaged,
+        StorageUnavailable,
+        RedisError,
+        OperationalError,
+    ):
+        app.add_exception_handler(kind, _answer)
+
+
+async def _answer(request: Request, error: Exception) -> JSONResponse:
+    return problem_of(error, request).response(request.url.path)
+
+
+def problem_of(error: Exception, request: Request) -> Problem:
+    """The problem that tells a client about `error`; a 500 that gives nothing away for what nobody foresaw."""
+    match error:
+        case Problem():
+            return error
+        case RequestValidationError():
+            return _validation_problem(error)
+        case HTTPException():
+            return _http_problem(error, request)
+        case JobNotFound():
+            return Problem(404, "unknown-job", f"{error}; GET /jobs lists them")
+        case InvalidId():
+            return Problem(404, "unknown-id", f"{error}; GET /jobs and GET /models list what there is")
+        case IllegalTransition():
+            return Problem(409, "illegal-transition", str(error))
+        case ArtifactMissing():
+            return Problem(404, "unknown-artifact", f"{error}; GET /models lists what there is")
+        case ConfigError():
+            return field_problem(["body"], str(error))
+        case StorageUnavailable():
+            return _away("storage-unavailable", f"the S3 storage is away: {error}")
+        case RedisError() | OperationalError():
+            # Not its message: it may quote the URL with the password.
+            return _away("redis-unavailable", f"Redis is away ({type(error).__name__})")
+        case _:
+            return Problem(
+                500,
+                "internal-error",
+                "the server made a mistake; its log has the details under this answer's X-Request-ID",
+            )
+
+
+def _away(kind: str, what: str) -> Problem:
+    log.warning(kind, detail=what)
+    detail = f"{what}; try again in a few seconds, GET /readyz shows what is missing"
+    return Problem(503, kind, detail, headers={"Retry-After": _RETRY_AFTER_S})
+
+
+def _validation_problem(error: RequestValidationError) -> Problem:
+    fields = [
+        FieldProblem(location=list(one["loc"]), message=_plain(one["msg"]), type=one["type"]) for one in error.errors()
+    ]
+    told = "; ".join(f"{'.'.join(map(str, field.location))}: {field.message}" for field in fields[:5])
+    more = f"; and {len(fields) - 5} more" if len(fields) > 5 else ""
+    return Problem(422, "invalid-request", told + more, errors=fields)
+
+
+def _plain(message: str) -> str:
+    """Without pydantic's own prefix on messages that validators wrote."""
+    return message.removeprefix("Value error, ")
+
+
+def _http_problem(error: HTTPException, request: Request) -> Problem:
+    details = {
+        404: f"no route {request.url.path}; /docs lists all calls",
+        405: f"{request.method} is not offered on {request.url.path}; /docs lists all calls",
+    }
+    phrase = http.HTTPStatus(error.status_code).phrase
+    known = {404: "unknown-route"}
+    kind = known.get(error.status_code, phrase.lower().replace(" ", "-"))
+    return Problem(error.status_code, kind, details.get(error.status_code, error.detail), headers=error.headers)

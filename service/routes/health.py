@@ -1,0 +1,83 @@
+"""Whether the process lives, whether the service can work, and its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from redis.exceptions import RedisError
+
+from service.errors import Problem, documented
+from service.schemas import CheckBody, HealthBody, ReadinessBody
+from service.stores import Stores, StoresDependency
+from worker.artifacts import ArtifactError
+from worker.messages import SAMPLE_QUEUE, TRAIN_QUEUE
+from worker.presence import live_workers
+
+router = APIRouter(tags=["operation"])
+
+
+@router.get("/healthz", operation_id="get_health", summary="Is the process alive?")
+async def get_health() -> HealthBody:
+    """Says so if it is; asks nobody else."""
+    return HealthBody()
+
+
+@router.get(
+    "/readyz", operation_id="get_readiness", summary="Can jobs and samples be served?", responses=documented(503)
+)
+def get_readiness(stores: StoresDependency) -> ReadinessBody:
+    """Redis, the storage and a live worker of each kind, each named; 503 lists the same checks."""
+    checks = [
+        _check("redis", lambda: _ping_redis(stores)),
+        _check("s3", lambda: _ping_storage(stores)),
+        _check("trainer", lambda: _require_worker(stores, TRAIN_QUEUE)),
+        _check("sampler", lambda: _require_worker(stores, SAMPLE_QUEUE)),
+    ]
+    missing = [check for check in checks if not check.ok]
+    if missing:
+        told = "; ".join(f"{check.name}: {check.detail}" for check in missing)
+        raise Problem(503, "not-ready", told, extensions={"checks": [check.model_dump() for check in checks]})
+    return ReadinessBody(status="ready", checks=checks)
+
+
+@router.get(
+    "/metrics",
+    operation_id="get_metrics",
+    summary="Prometheus series",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {}}, "description": "Exposition format"}},
+)
+def get_metrics(request: Request) -> Response:
+    """Requests by route and status; jobs, queues and workers as Redis shows them now."""
+    registry: CollectorRegistry = request.app.state.registry
+    encode_fn, content_type = choose_encoder(request.headers.get("accept", ""))
+    return Response(encode_fn(registry), headers={"Content-Type": content_type})
+
+
+def _check(name: str, check_fn: Callable[[], str]) -> CheckBody:
+    try:
+        return CheckBody(name=name, ok=True, detail=check_fn())
+    except RedisError as error:
+        return CheckBody(name=name, ok=False, detail=f"Redis does not answer ({type(error).__name__})")
+    except (ArtifactError, LookupError) as error:
+        return CheckBody(name=name, ok=False, detail=str(error.args[0]))
+
+
+def _ping_redis(stores: Stores) -> str:
+    stores.records.redis.ping()
+    return "answers"
+
+
+def _ping_storage(stores: Stores) -> str:
+    stores.artifacts.ping()
+    return f"bucket {stores.artifacts.bucket} answers"
+
+
+def _require_worker(stores: Stores, queue: str) -> str:
+    alive = live_workers(stores.records.redis).get(queue, 0)
+    if not alive:
+        raise LookupError(f"no worker of queue {queue!r} gives signs of life; start one")
+    return f"{alive} alive"

@@ -1,0 +1,196 @@
+"""Jobs: start, look at, follow, cancel, resume."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+import structlog
+from fastapi import APIRouter, Header, Path, Query, Response
+from fastapi.responses import StreamingResponse
+from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+from kombu.exceptions import OperationalError
+from starlette.concurrency import run_in_threadpool
+
+from model.config import to_dict
+from service.accept import preferred
+from service.configuration import train_config, with_steps
+from service.errors import Problem, documented, field_problem, not_acceptable
+from service.schemas import EventBody, JobBody, JobPageBody, ResumeRequest, TrainRequest
+from service.stores import Stores, StoresDependency
+from worker.broker import wake
+from worker.ids import ULID_PATTERN
+from worker.jobs import JobEvent, JobKind, JobRecord, JobStatus
+from worker.records import follow_events
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+log = structlog.get_logger(__name__)
+
+_SSE = "text/event-stream"
+_JSON_LINES = "application/jsonl"
+_FROM_THE_START = "0"
+
+JobId = Annotated[str, Path(description="Id of a job; GET /jobs lists them", examples=["01JD3Z6M3Q4R5S6T7V8W9X0Y1Z"])]
+
+
+@router.post("/train", operation_id="train", status_code=202, summary="Start a training job")
+def train(request: TrainRequest, response: Response, stores: StoresDependency) -> JobBody:
+    """Checks the request, stores the job and queues it. `Location` is where to look at it; its events tell the rest."""
+    config = train_config(request, stores.settings.datasets_dir)
+    spec = {"config": to_dict(config), "device": request.device}
+    record = stores.records.create(JobKind.train, spec, name=request.name)
+    _wake(stores, record)
+    response.headers["Location"] = f"/jobs/{record.id}"
+    return _body(stores, record)
+
+
+@router.get("", operation_id="list_jobs", summary="List jobs, newest first")
+def list_jobs(
+    stores: StoresDependency,
+    status: Annotated[JobStatus | None, Query(description="Only jobs in this state")] = None,
+    kind: Annotated[JobKind | None, Query(description="Only jobs of this kind")] = None,
+    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before", pattern=ULID_PATTERN)] = None,
+    limit: Annotated[int, Query(ge=1, le=200, description="Jobs on a page")] = 50,
+) -> JobPageBody:
+    """One page of jobs."""
+    page = stores.records.list(status=status, kind=kind, cursor=cursor, limit=limit)
+    return JobPageBody(jobs=[_body(stores, record) for record in page.records], next_cursor=page.next_cursor)
+
+
+@router.get("/{job_id}", operation_id="get_job", summary="Look at a job", responses=documented(404))
+def get_job(job_id: JobId, stores: StoresDependency) -> JobBody:
+    """The job as it stands."""
+    return _body(stores, stores.records.get(job_id))
+
+
+@router.get(
+    "/{job_id}/events",
+    operation_id="follow_job",
+    summary="Follow a job",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "Events from the first, or after `Last-Event-ID`, until the job ends. Each has an `id`, "
+            "a type and, as `data`, an EventBody",
+            "content": {_SSE: {"schema": {"type": "string"}}, _JSON_LINES: {"schema": {"type": "string"}}},
+        },
+        **documented(404, 406),
+    },
+)
+async def follow_job(
+    job_id: JobId,
+    stores: StoresDependency,
+    accept: Annotated[str | None, Header(include_in_schema=False)] = None,
+    last_event_id: Annotated[
+        str, Header(description="Id of the last event received; the stream goes on after it", pattern=r"^\d+(-\d+)?$")
+    ] = _FROM_THE_START,
+) -> StreamingResponse:
+    """Server-sent events, or JSON Lines with `Accept: application/jsonl`."""
+    form = preferred(accept, [_SSE, _JSON_LINES])
+    if form is None:
+        raise not_acceptable([_SSE, _JSON_LINES])
+    await run_in_threadpool(stores.records.get, job_id)  # a job that does not exist is a 404, not an empty stream
+    events = _events(stores, job_id, last_event_id)
+    if form == _JSON_LINES:
+        return StreamingResponse(_as_lines(events), media_type=_JSON_LINES)
+    # X-Accel-Buffering: a proxy must hand each event on as it comes.
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return EventSourceResponse(_as_server_sent(events), headers=headers)
+
+
+@router.post(
+    "/{job_id}/cancel",
+    operation_id="cancel_job",
+    summary="Cancel a job",
+    status_code=202,
+    responses={200: {"model": JobBody, "description": "It had ended before"}, **documented(404)},
+)
+def cancel_job(job_id: JobId, response: Response, stores: StoresDependency) -> JobBody:
+    """A waiting job is cancelled at once, a running one within a step; its checkpoints stay usable."""
+    before = stores.records.get(job_id)
+    record = stores.records.request_cancel(job_id)
+    if before.status.is_terminal:
+        response.status_code = 200
+    return _body(stores, record)
+
+
+@router.post(
+    "/{job_id}/resume",
+    operation_id="resume_job",
+    summary="Go on with a failed or cancelled job",
+    status_code=202,
+    responses=documented(404, 409),
+)
+def resume_job(job_id: JobId, stores: StoresDependency, request: ResumeRequest | None = None) -> JobBody:
+    """Queues the job again, to go on from its last checkpoint, with another number of steps if given."""
+    spec = None
+    if request is not None and request.steps is not None:
+        spec = _longer_spec(stores.records.get(job_id), request.steps)
+    record = stores.records.resume(job_id, spec=spec)
+    _wake(stores, record)
+    return _body(stores, record)
+
+
+def _longer_spec(record: JobRecord, steps: int) -> dict[str, object]:
+    done = record.last_checkpoint or 0
+    if steps <= done:
+        raise field_problem(["body", "steps"], f"{done} steps are done already; give more, or leave `steps` out")
+    return {**record.spec, "config": to_dict(with_steps(record.spec["config"], steps))}
+
+
+def _wake(stores: Stores, record: JobRecord) -> None:
+    try:
+        wake(stores.broker, record.kind, record.id)
+    except OperationalError:
+        # The record is the truth and is stored: the reaper sends the message again.
+        log.warning("wake_up_not_sent", job_id=record.id)
+
+
+def _body(stores: Stores, record: JobRecord) -> JobBody:
+    position = stores.records.queue_position(record) if record.status is JobStatus.queued else None
+    return JobBody.of(record, queue_position=position)
+
+
+async def _events(stores: Stores, job_id: str, after: str) -> AsyncIterator[JobEvent | None]:
+    """Every event after an id until the job has ended; None when a while passed without one."""
+    while backlog := await run_in_threadpool(stores.records.read_events, job_id, after):
+        for event in backlog:
+            yield event
+        after = backlog[-1].id
+    while True:
+        # The state is read before the events: whatever a job said before it ended is then in the stream.
+        ended = (await run_in_threadpool(stores.records.get, job_id)).status.is_terminal
+        events = await follow_events(stores.redis, job_id, after, block_ms=1 if ended else 4000)
+        for event in events:
+            yield event
+            after = event.id
+        if ended and not events:
+            return
+        if not events:
+            yield None
+
+
+async def _as_server_sent(events: AsyncIterator[JobEvent | None]) -> AsyncIterator[bytes]:
+    try:
+        async for event in events:
+            if event is None:
+                yield KEEPALIVE_COMMENT
+            else:
+                yield format_sse_event(data_str=_event_json(event), event=event.type, id=event.id)
+    except Exception as error:
+        yield format_sse_event(data_str=json.dumps({"detail": _lost(error).detail}), event="interrupted")
+
+
+async def _as_lines(events: AsyncIterator[JobEvent | None]) -> AsyncIterator[str]:
+    async for event in events:
+        # An empty line keeps proxies from closing a quiet connection.
+        yield "\n" if event is None else _event_json(event) + "\n"
+
+
+def _event_json(event: JobEvent) -> str:
+    return EventBody(**event.model_dump()).model_dump_json()
+
+
+def _lost(error: Exception) -> Problem:
+    return Problem(503, "interrupted", f"the stream broke ({type(error).__name__}); reconnect with Last-Event-ID")

@@ -1,0 +1,70 @@
+"""What the routes work with: records, artefacts, the task queue and Redis clients, made in the lifespan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from celery import Celery
+from fastapi import Depends, Request
+from redis.asyncio import Redis as AsyncRedis
+
+from service.metrics import Fleet
+from service.settings import ServiceSettings
+from worker.artifacts import Artifacts
+from worker.broker import make_app
+from worker.connect import async_redis_client
+from worker.messages import SAMPLE_QUEUE, TRAIN_QUEUE
+from worker.presence import live_workers
+from worker.records import RecordStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stores:
+    """One set of clients per process; nothing is sent until a route needs it."""
+
+    settings: ServiceSettings
+    records: RecordStore
+    artifacts: Artifacts
+    redis: AsyncRedis
+    broker: Celery
+
+    @classmethod
+    def connect(cls, settings: ServiceSettings) -> Stores:
+        """The stores these settings name."""
+        records = RecordStore.connect(settings)
+        return cls(
+            settings=settings,
+            records=records,
+            artifacts=records.artifacts,
+            redis=async_redis_client(settings),
+            broker=make_app(settings),
+        )
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self.redis.aclose()
+        self.records.redis.close()
+        self.broker.close()
+
+    def fleet(self) -> Fleet:
+        """Numbers about all jobs and workers, for the metrics. Raises RedisError."""
+        queues = (TRAIN_QUEUE, SAMPLE_QUEUE)
+        pipeline = self.records.redis.pipeline(transaction=False)
+        for queue in queues:
+            pipeline.llen(queue)
+        workers = live_workers(self.records.redis)
+        return Fleet(
+            jobs={str(status): count for status, count in self.records.counts().items()},
+            queue_lengths=dict(zip(queues, pipeline.execute(), strict=True)),
+            workers={kind: workers.get(kind, 0) for kind in queues},
+        )
+
+
+def stores(request: Request) -> Stores:
+    """Those of the application that serves this request."""
+    found: Stores = request.app.state.stores
+    return found
+
+
+StoresDependency = Annotated[Stores, Depends(stores)]

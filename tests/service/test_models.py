@@ -1,0 +1,41 @@
+"""The models' routes."""
+
+from __future__ import annotations
+
+from fastapi.testclient import TestClient
+
+from worker.artifacts import Artifacts
+from worker.ids import new_id
+
+
+def test_a_model_shows_its_data_configuration_and_checkpoints(client: TestClient, model_id: str) -> None:
+    body = client.get(f"/models/{model_id}").json()
+
+    assert (body["id"], body["dataset"], body["config"]["dataset"]) == (model_id, "digits", "digits")
+    assert [checkpoint["step"] for checkpoint in body["checkpoints"]] == [100]
+
+
+def test_models_are_listed(client: TestClient, model_id: str) -> None:
+    assert model_id in [model["id"] for model in client.get("/models").json()["models"]]
+
+
+def test_the_latest_sample_grid_is_served(client: TestClient, model_id: str, s3: Artifacts) -> None:
+    before = client.get(f"/models/{model_id}/samples.png")
+    job_id = s3.get_model(model_id)["job_id"]
+    s3.put_sample_grid(job_id, 9, b"older")
+    s3.put_sample_grid(job_id, 10, b"newest")
+
+    after = client.get(f"/models/{model_id}/samples.png")
+
+    assert before.status_code == 404
+    assert "POST /sample" in before.json()["detail"]
+    assert (after.headers["content-type"], after.content) == ("image/png", b"newest")
+
+
+def test_a_model_nobody_trained_is_a_404_that_says_how_to_list_them(client: TestClient) -> None:
+    for path in (f"/models/{new_id()}", "/models/nonsense", f"/models/{new_id()}/samples.png", "/models/..%2Fjobs"):
+        answer = client.get(path)
+        assert answer.status_code == 404
+        assert answer.headers["content-type"] == "application/problem+json"
+        if "%2F" not in path:
+            assert "GET /models" in answer.json()["detail"]

@@ -1,0 +1,211 @@
+"""POST /sample in each form, with the test as the sampler on the other end of the queue."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+from redis import Redis
+
+from tests.service.conftest import StandInSampler, store_model
+from worker.artifacts import Artifacts
+from worker.ids import new_id
+from worker.messages import SampleReply, SampleRequest, Timings, failed_reply
+
+
+def _reply(request: SampleRequest) -> SampleReply:
+    """Image i is flat, of a grey that grows with i."""
+    greys = np.linspace(-1, 1, request.num_images, dtype=np.float32)
+    x = np.broadcast_to(greys[:, None, None, None], (request.num_images, 1, 8, 8))
+    return SampleReply(
+        request_id=request.request_id,
+        ok=True,
+        model_id=request.model_id,
+        step=100 if request.step is None else request.step,
+        seed=request.seed,
+        gradient_evaluations=200,
+        timings=Timings(queue_s=0.001, load_s=0.002, compute_s=0.5),
+        x=np.array(x),
+        levels={level: np.array(x) * 0 for level in request.levels},
+    )
+
+
+def _vectors(request: SampleRequest) -> SampleReply:
+    x = np.arange(2 * request.num_images, dtype=np.float32).reshape(-1, 2)
+    return _reply(request).model_copy(update={"x": x, "levels": {}})
+
+
+@pytest.fixture
+def sampler(redis: Redis) -> Iterator[StandInSampler]:
+    """A sampler of flat images."""
+    with StandInSampler(redis, _reply).serving() as found:
+        yield found
+
+
+def draw(client: TestClient, model: str, accept: str = "*/*", **request: Any) -> httpx2.Response:
+    """The answer to a request that must succeed."""
+    answer = client.post("/sample", json={"model": model, **request}, headers={"Accept": accept})
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+def picture(content: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """The pixels of a PNG."""
+    with Image.open(io.BytesIO(content)) as image:
+        return np.asarray(image)
+
+
+@pytest.mark.usefixtures("sampler")
+def test_one_image_is_a_png_that_says_where_it_came_from(client: TestClient, model_id: str) -> None:
+    answer = draw(client, model_id, seed=7, scale=2)
+
+    assert answer.headers["content-type"] == "image/png"
+    assert answer.headers["X-Seed"] == "7"
+    assert answer.headers["X-Model"] == f"{model_id}@100"
+    assert answer.headers["X-NFE"] == "200"
+    assert answer.headers["Server-Timing"].startswith("queue;dur=1.0, load;dur=2.0, compute;dur=500.0, encode;dur=")
+    assert picture(answer.content).shape == (16, 16)
+
+
+@pytest.mark.usefixtures("sampler")
+def test_several_images_are_a_grid(client: TestClient, model_id: str) -> None:
+    assert picture(draw(client, model_id, num_images=4).content).shape == (17, 17)
+
+
+@pytest.mark.usefixtures("sampler")
+def test_levels_are_columns_from_noise_to_sample(client: TestClient, model_id: str) -> None:
+    pixels = picture(draw(client, model_id, num_images=2, levels=[3, 9]).content)
+
+    assert pixels.shape == (17, 26)
+    assert pixels[0, [0, 9, 18]].tolist() == [128, 128, 0]
+    assert pixels[9, [0, 9, 18]].tolist() == [128, 128, 255]
+
+
+@pytest.mark.usefixtures("sampler")
+def test_a_zip_has_every_image_and_a_manifest(client: TestClient, model_id: str) -> None:
+    answer = draw(client, f"{model_id}@100", "application/zip", num_images=3, levels=[5], seed=1)
+
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        manifest = json.loads(archive.read("manifest.json"))
+        assert manifest["files"] == [f"{place}{n:03d}.png" for place in ("", "level-0005/") for n in range(3)]
+        assert (manifest["model"], manifest["seed"]) == (f"{model_id}@100", 1)
+        assert picture(archive.read("002.png"))[0, 0] == 255
+
+
+@pytest.mark.usefixtures("sampler")
+def test_json_has_base64_pngs(client: TestClient, model_id: str) -> None:
+    body = draw(client, model_id, "application/json", num_images=2, levels=[4]).json()
+
+    assert body["shape"] == [2, 1, 8, 8]
+    assert [picture(base64.b64decode(image))[0, 0] for image in body["images"]] == [0, 255]
+    assert body["levels"][0]["level"] == 4
+    assert len(body["levels"][0]["images"]) == 2
+
+
+@pytest.mark.usefixtures("sampler")
+def test_npy_has_the_numbers_with_levels_in_front(client: TestClient, model_id: str) -> None:
+    plain = np.load(io.BytesIO(draw(client, model_id, "application/x-npy", num_images=3).content))
+    levels = np.load(io.BytesIO(draw(client, model_id, "application/x-npy", num_images=3, levels=[1, 2]).content))
+
+    assert (plain.dtype, plain.shape) == (np.float32, (3, 1, 8, 8))
+    assert levels.shape == (3, 3, 1, 8, 8)
+    assert (levels[-1] == plain).all()
+
+
+def test_vector_models_answer_in_numbers_and_refuse_pictures(
+    client: TestClient, redis: Redis, s3: Artifacts, tmp_path: Path
+) -> None:
+    planar = store_model(s3, tmp_path, "planar")
+    with StandInSampler(redis, _vectors).serving():
+        plain = draw(client, planar, num_images=2)
+        refused = client.post("/sample", json={"model": planar}, headers={"Accept": "image/png"})
+
+    assert plain.json()["values"] == [[0, 1], [2, 3]]
+    assert refused.status_code == 406
+    assert "vectors" in refused.json()["detail"]
+    assert "application/json, application/x-npy" in refused.json()["detail"]
+
+
+def test_the_request_reaches_the_sampler_as_it_was_meant(
+    client: TestClient, model_id: str, sampler: StandInSampler
+) -> None:
+    draw(client, f"{model_id}@100", num_images=2, steps=5, noise_scale=0.99, levels=[2, 7, 2])
+    draw(client, model_id)
+
+    first, second = sampler.requests
+    assert (first.step, first.num_steps, first.noise_scale, first.levels) == (100, 5, 0.99, (7, 2))
+    assert (second.step, second.num_steps, second.noise_scale, second.levels) == (None, None, None, ())
+    assert first.seed != second.seed
+
+
+@pytest.mark.parametrize(
+    ("request_body", "status", "told"),
+    [
+        ({"num_images": 100_000}, 422, ["body.num_images", "256"]),
+        ({"num_images": 0}, 422, ["body.num_images", "1"]),
+        ({"scale": 33}, 422, ["body.scale", "32"]),
+        ({"levels": [999]}, 422, ["level 999 does not exist", "pure noise"]),
+        ({"levels": [-1]}, 422, ["body.levels.0"]),
+        ({"noise_scale": "NaN"}, 422, ["body.noise_scale"]),
+        ({"model": "nonsense"}, 404, ["GET /models"]),
+        ({"model": new_id()}, 404, ["there is no model", "GET /models"]),
+        ({"model": "../secrets"}, 404, ["GET /models"]),
+        ({"model": "x@latest"}, 422, ["id@step"]),
+    ],
+)
+def test_requests_that_cannot_be_served_say_what_to_do(
+    client: TestClient, model_id: str, request_body: dict[str, Any], status: int, told: list[str]
+) -> None:
+    answer = client.post("/sample", json={"model": model_id, **request_body})
+
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    for words in told:
+        assert words in answer.json()["detail"]
+
+
+def test_a_step_without_checkpoint_names_those_there_are(client: TestClient, model_id: str) -> None:
+    answer = client.post("/sample", json={"model": f"{model_id}@99"})
+
+    assert answer.status_code == 404
+    assert "there are 100" in answer.json()["detail"]
+
+
+def test_forms_nobody_offers_are_refused_before_anything_is_drawn(client: TestClient, model_id: str) -> None:
+    answer = client.post("/sample", json={"model": model_id}, headers={"Accept": "text/html"})
+
+    assert answer.status_code == 406
+    assert "image/png" in answer.json()["detail"]
+
+
+def test_without_a_sampler_the_answer_is_503_at_once(client: TestClient, model_id: str) -> None:
+    answer = client.post("/sample", json={"model": model_id})
+
+    assert (answer.status_code, answer.json()["type"]) == (503, "urn:recovery:problem:no-sampler")
+    assert answer.headers["Retry-After"] == "5"
+
+
+def test_a_sampler_that_stays_silent_is_a_504(client: TestClient, model_id: str, redis: Redis) -> None:
+    redis.set("worker:sample:silent", "", ex=60)
+
+    answer = client.post("/sample", json={"model": model_id})
+
+    assert (answer.status_code, answer.json()["type"]) == (504, "urn:recovery:problem:no-sampler")
+
+
+def test_a_samplers_refusal_is_passed_on(client: TestClient, model_id: str, redis: Redis) -> None:
+    refusal = "noise_scale is 0.5, but this model's kernel takes 1 only"
+    with StandInSampler(redis, lambda request: failed_reply(request, "bad_request", refusal)).serving():
+        answer = client.post("/sample", json={"model": model_id, "noise_scale": 0.5})
+
+    assert (answer.status_code, answer.json()["detail"]) == (422, refusal)
