@@ -5,6 +5,7 @@ The continuous-batching engine takes the place of `Sampler._compute` later; requ
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 import time
@@ -133,8 +134,13 @@ class Sampler:
         )
 
     def _compute(self, request: SampleRequest, model: EnergyModel, step: int) -> SampleReply:
+        import torch
+
+        from model.networks import useful_threads
         from model.sampling import sample
 
+        useful = useful_threads(model.config.network, model.event_shape, request.num_images)
+        torch.set_num_threads(min(len(os.sched_getaffinity(0)), useful))  # of this pool thread
         samples = sample(
             model,
             request.num_images,

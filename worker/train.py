@@ -126,10 +126,17 @@ class TrainingRun:
         record = self._patiently(lambda: self._store.get(self._lease.job_id))
         config = from_dict(TrainConfig, record.spec["config"])
         dataset_location = resolve_dataset(config.dataset, self._settings.datasets_dir)
-        from model import data, training  # torch takes seconds: only for a job that can run
+        import torch  # takes seconds; signals and threads are in place by now
+
+        from model import data, training
+        from model.networks import useful_threads
 
         device = _device(str(record.spec.get("device", "auto")))
         dataset = data.load(dataset_location)
+        batch_size = max(config.batch_size, config.score_matching.batch_size)
+        torch.set_num_threads(
+            min(torch.get_num_threads(), useful_threads(config.network, dataset.event_shape, batch_size))
+        )
         model_id = record.model_id or record.id
         self._patiently(lambda: self._describe_model(model_id, record))
         snapshot = self._patiently(lambda: self._newest_snapshot(model_id))
