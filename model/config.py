@@ -20,10 +20,10 @@ C = TypeVar("C")
 ScheduleKind = Literal["published", "linear_betas", "log_snr"]
 NetworkKind = Literal["resnet", "mlp"]
 Activation = Literal["leaky_relu", "silu"]
-EnergyForm = Literal["step_size", "gaussian"]
+EnergyForm = Literal["step_size", "gaussian", "log_snr"]
 ChainStart = Literal["neighbour", "predictor"]
 KernelKind = Literal["langevin", "mala", "hmc"]
-ScoreMatchingForm = Literal["recovery", "marginal"]
+ScoreMatchingForm = Literal["recovery", "marginal", "dual"]
 
 
 def _require_range(name: str, value: float, low: float, high: float) -> None:
@@ -82,6 +82,12 @@ class NetworkConfig:
     """of every layer (DRL); without it layers start with the gains of `model.networks`"""
     coordinates: bool = False
     """`resnet` only: two more input channels hold the row and the column, for objects always centred alike."""
+    level_width: int = 0
+    """Units of the level embedding; 0 takes four times `width` (DRL)."""
+    fourier_features: int = 0
+    """`mlp` only: random frequencies whose sines and cosines join the input, damped where the noise hides them."""
+    max_frequency: float = 100.0
+    """`mlp` only: the largest of these, in radians a unit of the network's input; they are log-uniform from 1."""
     head_width: int = 0
     """`resnet` only: 0 sums over space before the head (DRL); otherwise a dense layer of this width reads it."""
 
@@ -95,6 +101,9 @@ class NetworkConfig:
         _require_range("network.num_blocks", self.num_blocks, 1, 64)
         _require_choice("network.activation", self.activation, typing.get_args(Activation))
         _require_range("network.head_width", self.head_width, 0, 4096)
+        _require_range("network.level_width", self.level_width, 0, 4096)
+        _require_range("network.fourier_features", self.fourier_features, 0, 4096)
+        _require_range("network.max_frequency", self.max_frequency, 1, 1e5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,13 +181,22 @@ class ScoreMatchingConfig:
     """Leading training steps that use this objective; all of them gives the score-matching form of T1k."""
     batch_size: int = 256
     form: ScoreMatchingForm = "recovery"
-    """`recovery`: DRL's normal approximation of the conditional. `marginal`: denoising score matching of y_t itself."""
+    """`recovery`: DRL's normal approximation of the conditional. `marginal`: denoising score matching of y_t itself.
+    `dual`: the same in x_λ at a continuous log-SNR λ, and ∂E/∂λ matched too, which ties the levels together and fixes
+    log Z near 0 (energy `log_snr` only)."""
+    noise_contrast: float = 0.0
+    """`dual` only: weight of the logistic loss between x_λ and draws of the Gaussian base, widened, which raises the
+    energy where no data fall: score matching says nothing there."""
+    low_noise_tilt: float = 0.0
+    """`dual` only: log-SNRs are drawn with density ∝ (λ − min)^tilt."""
     learning_rate: float = 1e-3
     recovery_weight: float = 0.0
     """Weight of this loss beside the contrastive one in the steps after the start, on as many events of the batch."""
 
     def __post_init__(self) -> None:
         _require_range("score_matching.recovery_weight", self.recovery_weight, 0.0, 1e6)
+        _require_range("score_matching.noise_contrast", self.noise_contrast, 0.0, 1e6)
+        _require_range("score_matching.low_noise_tilt", self.low_noise_tilt, 0.0, 10.0)
         _require_range("score_matching.steps", self.steps, 0, 100_000_000)
         _require_range("score_matching.batch_size", self.batch_size, 1, 65_536)
         _require_choice("score_matching.form", self.form, typing.get_args(ScoreMatchingForm))
@@ -192,7 +210,8 @@ class TrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     energy: EnergyForm = "step_size"
-    """`step_size`: E = −net/s_t² (DRL). `gaussian`: the diffused Gaussian fit of the data, corrected by the network."""
+    """`step_size`: E = −net/s_t² (DRL). `gaussian`: the diffused Gaussian fit of the data, corrected by the network.
+    `log_snr`: the same with the Gaussian normalized, as a function of a continuous log-SNR."""
     chain: ChainConfig = field(default_factory=ChainConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -203,6 +222,8 @@ class TrainConfig:
     batch_size: int = 256
     seed: int = 0
     horizontal_flips: bool = False
+    dequantize: bool = False
+    """Add uniform noise of one bin to discrete data, so that they have a density (Theis et al. 2016)."""
     affine_jitter: float = 0.0
     """Largest random shift of training images, in pixels; turns and stretches go with it (`_jitter`)."""
     log_every: int = 20
@@ -212,6 +233,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _require_choice("energy", self.energy, typing.get_args(EnergyForm))
+        if self.score_matching.form == "dual" and self.energy != "log_snr":
+            raise ConfigError(f"score_matching.form 'dual' needs energy 'log_snr', not {self.energy!r}")
         _require_range("steps", self.steps, 1, 100_000_000)
         if self.score_matching.steps > self.steps:
             raise ConfigError(

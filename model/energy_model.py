@@ -9,6 +9,10 @@ coefficient at every level.
 h = C_t^(−½) Σ^½ (x − ᾱ_t μ) and a gain g that sets the input's scale. The first term is exact where the data are
 Gaussian of mean μ and covariance Σ; the network carries the rest, with an input of the data's covariance at every level
 and an output of order one (the preconditioning of Karras et al. 2022, for an energy and with the full covariance).
+
+`log_snr`: ½ (x − ᾱμ)ᵀ C⁻¹ (x − ᾱμ) + ½ log det 2πC − ᾱ net(h, λ), a function of x and a continuous log-SNR λ. The first
+two terms are normalized, and so is the whole once ∂E/∂λ is right (Guth et al. 2025, dual score matching). Its output
+scale suits densities, whose energy stays finite as the noise vanishes.
 """
 
 from __future__ import annotations
@@ -43,8 +47,8 @@ class EnergyModel(nn.Module):
     """(T,) w_t of the contrastive loss, which brings energies back to the network's output scale"""
     data_mean: Tensor
     data_std: Tensor
-    bounded: Tensor
-    """whether the data live in [−1, 1] (images)"""
+    bin_width: Tensor
+    """spacing of the values that the data can take, in [−1, 1] then; 0 for continuous data"""
 
     def __init__(self, config: TrainConfig, event_shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -57,19 +61,24 @@ class EnergyModel(nn.Module):
         self.register_buffer("loss_weight", loss_weight.float())
         self.register_buffer("data_mean", torch.zeros(()))
         self.register_buffer("data_std", torch.ones(()))
-        self.register_buffer("bounded", torch.zeros((), dtype=torch.bool))
-        self.base = GaussianBase(self.schedule, event_shape) if config.energy == "gaussian" else None
+        self.register_buffer("bin_width", torch.zeros(()))
+        self.base = GaussianBase(self.schedule, event_shape) if config.energy != "step_size" else None
+        alpha_bar, sigma_bar = self.schedule.alpha_bar[:-1], self.schedule.sigma_bar[:-1]
+        self.register_buffer("log_snr", 2 * (alpha_bar / sigma_bar).log().float(), persistent=False)
 
     @property
     def num_levels(self) -> int:
         """T."""
         return self.schedule.num_levels
 
-    def fit_scales(self, dataset: Dataset, events: Tensor) -> None:
-        """Take the data's units from `dataset`, and the base's mean and covariance from `events` (N, *event)."""
+    def fit_units(self, dataset: Dataset) -> None:
+        """Take the units that the data came in."""
         self.data_mean = dataset.mean.to(self.step_size).clone()
         self.data_std = dataset.std.to(self.step_size).clone()
-        self.bounded.fill_(dataset.bin_width is not None)
+        self.bin_width.fill_(dataset.bin_width or 0.0)
+
+    def fit_base(self, events: Tensor) -> None:
+        """Give the Gaussian base, where there is one, the mean and covariance of `events` (N, *event)."""
         if self.base is not None:
             self.base.fit(events)
 
@@ -83,9 +92,21 @@ class EnergyModel(nn.Module):
         if self.base is None:
             return -self.net_output(y, level) / self.step_size[level] ** 2
         x = y / expand(self.schedule.scale[level], y)
+        if self.config.energy == "log_snr":
+            return self.energy_at(x, self.log_snr[level])
         base_energy, features, output_scale = self.base(x, level)
         energy: Tensor = base_energy - output_scale * self.net_output(features, level)
         return energy
+
+    def energy_at(self, x: Tensor, log_snr: Tensor) -> Tensor:
+        """Form `log_snr`: −log p of x = x_λ at any λ (B,), up to what training left of log Z: (B,)."""
+        assert self.base is not None
+        energy, features, alpha_bar, noise_std = self.base.normalized(x, log_snr)
+        output: Tensor = energy - alpha_bar * self.network(features, log_snr, noise_std)
+        return output
+
+    log_snr: Tensor
+    """(T,) log(ᾱ²/σ̄²) of the levels"""
 
     def conditional(self, x_next: Tensor, level: Tensor) -> EnergyFn:
         """E_t(y | x_{t+1}) as a function of y, for `x_next` (B, *event) and `level` (B,)."""
@@ -95,7 +116,7 @@ class EnergyModel(nn.Module):
     def in_data_units(self, x: Tensor) -> Tensor:
         """Undo the dataset's scaling; images are clipped to their range."""
         x = x * self.data_std + self.data_mean
-        return x.clamp(-1, 1) if self.bounded else x
+        return x.clamp(-1, 1) if self.bin_width > 0 else x
 
     def frozen(self) -> contextlib.AbstractContextManager[None]:
         """Fix the network's weights while a chain runs; see `model.networks.frozen`."""
@@ -119,6 +140,8 @@ def _step_sizes(config: TrainConfig, schedule: Schedule) -> tuple[Tensor, Tensor
         return step_size, step_size**2 * schedule.sigma[1] / schedule.sigma[1:]
     spread = schedule.scale * schedule.sigma_bar[:-1]  # of y around its mean given the data
     width = (spread**-2 + schedule.tether_precision).rsqrt()
+    if config.energy == "log_snr":
+        return config.chain.step_size * width, torch.ones_like(width)
     # the network's output scale ᾱ/σ̄ undone, but for levels noisier than their signal: there it would only amplify noise
     return config.chain.step_size * width, (schedule.sigma_bar[:-1] / schedule.alpha_bar[:-1]).clamp(max=1)
 
@@ -156,13 +179,43 @@ class GaussianBase(nn.Module):
     def forward(self, x: Tensor, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(base energy (B,), network input (B, *event), output scale (B,)) at x = x_t."""
         alpha_bar, sigma_bar, variance = self._moments(level)
+        energy, features = self._whitened(x, alpha_bar, variance)
+        return energy, features, (alpha_bar / sigma_bar)[:, 0] / self._gain
+
+    def normalized(self, x: Tensor, log_snr: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(−log of the base's density (B,), network input (B, *event), ᾱ (B,), the part of the input's standard
+        deviation that is noise (B,)) at x = x_λ of any λ (B,)."""
+        alpha_bar, sigma_bar = torch.sigmoid(log_snr)[:, None].sqrt(), torch.sigmoid(-log_snr)[:, None].sqrt()
+        variance = alpha_bar**2 * self.variance + sigma_bar**2
+        energy, features = self._whitened(x, alpha_bar, variance)
+        energy = energy + torch.log(2 * math.pi * variance).sum(1) / 2
+        return energy, features, alpha_bar[:, 0], _INPUT_STD * sigma_bar[:, 0]
+
+    def widened(self, log_snr: Tensor, noise: Tensor, factor: float) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Draws of the base at λ (B,) with standard deviations times `factor`, and −log of their density."""
+        alpha_bar, sigma_bar = torch.sigmoid(log_snr)[:, None].sqrt(), torch.sigmoid(-log_snr)[:, None].sqrt()
+        variance = factor**2 * (alpha_bar**2 * self.variance + sigma_bar**2)
+        centred = variance.sqrt() * noise.flatten(1)
+        if self.rotation is not None:
+            centred = centred @ self.rotation.T
+
+        def energy(x: Tensor) -> Tensor:
+            offset = self._rotate(x.flatten(1) - alpha_bar * self.mean)
+            return (offset**2 / variance + torch.log(2 * math.pi * variance)).sum(1) / 2
+
+        return (centred + alpha_bar * self.mean).reshape(noise.shape), energy
+
+    @property
+    def _gain(self) -> Tensor:
+        return _INPUT_STD / self.variance.mean().sqrt()
+
+    def _whitened(self, x: Tensor, alpha_bar: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """(base energy (B,), network input (B, *event))"""
         centred = self._rotate(x.flatten(1) - alpha_bar * self.mean)
-        energy = (centred**2 / variance).sum(1) / 2
-        gain = _INPUT_STD / self.variance.mean().sqrt()
-        features = gain * (self.variance / variance).sqrt() * centred
+        features = self._gain * (self.variance / variance).sqrt() * centred
         if self.rotation is not None:
             features = features @ self.rotation.T
-        return energy, features.reshape(x.shape), (alpha_bar / sigma_bar)[:, 0] / gain
+        return (centred**2 / variance).sum(1) / 2, features.reshape(x.shape)
 
     def log_z(self, t: int) -> float:
         """log of the normalizer of the base energy at level t, in the coordinates of x_t."""

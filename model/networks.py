@@ -167,15 +167,20 @@ def sinusoidal_embedding(level: Tensor, dim: int) -> Tensor:
     return F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, dim % 2))
 
 
+def _level_width(config: NetworkConfig) -> int:
+    return config.level_width or 4 * config.width
+
+
 class _LevelEmbedding(nn.Module):
-    """Sinusoidal code of the level through two dense layers: (B,) -> (B, 4 width)."""
+    """Sinusoidal code of the level through two dense layers: (B,) -> (B, 4 width or `level_width`)."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.width = config.width
         self.activation = _ACTIVATIONS[config.activation]
-        self.dense0 = _Dense(config.width, 4 * config.width, spectral_norm=config.spectral_norm)
-        self.dense1 = _Dense(4 * config.width, 4 * config.width, spectral_norm=config.spectral_norm)
+        width = _level_width(config)
+        self.dense0 = _Dense(config.width, width, spectral_norm=config.spectral_norm)
+        self.dense1 = _Dense(width, width, spectral_norm=config.spectral_norm)
 
     def forward(self, level: Tensor) -> Tensor:
         code = sinusoidal_embedding(level, self.width).to(self.dense0.weight.dtype)
@@ -193,7 +198,7 @@ class _ResidualBlock(nn.Module):
         spectral_norm = config.spectral_norm
         self.activation = _ACTIVATIONS[config.activation]
         self.map1 = layer(in_width, out_width, spectral_norm=spectral_norm, gain=1.4, bias_limit=0.5)
-        self.level = _Dense(4 * config.width, out_width, spectral_norm=spectral_norm, gain=0.7)
+        self.level = _Dense(_level_width(config), out_width, spectral_norm=spectral_norm, gain=0.7)
         self.map2 = layer(out_width, out_width, spectral_norm=spectral_norm, bound_only=True, gain=0.5)
         self.shortcut = (
             layer(in_width, out_width, spectral_norm=spectral_norm, gain=0.9) if in_width != out_width else None
@@ -215,7 +220,7 @@ class _EnergyNetwork(nn.Module):
         self.config = config
         self.activation = _ACTIVATIONS[config.activation]
         self.embedding = _LevelEmbedding(config)
-        in_width = 4 * config.width
+        in_width = _level_width(config)
         gain = (
             math.sqrt(2 * in_width / (in_width + out_width)) if config.spectral_norm else 0.5
         )  # the release's or ours
@@ -260,7 +265,7 @@ class ResNetEnergy(_EnergyNetwork):
     grid: Tensor
     """(2, H, W) rows and columns from −1 to 1"""
 
-    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+    def forward(self, x: Tensor, level: Tensor, _noise_std: Tensor | None = None) -> Tensor:
         embedding = self.embedding(level)
         if self.config.coordinates:
             x = torch.cat([x, self.grid.to(x.dtype).expand(len(x), -1, -1, -1)], dim=1)
@@ -283,14 +288,31 @@ class MLPEnergy(_EnergyNetwork):
 
     def __init__(self, config: NetworkConfig, event_shape: tuple[int, ...]) -> None:
         super().__init__(config, config.width)
-        self.dense_in = _Dense(math.prod(event_shape), config.width, spectral_norm=config.spectral_norm)
+        dim, count = math.prod(event_shape), config.fourier_features
+        self.dense_in = _Dense(dim + 2 * count, config.width, spectral_norm=config.spectral_norm)
+        if count:
+            magnitude = config.max_frequency ** torch.rand(count)
+            self.register_buffer("frequencies", F.normalize(torch.randn(dim, count), dim=0) * magnitude)
         self.blocks = nn.ModuleList(
             _ResidualBlock(_Dense, config.width, config.width, config) for _ in range(config.num_blocks)
         )
 
-    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+    frequencies: Tensor
+    """(D, `fourier_features`) wave vectors"""
+
+    def forward(self, x: Tensor, level: Tensor, noise_std: Tensor | None = None) -> Tensor:
+        """`noise_std` (B,): what of the input is noise; it damps a wave of frequency ω by exp(−(ω std)²/2), the mean
+        of the wave over the noise (Barron et al. 2021)."""
         embedding = self.embedding(level)
-        h = self.dense_in(x.flatten(1))
+        h = x.flatten(1)
+        if self.config.fourier_features:
+            phase = h @ self.frequencies
+            waves = torch.cat([phase.sin(), phase.cos()], dim=1)
+            if noise_std is not None:
+                damping = torch.exp(-(noise_std[:, None] ** 2) * (self.frequencies**2).sum(0) / 2)
+                waves = waves * damping.repeat(1, 2)
+            h = torch.cat([h, waves], dim=1)
+        h = self.dense_in(h)
         for block in self.blocks:
             h = block(h, embedding)
         return self._head(self.activation(h), embedding)

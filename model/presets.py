@@ -61,6 +61,42 @@ _PLANAR = replace(
     num_preview_samples=256,
 )
 
+_DENSITY_2D = TrainConfig(
+    schedule=ScheduleConfig(kind="log_snr", num_levels=20, log_snr_max=10.0, log_snr_min=-4.0),
+    network=NetworkConfig(
+        kind="mlp",
+        width=64,
+        num_blocks=1,
+        activation="silu",
+        spectral_norm=False,
+        level_width=64,
+        fourier_features=64,
+        max_frequency=150.0,
+    ),
+    energy="log_snr",
+    chain=ChainConfig(kernel="mala", start="predictor", num_steps=10, step_size=0.7**0.5, target_acceptance=0.7),
+    sampling=SamplingConfig(num_steps=20, denoise=True),
+    optimizer=OptimizerConfig(
+        learning_rate=2e-4, beta2=0.99, warmup_steps=100, cosine_decay=True, max_gradient_norm=1.0, ema_decay=0.995
+    ),
+    score_matching=ScoreMatchingConfig(
+        steps=5500,
+        batch_size=256,
+        form="dual",
+        learning_rate=4e-3,
+        low_noise_tilt=1.0,
+        noise_contrast=1.0,
+        recovery_weight=1.0,
+    ),
+    dataset="eight_gaussians",
+    steps=5650,
+    batch_size=256,
+    sample_every=100_000,
+    checkpoint_every=100_000,
+    log_every=500,
+    num_preview_samples=256,
+)
+
 _CIFAR10_T6 = TrainConfig(
     optimizer=OptimizerConfig(), dataset="cifar10", horizontal_flips=True, steps=1_000_000, checkpoint_every=5000
 )
@@ -68,12 +104,14 @@ _CIFAR10_T6 = TrainConfig(
 PRESETS: dict[str, TrainConfig] = {
     "digits": _DIGITS,
     "planar": _PLANAR,
+    "density-2d": _DENSITY_2D,
     "cifar10-t6": _CIFAR10_T6,
 }
 
 PRESET_SUMMARIES: dict[str, str] = {
     "digits": "8×8 digits in under four minutes on two cores: a score-matching start, then recovery likelihood",
     "planar": "vectors of a few dimensions, such as the built-in 2-D densities",
+    "density-2d": "normalized densities of a few dimensions, by dual score matching and then recovery likelihood",
     "cifar10-t6": "the paper's T6 on 32×32 images: 6 levels, 30 Langevin steps, 8 residual blocks; needs a GPU",
 }
 

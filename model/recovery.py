@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from model.energy import EnergyFn
@@ -72,6 +73,29 @@ def marginal_score_matching_loss(
     """
     residual = expand(noise_std, y) * _energy_gradient(energy_fn, y, level) - noise
     return weigh_fn(residual, level).square().mean()
+
+
+def dual_score_matching_loss(
+    energy_fn: Callable[[Tensor, Tensor], Tensor], x_data: Tensor, log_snr: Tensor, noise: Tensor
+) -> Tensor:
+    """mean of |σ̄ ∇E − ε|² + (∂E/∂λ + ∂ log p(x_λ | x_data)/∂λ)² at x_λ = ᾱ x_data + σ̄ ε, λ = `log_snr` (B,).
+
+    Both terms are least at E(x, λ) = −log p_λ(x) + constant: the first fixes every λ up to its own constant, the second
+    ties neighbouring λ together, constants included (Guth et al. 2025, dual score matching).
+    """
+    alpha_bar, sigma_bar = (expand(torch.sigmoid(sign * log_snr).sqrt(), x_data) for sign in (1, -1))
+    x = (alpha_bar * x_data + sigma_bar * noise).requires_grad_()
+    level = log_snr.detach().requires_grad_()
+    gradient, rate = torch.autograd.grad(energy_fn(x, level).sum(), (x, level), create_graph=True)
+    conditional_rate = alpha_bar * sigma_bar / 2 * noise * x_data + alpha_bar**2 / 2 * (
+        1 - noise**2
+    )  # of every coordinate
+    return (squared_norm(sigma_bar * gradient - noise) + (rate + conditional_rate.flatten(1).sum(1)) ** 2).mean()
+
+
+def noise_contrastive_loss(data_log_ratio: Tensor, noise_log_ratio: Tensor) -> Tensor:
+    """The logistic loss of telling data from noise by log p_model/p_noise at each (Gutmann & Hyvärinen 2010)."""
+    return F.softplus(-data_log_ratio).mean() + F.softplus(noise_log_ratio).mean()
 
 
 def _energy_gradient(energy_fn: LevelEnergyFn, position: Tensor, level: Tensor) -> Tensor:

@@ -31,10 +31,12 @@ from model.errors import CheckpointError, DivergenceError, ShapeError
 from model.events import CheckpointEvent, DoneEvent, PerLevel, Phase, SampleEvent, StepEvent, TrainEvent
 from model.mcmc import adapt_step_size
 from model.networks import iterate_power
-from model.noise import SharedNoise, derive_seed, make_generator
+from model.noise import NoiseSource, SharedNoise, derive_seed, make_generator
 from model.recovery import (
     contrastive_loss,
+    dual_score_matching_loss,
     marginal_score_matching_loss,
+    noise_contrastive_loss,
     recovery_score_matching_loss,
     squared_norm,
 )
@@ -44,6 +46,8 @@ from model.schedule import expand
 _INIT_STREAM, _STEP_STREAM, _ORDER_STREAM, _PREVIEW_STREAM = range(4)
 _MAX_LOSS = 1e4
 """On the network's output scale, where a healthy run stays within a few units; DRL's release gives up at −1e6."""
+_CONTRAST_WIDTH = 1.5
+"""Standard deviations of the noise that data are told from, in those of the Gaussian base: beyond the data's reach."""
 _MOMENT_EVENTS = 10_000
 """Training events, as augmented, whose mean and covariance the Gaussian base takes."""
 _EMA_POWER_ITERATIONS = 20  # bring the singular vectors of averaged weights to convergence before they are used
@@ -91,8 +95,10 @@ def start(config: TrainConfig, dataset: Dataset, device: str = "cpu") -> TrainSt
         model = EnergyModel(config, dataset.event_shape)
     noise = SharedNoise(make_generator(config.seed, _INIT_STREAM))
     some = dataset.train[:_MOMENT_EVENTS]
-    rounds = max(1, _MOMENT_EVENTS // len(some)) if config.affine_jitter > 0 or config.horizontal_flips else 1
-    model.fit_scales(dataset, torch.cat([_augment(some, config, noise) for _ in range(rounds)]))
+    augmented = config.affine_jitter > 0 or config.horizontal_flips or config.dequantize
+    rounds = max(1, _MOMENT_EVENTS // len(some)) if augmented else 1
+    model.fit_units(dataset)
+    model.fit_base(torch.cat([_augment(some, config, model.bin_width, noise) for _ in range(rounds)]))
     model.to(device)
     return TrainState(config, model, copy.deepcopy(model).requires_grad_(False), _make_optimizer(config, model))
 
@@ -175,7 +181,7 @@ def _train_step(state: TrainState, events: Tensor, meter: _Meter) -> None:
         _begin_recovery(state)
     phase = state.phase
     noise = SharedNoise(make_generator(config.seed, _STEP_STREAM, state.step, device=events.device))
-    x_data = _augment(_batch(config, events, state.step), config, noise)
+    x_data = _augment(_batch(config, events, state.step), config, state.model.bin_width, noise)
     level = _stratified_levels(state.model.num_levels, x_data, noise)
     iterate_power(state.model)
     if phase == "score_matching":
@@ -201,6 +207,12 @@ def _begin_recovery(state: TrainState) -> None:
 
 def _score_matching_loss(model: EnergyModel, x_data: Tensor, level: Tensor, noise: SharedNoise) -> Tensor:
     schedule, epsilon = model.schedule, noise.normal(x_data)
+    if model.config.score_matching.form == "dual":
+        log_snr = _stratified_log_snr(model, x_data, noise)
+        loss = dual_score_matching_loss(model.energy_at, x_data, log_snr, epsilon)
+        if (weight := model.config.score_matching.noise_contrast) > 0:
+            loss = loss + weight * _noise_contrast(model, x_data, log_snr, epsilon, noise)
+        return loss
     scale = schedule.scale[level]
     if model.config.score_matching.form == "marginal":
         y = expand(scale, x_data) * schedule.diffuse(x_data, level, epsilon)
@@ -279,11 +291,19 @@ def _epoch_order(seed: int, epoch: int, count: int) -> Tensor:
     return torch.randperm(count, generator=make_generator(seed, _ORDER_STREAM, epoch))
 
 
-def _augment(x_data: Tensor, config: TrainConfig, noise: SharedNoise) -> Tensor:
+def _augment(x_data: Tensor, config: TrainConfig, bin_width: Tensor, noise: SharedNoise) -> Tensor:
     if config.horizontal_flips:
         flip = noise.uniform(x_data.new_empty(len(x_data))) < 0.5
         x_data = torch.where(flip.reshape(-1, *[1] * (x_data.dim() - 1)), x_data.flip(-1), x_data)
-    return _jitter(x_data, config.affine_jitter, noise) if config.affine_jitter > 0 else x_data
+    if config.affine_jitter > 0:
+        x_data = _jitter(x_data, config.affine_jitter, noise)
+    return dequantized(x_data, bin_width, noise) if config.dequantize else x_data
+
+
+def dequantized(x_data: Tensor, bin_width: Tensor, noise: NoiseSource) -> Tensor:
+    """`x_data` with uniform noise of one bin; unchanged where `bin_width` is 0, that is for continuous data."""
+    uniform = noise.uniform(x_data.new_empty(x_data.numel())).reshape(x_data.shape)
+    return x_data + bin_width * (uniform - 0.5)
 
 
 def _jitter(x_data: Tensor, pixels: float, noise: SharedNoise) -> Tensor:
@@ -306,6 +326,23 @@ def _stratified_levels(num_levels: int, x_data: Tensor, noise: SharedNoise) -> T
     offset = noise.uniform(x_data.new_empty(1))
     position = (offset + torch.arange(count, device=x_data.device) / count) % 1
     return (position * num_levels).long().clamp(max=num_levels - 1)
+
+
+def _noise_contrast(model: EnergyModel, x_data: Tensor, log_snr: Tensor, epsilon: Tensor, noise: SharedNoise) -> Tensor:
+    assert model.base is not None
+    signal, spread = (expand(torch.sigmoid(sign * log_snr).sqrt(), x_data) for sign in (1, -1))
+    x = signal * x_data + spread * epsilon
+    other, noise_energy = model.base.widened(log_snr, noise.normal(x_data), _CONTRAST_WIDTH)
+    energy = model.energy_at(torch.cat([x, other]), torch.cat([log_snr, log_snr]))
+    ours, theirs = energy.chunk(2)
+    return noise_contrastive_loss(noise_energy(x) - ours, noise_energy(other) - theirs)
+
+
+def _stratified_log_snr(model: EnergyModel, x_data: Tensor, noise: SharedNoise) -> Tensor:
+    """(B,) log-SNRs between those of the top level and level 0, with density ∝ (λ − min)^tilt, spread evenly."""
+    count, (high, low) = len(x_data), (model.log_snr[0], model.log_snr[-1])
+    uniform = (noise.uniform(x_data.new_empty(1)) + torch.arange(count, device=x_data.device) / count) % 1
+    return low + (high - low) * uniform ** (1 / (1 + model.config.score_matching.low_noise_tilt))
 
 
 def _learning_rate(config: TrainConfig, step: int) -> float:

@@ -14,7 +14,9 @@ from model.mcmc import init, mala_step
 from model.noise import SharedNoise
 from model.recovery import (
     contrastive_loss,
+    dual_score_matching_loss,
     marginal_score_matching_loss,
+    noise_contrastive_loss,
     normal_approximation,
     recovery_energy,
     recovery_score_matching_loss,
@@ -136,3 +138,43 @@ def test_recovery_score_matching_is_least_at_the_energy_of_the_noisier_neighbour
     _, score = energy_and_score(neighbour, x_next)
     residual = y - x_next - schedule.sigma[t + 1] ** 2 * score
     assert loss(1.0) == pytest.approx(float((residual**2).mean() / (2 * schedule.sigma[t + 1] ** 2)))
+
+
+def _exact_energy_at(x: Tensor, log_snr: Tensor) -> Tensor:
+    """−log p_λ(x) of the diffused mixture, differentiable in x and λ."""
+    alpha_bar, sigma_bar = torch.sigmoid(log_snr).sqrt()[:, None], torch.sigmoid(-log_snr).sqrt()[:, None]
+    means, variances = alpha_bar * _DATA.means[:, 0], alpha_bar**2 * _DATA.stds**2 + sigma_bar**2
+    log_parts = torch.log(_DATA.weights) - (x - means) ** 2 / (2 * variances) - torch.log(2 * math.pi * variances) / 2
+    return -torch.logsumexp(log_parts, dim=1)
+
+
+def test_dual_score_matching_is_least_at_the_normalized_energy_of_every_noise_level() -> None:
+    """An energy off by a function of λ alone has the right score and the wrong ∂E/∂λ: only the dual term sees it."""
+    count = 100_000
+    noise = SharedNoise(torch.Generator().manual_seed(9))
+    x_data = _DATA.sample(count, noise.generator)
+    log_snr = torch.linspace(-4, 5, count, dtype=torch.float64)
+    epsilon = noise.normal(x_data)
+
+    def loss(scale: float, drift: float, shift: float) -> float:
+        def energy(x: Tensor, level: Tensor) -> Tensor:
+            return scale * _exact_energy_at(x - shift, level) + drift * level
+
+        return float(dual_score_matching_loss(energy, x_data, log_snr, epsilon).detach())
+
+    least = loss(1.0, 0.0, 0.0)
+    for changed in ((1.0, 0.1, 0.0), (1.0, -0.1, 0.0), (0.9, 0.0, 0.0), (1.1, 0.0, 0.0), (1.0, 0.0, 0.1)):
+        assert loss(*changed) > least
+    assert loss(-1.0, 0.0, 0.0) > 1.5 * least
+
+
+def test_noise_contrast_is_least_at_the_true_log_ratio() -> None:
+    noise = SharedNoise(torch.Generator().manual_seed(10))
+    data, other = _DATA.sample(100_000, noise.generator), 1.5 * noise.normal(torch.empty(100_000, 1).double())
+    widened = GaussianEnergy(torch.zeros(1, dtype=torch.float64), 1.5)
+
+    def log_ratio(x: Tensor, offset: float) -> Tensor:
+        return widened(x) + widened.log_z - _DATA(x) + offset
+
+    losses = {c: float(noise_contrastive_loss(log_ratio(data, c), log_ratio(other, c))) for c in (-0.1, 0.0, 0.1)}
+    assert losses[0.0] < min(losses[-0.1], losses[0.1])
