@@ -22,6 +22,7 @@ from typing import TypeVar
 import structlog
 from redis.exceptions import RedisError
 
+from model.config import NetworkConfig
 from model.errors import ModelError
 from worker.artifacts import ArtifactDamaged, ArtifactMissing, StorageUnavailable
 from worker.exits import Exit, write_reason
@@ -58,6 +59,7 @@ class Attempt(ABC):
         self.directory = directory
         self.watch = Watch(store, lease)
         self.telemetry = Telemetry(store, lease)
+        self._num_threads: int | None = None
 
     @abstractmethod
     def work(self, record: JobRecord) -> StopReason | None:
@@ -105,6 +107,15 @@ class Attempt(ABC):
                     raise
                 log.warning("store_away", error=str(error))
                 time.sleep(1)
+
+    def use_threads(self, config: NetworkConfig, event_shape: tuple[int, ...], batch_size: int) -> None:
+        """As many of the process's CPU threads as batches of that size can keep busy."""
+        import torch
+
+        from model.networks import useful_threads
+
+        self._num_threads = self._num_threads or torch.get_num_threads()  # before it was ever lowered
+        torch.set_num_threads(min(self._num_threads, useful_threads(config, event_shape, batch_size)))
 
     def _ended(self, code: Exit, reason: str) -> Exit:
         log.error("attempt_ended", outcome=code.name, reason=reason)

@@ -6,7 +6,6 @@ attempts: the next one starts again from its seed, and ends with the same number
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import time
@@ -47,15 +46,11 @@ def calibrate_checkpoint(
     Every round is a `calibration` event, and the job's progress if wanted. Raises ModelError, ArtifactMissing,
     StorageUnavailable.
     """
-    import torch
-
     from model import data, density
     from model.calibration import summarize
-    from model.networks import useful_threads
 
     model = _load(attempt, model_id, step, device_of(record))
-    useful = useful_threads(model.config.network, tuple(model.event_shape), config.num_chains)
-    torch.set_num_threads(min(len(os.sched_getaffinity(0)), useful))
+    attempt.use_threads(model.config.network, tuple(model.event_shape), config.num_chains)
     # before the chains: a dataset that is gone should not cost an hour
     dataset = data.load(resolve_dataset(model.config.dataset, attempt.settings.datasets_dir))
     rounds, log_z, began_at = 0, None, time.monotonic()

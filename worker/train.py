@@ -36,17 +36,12 @@ class TrainingRun(Attempt):
         """Train, deliver, and calibrate the last checkpoint if the configuration says so."""
         config = from_dict(TrainConfig, record.spec["config"])
         dataset_location = resolve_dataset(config.dataset, self.settings.datasets_dir)
-        import torch  # takes seconds; signals and threads are in place by now
-
-        from model import data, training
-        from model.networks import useful_threads
+        from model import data, training  # torch takes seconds; signals and threads are in place by now
 
         device = device_of(record)
         dataset = data.load(dataset_location)
         batch_size = max(config.batch_size, config.score_matching.batch_size)
-        torch.set_num_threads(
-            min(torch.get_num_threads(), useful_threads(config.network, dataset.event_shape, batch_size))
-        )
+        self.use_threads(config.network, dataset.event_shape, batch_size)
         model_id = record.model_id or record.id
         self.patiently(lambda: self._describe_model(model_id, record))
         snapshot = self.patiently(lambda: self._newest_snapshot(model_id))
