@@ -11,6 +11,7 @@ from the end of long chains the upper side is only as good as those chains.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,8 +21,18 @@ import torch
 from torch import Tensor
 
 from model.energy import EnergyFn
-from model.mcmc import adapt_step_size, init, mala_step
+from model.mcmc import Info, State, adapt_step_size, init, mala_step
 from model.noise import NoiseSource
+
+StopFn = Callable[[], bool]
+
+
+class WalkStopped(Exception):
+    """Somebody asked to stop in the middle of a walk; what was walked so far says nothing."""
+
+
+def _go_on() -> bool:
+    return False
 
 
 @dataclass(frozen=True)
@@ -98,8 +109,10 @@ class LogZ:
 class _Walker:
     """Chains on the bridges of a path: one place for both directions, so that they mirror each other."""
 
-    def __init__(self, path: AnnealingPath, position: Tensor, noise: NoiseSource, *, num_bridges: int) -> None:
-        self._path, self._noise, self._num_bridges = path, noise, num_bridges
+    def __init__(
+        self, path: AnnealingPath, position: Tensor, noise: NoiseSource, *, num_bridges: int, stop_fn: StopFn
+    ) -> None:
+        self._path, self._noise, self._num_bridges, self._stop_fn = path, noise, num_bridges, stop_fn
         self.position = position
         self.log_weights = torch.zeros(len(position), dtype=torch.float64, device=position.device)
         self._acceptance, self._moves = 0.0, 0
@@ -118,7 +131,7 @@ class _Walker:
         steps = self._path.step_sizes
         step_size = (steps[index] ** (1 - beta) * steps[index + 1] ** beta).expand(len(self.position))
         target = _bridge(start, end, beta)
-        state, info = mala_step(init(self.position, target), target, step_size, self._noise)
+        state, info = _move(init(self.position, target), target, step_size, self._noise, self._stop_fn)
         self.position = state.position
         self._acceptance += float(info.acceptance_probability.mean())
         self._moves += 1
@@ -126,6 +139,13 @@ class _Walker:
     def walk(self) -> Walk:
         """What was walked."""
         return Walk(self.log_weights, self.position, self._acceptance / max(1, self._moves))
+
+
+def _move(state: State, target: EnergyFn, step_size: Tensor, noise: NoiseSource, stop_fn: StopFn) -> tuple[State, Info]:
+    """One MALA step, before which `stop_fn` is asked. Raises WalkStopped."""
+    if stop_fn():
+        raise WalkStopped
+    return mala_step(state, target, step_size, noise)
 
 
 def _bridge(start: EnergyFn, end: EnergyFn, beta: float) -> EnergyFn:
@@ -139,9 +159,12 @@ def _bridge(start: EnergyFn, end: EnergyFn, beta: float) -> EnergyFn:
     return energy
 
 
-def anneal(path: AnnealingPath, count: int, noise: NoiseSource, *, num_bridges: int) -> Walk:
-    """`count` chains from exact samples of the start to the target: weigh, then move; E[w] = Z/Z_start."""
-    walker = _Walker(path, path.sample_start(count, noise), noise, num_bridges=num_bridges)
+def anneal(path: AnnealingPath, count: int, noise: NoiseSource, *, num_bridges: int, stop_fn: StopFn = _go_on) -> Walk:
+    """`count` chains from exact samples of the start to the target: weigh, then move; E[w] = Z/Z_start.
+
+    Raises WalkStopped once `stop_fn()` is true, before the next move.
+    """
+    walker = _Walker(path, path.sample_start(count, noise), noise, num_bridges=num_bridges, stop_fn=stop_fn)
     for index in range(len(path.energies) - 1):
         for bridge in range(1, num_bridges + 1):
             walker.weigh(index, +1)
@@ -149,10 +172,12 @@ def anneal(path: AnnealingPath, count: int, noise: NoiseSource, *, num_bridges: 
     return walker.walk()
 
 
-def anneal_backwards(path: AnnealingPath, position: Tensor, noise: NoiseSource, *, num_bridges: int) -> Walk:
+def anneal_backwards(
+    path: AnnealingPath, position: Tensor, noise: NoiseSource, *, num_bridges: int, stop_fn: StopFn = _go_on
+) -> Walk:
     """Chains from samples of the target (N, *event) to the start, `anneal` reversed: move, then weigh;
-    E[w] = Z_start/Z if the samples are exact."""
-    walker = _Walker(path, position, noise, num_bridges=num_bridges)
+    E[w] = Z_start/Z if the samples are exact. Raises WalkStopped as `anneal` does."""
+    walker = _Walker(path, position, noise, num_bridges=num_bridges, stop_fn=stop_fn)
     for index in range(len(path.energies) - 2, -1, -1):
         for bridge in range(num_bridges, 0, -1):
             walker.move(index, bridge)
@@ -161,7 +186,13 @@ def anneal_backwards(path: AnnealingPath, position: Tensor, noise: NoiseSource, 
 
 
 def tune(
-    path: AnnealingPath, count: int, noise: NoiseSource, *, target: float = 0.7, num_steps: int = 15
+    path: AnnealingPath,
+    count: int,
+    noise: NoiseSource,
+    *,
+    target: float = 0.7,
+    num_steps: int = 15,
+    stop_fn: StopFn = _go_on,
 ) -> AnnealingPath:
     """The path with every energy's step adapted to an acceptance rate, by one pilot walk whose weights are not used."""
     position, step_sizes = path.sample_start(count, noise), path.step_sizes.clone()
@@ -169,7 +200,7 @@ def tune(
         state = init(position, energy)
         for step in range(num_steps):
             step_size = step_sizes[index].expand(count)
-            state, info = mala_step(state, energy, step_size, noise)
+            state, info = _move(state, energy, step_size, noise, stop_fn)
             rate = 2.0 / (1 + step / 4)  # coarse first, then finer (Robbins & Monro 1951)
             step_sizes[index] = adapt_step_size(
                 step_sizes[index], info.acceptance_probability.mean(), target=target, rate=rate
@@ -188,37 +219,55 @@ def bound_log_z(
     tolerance: float,
     max_bridges: int,
     sample_target: Callable[[int, NoiseSource], Tensor] | None = None,
-    stop_fn: Callable[[], bool] = lambda: False,
+    stop_fn: StopFn = _go_on,
 ) -> Iterator[LogZ]:
     """Both sides with more and more bridges, until they meet within `tolerance` nats or `max_bridges` is reached.
 
     Yields every round; the last is the answer. Without `sample_target` the backward walk starts where the forward
-    chains ended, resampled by weight and moved on.
+    chains ended, resampled by weight and moved on. `stop_fn` is asked before every move; the round it stops is lost.
     """
-    path, num_bridges = tune(path, num_chains, noise), 1
-    while True:
-        forward = anneal(path, num_chains, noise, num_bridges=num_bridges)
-        ends = resample(path, forward, noise) if sample_target is None else sample_target(num_chains, noise)
-        backward = anneal_backwards(path, ends, noise, num_bridges=num_bridges)
-        log_z = LogZ(
-            lower=path.log_z_start + forward.log_mean_weight,
-            upper=path.log_z_start - backward.log_mean_weight,
-            lower_std_error=forward.std_error,
-            upper_std_error=backward.std_error,
-            lower_effective_sample_size=forward.effective_sample_size,
-            upper_effective_sample_size=backward.effective_sample_size,
-            acceptance_rate=(forward.acceptance_rate + backward.acceptance_rate) / 2,
-            num_chains=num_chains,
-            num_bridges=num_bridges,
-            upper_start="chain" if sample_target is None else "exact",
-        )
-        yield log_z
-        if log_z.std_error <= tolerance or num_bridges >= max_bridges or stop_fn():
-            return
-        num_bridges = min(2 * num_bridges, max_bridges)
+    with contextlib.suppress(WalkStopped):
+        path, num_bridges = tune(path, num_chains, noise, stop_fn=stop_fn), 1
+        while True:
+            log_z = _round(path, noise, num_chains, num_bridges, sample_target, stop_fn)
+            yield log_z
+            if log_z.std_error <= tolerance or num_bridges >= max_bridges or stop_fn():
+                return
+            num_bridges = min(2 * num_bridges, max_bridges)
 
 
-def resample(path: AnnealingPath, walk: Walk, noise: NoiseSource, *, num_steps: int = 50) -> Tensor:
+def _round(
+    path: AnnealingPath,
+    noise: NoiseSource,
+    num_chains: int,
+    num_bridges: int,
+    sample_target: Callable[[int, NoiseSource], Tensor] | None,
+    stop_fn: StopFn,
+) -> LogZ:
+    """There and back once. Raises WalkStopped."""
+    forward = anneal(path, num_chains, noise, num_bridges=num_bridges, stop_fn=stop_fn)
+    if sample_target is None:
+        ends = resample(path, forward, noise, stop_fn=stop_fn)
+    else:
+        ends = sample_target(num_chains, noise)
+    backward = anneal_backwards(path, ends, noise, num_bridges=num_bridges, stop_fn=stop_fn)
+    return LogZ(
+        lower=path.log_z_start + forward.log_mean_weight,
+        upper=path.log_z_start - backward.log_mean_weight,
+        lower_std_error=forward.std_error,
+        upper_std_error=backward.std_error,
+        lower_effective_sample_size=forward.effective_sample_size,
+        upper_effective_sample_size=backward.effective_sample_size,
+        acceptance_rate=(forward.acceptance_rate + backward.acceptance_rate) / 2,
+        num_chains=num_chains,
+        num_bridges=num_bridges,
+        upper_start="chain" if sample_target is None else "exact",
+    )
+
+
+def resample(
+    path: AnnealingPath, walk: Walk, noise: NoiseSource, *, num_steps: int = 50, stop_fn: StopFn = _go_on
+) -> Tensor:
     """Positions drawn by weight from the end of a walk (systematic resampling), then moved on under the target."""
     count = len(walk.position)
     weights = torch.softmax(walk.log_weights, 0).cumsum(0)
@@ -228,5 +277,5 @@ def resample(path: AnnealingPath, walk: Walk, noise: NoiseSource, *, num_steps: 
     target, step_size = path.energies[-1], path.step_sizes[-1].expand(count)
     state = init(walk.position[chosen], target)
     for _ in range(num_steps):
-        state, _ = mala_step(state, target, step_size, noise)
+        state, _ = _move(state, target, step_size, noise, stop_fn)
     return state.position

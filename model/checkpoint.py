@@ -27,6 +27,8 @@ VERSION = 1
 CONFIG_FILE = "config.json"
 EMA_FILE = "ema.safetensors"
 STATE_FILE = "state.safetensors"
+SAMPLING_FILES = (CONFIG_FILE, EMA_FILE)
+"""All that `load_model` reads."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ come from Gao et al., "Learning Energy-Based Models by Diffusion Recovery Likeli
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Collection, Mapping
@@ -230,6 +231,8 @@ class TrainConfig:
     sample_every: int = 1000
     checkpoint_every: int = 1000
     num_preview_samples: int = 64
+    calibrate: bool = False
+    """Estimate log Z of the last checkpoint at the end of training, so that it answers with densities."""
 
     def __post_init__(self) -> None:
         _require_choice("energy", self.energy, typing.get_args(EnergyForm))
@@ -246,6 +249,30 @@ class TrainConfig:
         for name in ("log_every", "sample_every", "checkpoint_every"):
             _require_range(name, getattr(self, name), 1, 100_000_000)
         _require_range("num_preview_samples", self.num_preview_samples, 1, 256)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationConfig:
+    """How log Z of a checkpoint is estimated from both sides (`model.density.calibrate`)."""
+
+    seed: int = 0
+    num_chains: int = 512
+    tolerance: float | None = None
+    """Nats between the two sides at which to be content; None takes that of the dimension."""
+    max_bridges: int = 32
+    """Temperatures between neighbouring levels at which to give up; every round doubles them, starting from 1."""
+
+    def __post_init__(self) -> None:
+        _require_range("seed", self.seed, 0, 2**63 - 1)
+        _require_range("num_chains", self.num_chains, 16, 65_536)
+        if self.tolerance is not None:
+            _require_range("tolerance", self.tolerance, 1e-6, 1e6)
+        _require_range("max_bridges", self.max_bridges, 1, 4096)
+
+    @property
+    def max_rounds(self) -> int:
+        """Rounds until `max_bridges` is reached."""
+        return 1 + math.ceil(math.log2(self.max_bridges))
 
 
 def to_dict(config: object) -> dict[str, Any]:

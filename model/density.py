@@ -5,22 +5,23 @@ the coordinates x of the levels, e_t(x) = E_t(α_{t+1} x), so that neighbouring 
 change of scale.
 
 A model knows the data blurred by x_0's own noise. The density reported for data x_data is that of x_0/ᾱ_0: the data's
-own plus Gaussian noise of std σ̄_0/ᾱ_0, in the units the data came in. All logarithms are natural (nats).
+own plus Gaussian noise of std σ̄_0/ᾱ_0 in scaled units (`blur_std`). All logarithms are natural (nats).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from model.annealing import AnnealingPath
+from model.annealing import AnnealingPath, LogZ, bound_log_z
+from model.config import CalibrationConfig
 from model.energy import EnergyFn, energy_and_score
 from model.energy_model import EnergyModel
-from model.noise import NoiseSource
+from model.noise import NoiseSource, SharedNoise, make_generator
 from model.recovery import squared_norm
 
 _CHUNK = 4096  # events evaluated at once
@@ -66,13 +67,64 @@ def annealing_path(model: EnergyModel) -> AnnealingPath:
     return AnnealingPath([base_energy, *energies], base.log_z(top), sample_base, step_sizes)
 
 
+def default_tolerance(dim: int) -> float:
+    """Nats within which the two sides of log Z should meet: 0.002 a dimension, at least 0.02.
+
+    0.002 nats a dimension are 0.003 bits, less than the second decimal in which bits per dimension are compared; for a
+    handful of dimensions the noise of some hundred chains is the limit, and 0.02 nats are 2 % of the integral.
+    """
+    return max(0.02, 0.002 * dim)
+
+
+def calibrate(
+    model: EnergyModel,
+    *,
+    seed: int = CalibrationConfig.seed,
+    num_chains: int = CalibrationConfig.num_chains,
+    tolerance: float | None = CalibrationConfig.tolerance,
+    max_bridges: int = CalibrationConfig.max_bridges,
+    stop_fn: Callable[[], bool] = lambda: False,
+) -> Iterator[LogZ]:
+    """log Z_0 of `annealing_path` from both sides, round by round; the last is the answer (`bound_log_z`).
+
+    Without `tolerance`, `default_tolerance` of the model's dimension. `stop_fn` is asked before every move of the
+    chains; a round that it stops is not yielded. The model is frozen until the iterator ends.
+    """
+    dim = torch.Size(model.event_shape).numel()
+    noise = SharedNoise(make_generator(seed, device=model.step_size.device))
+    with model.frozen():
+        yield from bound_log_z(
+            annealing_path(model),
+            noise,
+            num_chains=num_chains,
+            tolerance=default_tolerance(dim) if tolerance is None else tolerance,
+            max_bridges=max_bridges,
+            stop_fn=stop_fn,
+        )
+
+
 def log_density(model: EnergyModel, x_data: Tensor, log_z: float) -> Tensor:
     """log p of `x_data` (N, *event), in the data's units: (N,) nats, given log Z_0 of `annealing_path`."""
+    return normalized(model, data_energy(model, x_data), log_z)
+
+
+def data_energy(model: EnergyModel, x_data: Tensor) -> Tensor:
+    """e_0 of `x_data` (N, *event), in the data's units: (N,) float64 nats, up to log Z_0 what `log_density` needs."""
     x = _as_x0(model, x_data)
     energy = level_energy(model, 0)
     with torch.no_grad():
-        energies = torch.cat([energy(chunk).double() for chunk in torch.split(x, _CHUNK)])
-    return _log_volume(model) - energies - log_z
+        return torch.cat([energy(chunk).double() for chunk in torch.split(x, _CHUNK)])
+
+
+def normalized(model: EnergyModel, energy: Tensor, log_z: float) -> Tensor:
+    """log p from `data_energy`: log |dx_0/dx_data| − e_0 − log Z_0."""
+    return _log_volume(model) - energy - log_z
+
+
+def blur_std(model: EnergyModel) -> float:
+    """σ̄_0/ᾱ_0, by which the data are blurred in the density, in units of the data's scaling: image values, and each
+    coordinate's own standard deviation for vectors."""
+    return float(model.schedule.sigma_bar[0] / model.schedule.alpha_bar[0])
 
 
 def bits_per_dim(log_density: Tensor, dim: int, bin_width: float) -> Tensor:

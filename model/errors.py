@@ -21,6 +21,10 @@ class CheckpointError(ModelError):
     """A checkpoint is absent, incomplete, damaged or of an unknown version."""
 
 
+class CalibrationError(ModelError):
+    """log Z could not be estimated."""
+
+
 class DivergenceError(ModelError):
     """Training left the region where energies mean anything; carries the step at which it was noticed."""
 

@@ -12,16 +12,18 @@ from prometheus_client import CollectorRegistry
 from service import errors
 from service.envelope import Envelope
 from service.metrics import FleetCollector, RequestMetrics
-from service.routes import health, jobs, models, sample
-from service.schemas import SampleBody
+from service.routes import health, jobs, log_density, models, sample
+from service.schemas import LogDensityBody, LogDensityRequestBody, SampleBody
 from service.settings import ServiceSettings
 from service.stores import Stores
 from service.version import version
 from worker.logs import configure_logging
 
-_DESCRIPTION = """Train energy-based models by diffusion recovery likelihood, and draw samples from them.
+_DESCRIPTION = """Train energy-based models by diffusion recovery likelihood, draw samples from them, and
+score data under them.
 
-Start a job with `POST /jobs/train`, follow it at `/jobs/{id}/events`, then `POST /sample` from its model.
+Start a job with `POST /jobs/train`, follow it at `/jobs/{id}/events`, then `POST /sample` from its model;
+`POST /jobs/calibrate` once, then `POST /log-density`.
 Every error is `application/problem+json` (RFC 9457) and says what to do."""
 
 
@@ -54,18 +56,18 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     app.state.registry = registry
     app.add_middleware(Envelope, metrics=metrics)
     errors.install(app)
-    for routes in (jobs, models, sample, health):
+    for routes in (jobs, models, sample, log_density, health):
         app.include_router(routes.router)
     return app
 
 
 class _Application(FastAPI):
-    """Adds to the OpenAPI document the schemas that only responses refer to."""
+    """Adds to the OpenAPI document the schemas that routes refer to by name only."""
 
     def openapi(self) -> dict[str, Any]:
         document = super().openapi()
         schemas = document["components"]["schemas"]
-        for model in (errors.ProblemBody, SampleBody):
+        for model in (errors.ProblemBody, SampleBody, LogDensityRequestBody, LogDensityBody):
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))
             schemas[model.__name__] = schema

@@ -184,6 +184,46 @@ def sample(
     Console(highlight=False).print(str(out))
 
 
+@application.command()
+def calibrate(
+    model: Annotated[str, typer.Argument(help="Id of a model, or id@step")],
+    tolerance: Annotated[float | None, typer.Option(help="Nats of error to be content with")] = None,
+    num_chains: Annotated[int | None, typer.Option(help="Chains walked side by side")] = None,
+    seed: Annotated[int | None, typer.Option(help="0 if absent")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end")] = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Estimate log Z of a checkpoint, which log-density needs; prints the job's id."""
+    wanted = {"tolerance": tolerance, "num_chains": num_chains, "seed": seed}
+    with Recovery(url) as client:
+        job = client.calibrate(model, **{key: value for key, value in wanted.items() if value is not None})
+        Console(highlight=False).print(job["id"])
+        if wait:
+            _watch(client, job["id"])
+
+
+@application.command()
+def log_density(
+    model: Annotated[str, typer.Argument(help="Id of a calibrated model, or id@step")],
+    files: Annotated[list[Path], typer.Argument(help="Images, one an item, or one .npy", exists=True, dir_okay=False)],
+    path: Annotated[bool, typer.Option("--path", help="Also the estimate along the diffusion path")] = False,
+    as_json: AsJson = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Score data under a model: log densities in nats."""
+    with Recovery(url) as client:
+        found = client.log_density(model, files, path=path)
+    names = [file.name for file in files] if len(files) == len(found["items"]) else map(str, range(len(found["items"])))
+    columns = [name for name, value in found["items"][0].items() if value is not None]
+    rows = [
+        [name, *("" if item[c] is None else f"{item[c]:.4f}" for c in columns)]
+        for name, item in zip(names, found["items"], strict=True)
+    ]
+    _print(found, ["item", *columns], rows, as_json=as_json)
+    if not as_json:
+        Console(highlight=False).print(f"all ± {found['std_error']:.4f} nats, the error of log Z")
+
+
 def _watch(client: Recovery, job_id: str) -> None:
     client.job(job_id)  # says plainly when there is no such job or no server; a stream would be tried again
     progress.show(client.events(job_id), Console(highlight=False))
@@ -192,7 +232,9 @@ def _watch(client: Recovery, job_id: str) -> None:
         raise ClientError(f"job {job_id} ended as {job['status']}: {job['error'] or 'no reason given'}")
 
 
-def _print(found: list[dict[str, Any]], headings: list[str], rows: list[list[str]], *, as_json: bool) -> None:
+def _print(
+    found: list[dict[str, Any]] | dict[str, Any], headings: list[str], rows: list[list[str]], *, as_json: bool
+) -> None:
     console = Console(highlight=False)
     if as_json:
         console.print(json.dumps(found, indent=2), markup=False, soft_wrap=True)

@@ -9,6 +9,7 @@ import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -147,6 +148,29 @@ class Recovery:
         """Samples as one PNG."""
         body = {"model": model, "num_images": num_images, **more}
         return self._ask("POST", "/sample", json=body, headers={"Accept": "image/png"}).content
+
+    def calibrate(self, model: str, **options: Any) -> Json:
+        """Start an estimate of log Z of a checkpoint, as POST /jobs/calibrate; the job."""
+        return self._json("POST", "/jobs/calibrate", json={"model": model, **options})
+
+    def log_density(self, model: str, x: npt.ArrayLike | Sequence[Path], **options: Any) -> Json:
+        """log densities of numbers (N, *event), or of image files or one .npy file, as POST /log-density.
+
+        Options: `path`, `num_paths`, `seed`. Raises OSError for a file that cannot be read.
+        """
+        if isinstance(x, Sequence) and x and isinstance(x[0], Path):
+            files = [(path.name, path.read_bytes()) for path in x if isinstance(path, Path)]
+        else:
+            packed = io.BytesIO()
+            np.save(packed, np.asarray(x), allow_pickle=False)
+            files = [("x.npy", packed.getvalue())]
+        fields = {name: str(value).lower() for name, value in options.items() if value is not None}
+        form = [("files", file) for file in files]
+        return self._json("POST", "/log-density", data={"model": model, **fields}, files=form)
+
+    def density_png(self, model_id: str) -> bytes:
+        """The density of a 2-D model beside its data."""
+        return self._ask("GET", f"/models/{_quoted(model_id)}/density.png").content
 
     def _event_stream(self, job_id: str, after: str | None, idle_fn: Callable[[], None] | None) -> Iterator[Json]:
         headers = {"Accept": "text/event-stream", **({"Last-Event-ID": after} if after else {})}

@@ -17,7 +17,7 @@ from service.errors import FieldProblem, Problem, field_problem
 from service.schemas import TrainRequest, random_seed
 from worker.datasets import resolve_dataset
 
-_OVERRIDES = ("dataset", "seed", "steps", "batch_size", "checkpoint_every", "sample_every")
+_OVERRIDES = ("dataset", "seed", "steps", "batch_size", "checkpoint_every", "sample_every", "calibrate")
 _IMAGE_DATASETS = ("digits",)
 _CONFIG = TypeAdapter(TrainConfig)
 

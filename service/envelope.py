@@ -58,7 +58,7 @@ class _Exchange:
         self.request_id = given if _ACCEPTABLE_ID.match(given) else new_id()
         self.received_bytes = 0
         stores: Stores = scope["app"].state.stores
-        self.limit_bytes = stores.settings.max_body_bytes
+        self.limit_bytes = stores.settings.body_limit_bytes(scope["path"])
 
     async def run(self, app: ASGIApp) -> None:
         """Serve the request, whatever happens below."""

@@ -1,4 +1,4 @@
-"""A training job as a live progress bar, fed by its event stream."""
+"""A job as a live progress bar, fed by its event stream."""
 
 from __future__ import annotations
 
@@ -60,6 +60,11 @@ def _draw(bar: Progress, task: TaskID, event: Event) -> None:
                 completed=data.get("step", 0),
                 total=data.get("total_steps"),
                 detail=_detail(data),
+            )
+        case "calibration":
+            detail = f"log Z {data['estimate']:.3f} ± {data['std_error']:.3f} nats"
+            bar.update(
+                task, description="calibrating", completed=data["round"], total=data["max_rounds"], detail=detail
             )
         case "status" if data.get("status") not in ("queued", "running", "succeeded"):
             reason = f": {data['error']}" if data.get("error") else ""

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from model.config import CalibrationConfig
 from model.presets import BUILT_IN_DATASETS, PRESET_SUMMARIES
-from service.settings import MAX_IMAGES, MAX_LEVELS, MAX_SCALE
+from service.settings import MAX_IMAGES, MAX_ITEM_PATHS, MAX_ITEMS, MAX_LEVELS, MAX_SCALE
 from worker.jobs import JobKind, JobRecord, JobStatus
 
 _JOB_ID = "01JD3Z6M3Q4R5S6T7V8W9X0Y1Z"
@@ -18,6 +19,9 @@ _RANDOM_SEEDS = 2**32
 """random seeds stay small enough to be typed again"""
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"], Field(description="`auto` takes a GPU when the trainer has one", examples=["auto"])
+]
 
 
 class _Request(BaseModel):
@@ -67,9 +71,39 @@ class TrainRequest(_Request):
     batch_size: int | None = Field(None, ge=1, le=65_536, examples=[128])
     checkpoint_every: int | None = Field(None, ge=1, le=100_000_000, description="In steps", examples=[1000])
     sample_every: int | None = Field(None, ge=1, le=100_000_000, description="In steps", examples=[1000])
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="`auto` takes a GPU when the trainer has one", examples=["auto"]
+    calibrate: bool | None = Field(
+        None,
+        description="Estimate log Z of the last checkpoint at the end, for POST /log-density; the preset's when absent",
+        examples=[True],
     )
+    device: Device = "auto"
+
+
+class CalibrateRequest(_Request):
+    """An estimate of log Z of a checkpoint from both sides, which POST /log-density needs."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"model": _MODEL_ID}]})
+
+    model: str = Field(
+        max_length=64, description="Id of a model, or `id@step`; the newest checkpoint without", examples=[_MODEL_ID]
+    )
+    name: str | None = Field(None, min_length=1, max_length=100, description="For people", examples=["log Z"])
+    seed: Seed = Field(CalibrationConfig.seed, description="Of the chains; the same seed gives the same numbers")
+    num_chains: int = Field(CalibrationConfig.num_chains, ge=16, le=65_536)
+    tolerance: float | None = Field(
+        CalibrationConfig.tolerance,
+        ge=1e-6,
+        le=1e6,
+        description="Nats of error to be content with; 0.002 a dimension, at least 0.02, when absent",
+        examples=[0.1],
+    )
+    max_bridges: int = Field(
+        CalibrationConfig.max_bridges,
+        ge=1,
+        le=4096,
+        description="Temperatures between neighbouring noise levels at which to give up; every round doubles them",
+    )
+    device: Device = "auto"
 
 
 class ResumeRequest(_Request):
@@ -103,8 +137,9 @@ class JobBody(BaseModel):
     status: JobStatus
     name: str | None = Field(examples=["my first model"])
     model_id: str | None = Field(
-        description="The model it trains, usable from its first checkpoint on", examples=[_MODEL_ID]
+        description="The model it trains, usable from its first checkpoint on, or calibrates", examples=[_MODEL_ID]
     )
+    model_step: int | None = Field(description="Of a calibration: the checkpoint", examples=[4900])
     seed: int | None = Field(examples=[0])
     dataset: str | None = Field(examples=["digits"])
     device: str | None = Field(examples=["auto"])
@@ -128,6 +163,7 @@ class JobBody(BaseModel):
         return cls(
             **record.model_dump(include=_SHARED_FIELDS),
             progress=ProgressBody(**record.progress.model_dump(), queue_position=queue_position),
+            model_step=record.spec.get("step"),
             seed=known.get("seed"),
             dataset=known.get("dataset"),
             device=record.spec.get("device"),
@@ -149,9 +185,55 @@ class EventBody(BaseModel):
     """Something that happened in a job; also the `data` of the event stream."""
 
     id: str = Field(description="Orders events; resume after it with Last-Event-ID", examples=["1732392000000-0"])
-    type: str = Field(description="status, step, sample, checkpoint, or a notice", examples=["step"])
+    type: str = Field(
+        description="status, started, step, sample, checkpoint, calibration, calibrated, or a notice", examples=["step"]
+    )
     at: datetime
     data: dict[str, Any] = Field(examples=[{"step": 20, "loss": 0.4}])
+
+
+class LogZBody(BaseModel):
+    """log of the normalizer from both sides, nats. The density's own error is `std_error`, the same for every item."""
+
+    estimate: float = Field(description="Midway between the sides", examples=[-118.24])
+    std_error: float = Field(
+        description="Half the gap of the sides and their own standard errors, in quadrature", examples=[0.09]
+    )
+    lower: float = Field(description="Stochastic lower bound: annealed importance sampling", examples=[-118.31])
+    upper: float = Field(description="Stochastic upper bound: the same walk backwards", examples=[-118.17])
+    lower_std_error: float
+    upper_std_error: float
+    lower_effective_sample_size: float
+    upper_effective_sample_size: float
+    upper_start: Literal["exact", "chain"] = Field(
+        description="Where the backward walk began: `exact` samples, or the ends of `chain`s, as good as those chains"
+    )
+    acceptance_rate: float
+    num_chains: int
+    num_bridges: int = Field(description="Temperatures between neighbouring noise levels")
+
+
+class QuantileBody(BaseModel):
+    """A share `level` of the training data has a log density below `log_density`."""
+
+    level: float
+    log_density: float
+
+
+class CalibrationBody(BaseModel):
+    """log Z of a checkpoint, and how its data score with it; nats, in the data's units."""
+
+    log_z: LogZBody
+    event_shape: list[int] = Field(description="Of one item: (C, H, W) or (D)", examples=[[1, 8, 8]])
+    seed: int
+    tolerance: float = Field(description="Nats between the sides that were asked for")
+    num_held_out: int = Field(description="Held-out items that were scored")
+    held_out_log_density: float = Field(description="Their mean log density, discrete data dequantized")
+    held_out_bits_per_dim: float | None = Field(description="null for continuous data")
+    bin_width: float | None = Field(description="Spacing of the values of discrete data; null for continuous ones")
+    blur_std: float = Field(description="The density is that of the data plus Gaussian noise of this std, scaled units")
+    train_quantiles: list[QuantileBody] = Field(description="Of the training data's log densities")
+    created_at: datetime
 
 
 class CheckpointBody(BaseModel):
@@ -160,6 +242,7 @@ class CheckpointBody(BaseModel):
     step: int = Field(examples=[4400])
     size_bytes: int = Field(examples=[812_345])
     committed_at: datetime
+    calibration: CalibrationBody | None = Field(description="null until POST /jobs/calibrate, or a training, made one")
 
 
 class ModelBody(BaseModel):
@@ -232,6 +315,63 @@ class SampleBody(BaseModel):
     images: list[str] | None = Field(None, description="Base64 PNGs, of image models")
     values: list[Any] | None = Field(None, description="Numbers, of vector models")
     levels: list[SampleLevelBody] = Field(default_factory=list)
+
+
+class LogDensityOptions(BaseModel):
+    """What a request for densities says beside its items; as fields of a form, or in JSON."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = Field(max_length=64, description="Id of a model, or `id@step`", examples=[_MODEL_ID])
+    path: bool = Field(False, description="Also the second, independent estimate along the diffusion path; slower")
+    num_paths: int = Field(
+        4, ge=1, le=64, description=f"Paths it averages; items times paths are at most {MAX_ITEM_PATHS}", examples=[4]
+    )
+    seed: Seed | None = Field(None, description="Of the paths; drawn at random when absent, always in the answer")
+
+
+class LogDensityRequestBody(LogDensityOptions):
+    """Items to score."""
+
+    model_config = ConfigDict(
+        strict=True, json_schema_extra={"examples": [{"model": _MODEL_ID, "x": [[0.5, -1.2], [0.1, 2.0]]}]}
+    )
+
+    x: list[Any] = Field(
+        description=f"Up to {MAX_ITEMS} items as nested lists of shape (N, D), in the data's units, or (N, C, H, W), "
+        "images in [−1, 1]",
+        examples=[[[0.5, -1.2], [0.1, 2.0]]],
+    )
+
+
+class ItemDensityBody(BaseModel):
+    """One item, in the order of the request."""
+
+    log_density: float | None = Field(
+        description="Nats, null where the energy overflows, of the item as given: nothing is dequantized",
+        examples=[61.03],
+    )
+    bits_per_dim: float | None = Field(None, description="null for continuous data", examples=[2.6])
+    energy: float | None = Field(description="Of the cleanest noise level, nats", examples=[57.2])
+    path_log_density: float | None = Field(
+        None, description="With `path`: importance-weighted over the paths; an estimate, not a bound"
+    )
+    path_spread: float | None = Field(
+        None, description="With `path`: standard deviation of single paths, how far the noise levels disagree"
+    )
+
+
+class LogDensityBody(BaseModel):
+    """Densities as JSON."""
+
+    model: str = Field(description="`id@step`", examples=[f"{_MODEL_ID}@4900"])
+    level: Literal[0] = Field(description="The noise level whose energy this is: the cleanest")
+    blur_std: float = Field(description="The density is that of the data plus Gaussian noise of this std, scaled units")
+    log_z: LogZBody
+    std_error: float = Field(description="Of every log_density, nats, one and the same shift: that of log_z")
+    seed: int | None = Field(None, description="With `path`: the one that was used")
+    num_paths: int | None = Field(None, description="With `path`")
+    items: list[ItemDensityBody]
 
 
 class CheckBody(BaseModel):

@@ -18,9 +18,9 @@ from celery import signals
 from redis.exceptions import RedisError
 
 from worker import supervise
-from worker.broker import QUEUES, make_app, wake
+from worker.broker import make_app, wake
 from worker.logs import configure_logging
-from worker.messages import SAMPLE_QUEUE
+from worker.messages import QUEUES, SAMPLE_QUEUE
 from worker.metrics import serve_metrics
 from worker.presence import Presence
 from worker.reaper import Reaper

@@ -3,6 +3,7 @@
     jobs/{job_id}/job.json   jobs/{job_id}/events.jsonl   jobs/{job_id}/samples/{step}.png
     models/{model_id}/model.json
     models/{model_id}/checkpoints/{step}/{sha256[:16]}.{name}   models/{model_id}/checkpoints/{step}/manifest.json
+    models/{model_id}/calibration/{step}.json
 
 A checkpoint is committed by its manifest, written last and only if there is none (If-None-Match): no manifest, no
 checkpoint. Its files are named by their content, so that a late upload by a worker that lost its lease, or the rest of
@@ -80,6 +81,16 @@ def checkpoint_prefix(model_id: str, step: int) -> str:
     if step < 0:
         raise ValueError(f"step is {step}; expected 0 or more")
     return f"{model_prefix(model_id)}checkpoints/{step:d}/"
+
+
+def calibration_prefix(model_id: str) -> str:
+    """The folder of a model's calibrations. Raises InvalidId."""
+    return f"{model_prefix(model_id)}calibration/"
+
+
+def calibration_key(model_id: str, step: int) -> str:
+    """The calibration of one step's checkpoint. Raises InvalidId."""
+    return f"{calibration_prefix(model_id)}{step:d}.json"
 
 
 def job_prefix(job_id: str) -> str:
@@ -278,6 +289,24 @@ class Artifacts:
         keys = [key for key, _, _ in self.list_keys(model_prefix(model_id))]
         for key in sorted(keys, key=lambda key: not key.endswith(f"/{MANIFEST}")):
             self.delete(key)
+
+    # Calibrations
+
+    def put_calibration(self, model_id: str, step: int, calibration: Mapping[str, Any]) -> None:
+        """Write the calibration of a checkpoint, whole or not at all; a later one takes its place."""
+        self.put_json(calibration_key(model_id, step), dict(calibration))
+
+    def get_calibration(self, model_id: str, step: int) -> dict[str, Any]:
+        """The calibration of a checkpoint. Raises ArtifactMissing, ArtifactDamaged."""
+        calibration = self.get_json(calibration_key(model_id, step))
+        if not isinstance(calibration, dict):
+            raise ArtifactDamaged(f"the calibration of {model_id}@{step} is not an object")
+        return calibration
+
+    def list_calibrations(self, model_id: str) -> list[int]:
+        """Steps of the calibrated checkpoints, in order."""
+        names = (Path(key).stem for key, _, _ in self.list_keys(calibration_prefix(model_id)))
+        return sorted(int(name) for name in names if name.isdecimal())
 
     # Checkpoints
 

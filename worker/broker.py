@@ -1,4 +1,4 @@
-"""The Celery application's settings, each with its reason, and the two messages that are ever sent.
+"""The Celery application's settings, each with its reason, and the two kinds of messages that are ever sent.
 
 Measured pitfalls behind the reasons are in ARCHITECTURE.md. The service imports this too, to send tasks by name: no
 torch and no task code here.
@@ -11,11 +11,8 @@ from typing import Any
 from celery import Celery
 
 from worker.jobs import JobKind
-from worker.messages import SAMPLE_QUEUE, SAMPLE_TASK, TRAIN_QUEUE, TRAIN_TASK, SampleRequest
+from worker.messages import QUEUES, SAMPLE_QUEUE, SamplerRequest
 from worker.settings import Settings
-
-QUEUES: dict[JobKind, tuple[str, str]] = {JobKind.train: (TRAIN_QUEUE, TRAIN_TASK)}
-"""Queue and task of every kind of job."""
 
 
 def celery_settings(settings: Settings) -> dict[str, Any]:
@@ -82,9 +79,9 @@ def wake(app: Celery, kind: JobKind, job_id: str) -> None:
     _send(app, task, job_id, queue, job_id)
 
 
-def send_sample(app: Celery, request: SampleRequest) -> None:
-    """Hand a sample request to the samplers; dropped unread after its deadline. Raises kombu's OperationalError."""
-    _send(app, SAMPLE_TASK, request.model_dump(mode="json"), SAMPLE_QUEUE, request.request_id)
+def send_request(app: Celery, request: SamplerRequest) -> None:
+    """Hand a request to the samplers; dropped unread after its deadline. Raises kombu's OperationalError."""
+    _send(app, request.task, request.model_dump(mode="json"), SAMPLE_QUEUE, request.request_id)
 
 
 def _send(app: Celery, task: str, argument: object, queue: str, task_id: str) -> None:

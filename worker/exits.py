@@ -1,4 +1,4 @@
-"""How a training subprocess tells its supervisor the outcome: an exit code, and a file with the reason in words."""
+"""How a job's subprocess tells its supervisor the outcome: an exit code, and a file with the reason in words."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class Exit(IntEnum):
-    """Exit codes of `python -m worker.train`; 1 and 2 are Python's own, for what was not foreseen."""
+    """Exit codes of a job's subprocess; 1 and 2 are Python's own, for what was not foreseen."""
 
     succeeded = 0
     interrupted = 20

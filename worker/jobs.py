@@ -104,7 +104,8 @@ class JobRecord(BaseModel):
     status: JobStatus = JobStatus.queued
     name: str | None = None
     spec: dict[str, Any]
-    """For `train`: {"config": a TrainConfig as a dict, "device": "cpu" | "cuda" | "auto"}."""
+    """For `train`: {"config": a TrainConfig as a dict, "device": "cpu" | "cuda" | "auto"}; for `calibrate`: {"config":
+    a CalibrationConfig as a dict, "step": the checkpoint's, "device": as above}."""
     model_id: str | None = Field(default=None, pattern=ULID_PATTERN)
     """The model a training makes (given with the job), or the one a job works on."""
     created_at: datetime
@@ -138,7 +139,7 @@ class JobEvent(BaseModel):
 
     id: str
     type: str
-    """status, step, sample, checkpoint, or a notice."""
+    """status, started, step, sample, checkpoint, calibration (a round), calibrated, or a notice."""
     at: datetime
     data: dict[str, Any]
 

@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 
 from worker.jobs import JobRecord, JobStatus
-from worker.messages import SampleReply
+from worker.messages import DensityReply, SampleReply, SamplerReply
 from worker.records import RecordStore
 from worker.settings import Settings
 
@@ -20,19 +20,24 @@ log = structlog.get_logger(__name__)
 REGISTRY = CollectorRegistry()
 
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
-_REQUESTS = Counter("recovery_sample_requests", "Sample requests answered", ["outcome"], registry=REGISTRY)
+_REQUESTS = Counter("recovery_sampler_requests", "Requests answered", ["kind", "outcome"], registry=REGISTRY)
+_SCORED = Counter("recovery_scored_events", "Events whose log density was told", registry=REGISTRY)
 _IMAGES = Counter("recovery_sample_images", "Samples drawn", registry=REGISTRY)
 _TIMES = Histogram(
-    "recovery_sample_seconds", "Where a request's time went", ["part"], buckets=_SECONDS, registry=REGISTRY
+    "recovery_sampler_seconds", "Where a request's time went", ["kind", "part"], buckets=_SECONDS, registry=REGISTRY
 )
 
 
-def observe_reply(reply: SampleReply) -> None:
+def observe_reply(reply: SamplerReply) -> None:
     """Count one answered request."""
-    _REQUESTS.labels(outcome=reply.error or "ok").inc()
-    _IMAGES.inc(0 if reply.x is None else len(reply.x))
+    kind = type(reply).__name__.removesuffix("Reply").lower()
+    _REQUESTS.labels(kind=kind, outcome=reply.error or "ok").inc()
+    if isinstance(reply, SampleReply) and reply.x is not None:
+        _IMAGES.inc(len(reply.x))
+    if isinstance(reply, DensityReply) and reply.log_density is not None:
+        _SCORED.inc(len(reply.log_density))
     for part in ("queue", "load", "compute"):
-        _TIMES.labels(part=part).observe(getattr(reply.timings, f"{part}_s"))
+        _TIMES.labels(kind=kind, part=part).observe(getattr(reply.timings, f"{part}_s"))
 
 
 class TrainingCollector(Collector):

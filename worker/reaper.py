@@ -41,7 +41,7 @@ class Reaper:
         self._name = name
         self._queues = queues
         self._wake_fn = wake_fn
-        self._unmessaged_since: dict[str, float] = {}
+        self._unmessaged_since: dict[JobKind, dict[str, float]] = {}
         self._unsaved_before: set[str] = set()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
@@ -109,13 +109,14 @@ class Reaper:
         messaged = self._messaged_ids(queue)
         waiting = [job_id for job_id in self._store.queued_ids(kind) if job_id not in messaged]
         now = time.monotonic()
-        since = {job_id: self._unmessaged_since.get(job_id, now) for job_id in waiting}
+        before = self._unmessaged_since.get(kind, {})
+        since = {job_id: before.get(job_id, now) for job_id in waiting}
         for job_id, first_seen in since.items():
             if now - first_seen >= self._settings.lease_s:
                 log.warning("message_sent_again", job_id=job_id)
                 self._wake_fn(kind, job_id)
                 since[job_id] = now
-        self._unmessaged_since = since
+        self._unmessaged_since[kind] = since
 
     def _messaged_ids(self, queue: str) -> set[str]:
         return {json.loads(message)["headers"]["id"] for message in self._redis.lrange(queue, 0, -1)}

@@ -38,6 +38,7 @@ from worker.jobs import (
     StaleLease,
     now,
 )
+from worker.messages import QUEUES
 from worker.settings import Settings
 
 __all__ = [
@@ -118,9 +119,13 @@ class RecordStore:
         return _texts(self.redis.zrange(f"jobs:queue:{kind}", 0, -1))
 
     def queue_position(self, record: JobRecord) -> int | None:
-        """1 for the job that is next, None when it does not wait."""
-        rank = self.redis.zrank(f"jobs:queue:{record.kind}", record.id)
-        return None if rank is None else int(rank) + 1  # type: ignore[arg-type]
+        """1 for the job that is next, None when it does not wait; kinds that share a queue wait for each other."""
+        since: Any = self.redis.zscore(f"jobs:queue:{record.kind}", record.id)
+        if since is None:
+            return None
+        ahead = self.redis.zrank(f"jobs:queue:{record.kind}", record.id)
+        others = [kind for kind in QUEUES if kind is not record.kind and QUEUES[kind][0] == QUEUES[record.kind][0]]
+        return 1 + _number(ahead) + sum(_number(self.redis.zcount(f"jobs:queue:{k}", "-inf", since)) for k in others)
 
     def counts(self) -> dict[JobStatus, int]:
         """Number of jobs in every state."""
@@ -513,6 +518,10 @@ def _queued(record: JobRecord) -> JobRecord:
 
 def _copy_key(job_id: str) -> str:
     return f"{job_prefix(job_id)}job.json"
+
+
+def _number(value: Any) -> int:
+    return int(value or 0)
 
 
 def _texts(values: Any) -> list[str]:

@@ -1,31 +1,49 @@
-"""Answers sample requests: fetches the checkpoint, keeps loaded models, runs one request at a time.
+"""Answers requests for samples and densities: fetches the checkpoint, keeps loaded models, runs one at a time.
 
-The continuous-batching engine takes the place of `Sampler._compute` later; requests and replies stay as they are.
+The continuous-batching engine takes the place of `Sampler._sample` later; requests and replies stay as they are.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import structlog
 
-from model.errors import CheckpointError, ModelError
+from model.errors import CalibrationError, CheckpointError, ModelError, ShapeError
 from worker.artifacts import ArtifactDamaged, ArtifactMissing, Artifacts, StorageUnavailable
-from worker.messages import ReplyError, SampleReply, SampleRequest, Timings, failed_reply
+from worker.datasets import resolve_dataset
+from worker.messages import (
+    DensityMapReply,
+    DensityMapRequest,
+    DensityReply,
+    DensityRequest,
+    FloatArray,
+    R,
+    ReplyError,
+    SampleReply,
+    SampleRequest,
+    SamplerRequest,
+    Timings,
+    not_calibrated,
+)
 
 if TYPE_CHECKING:
+    from model.calibration import Calibration
     from model.energy_model import EnergyModel
 
 log = structlog.get_logger(__name__)
 
-_FILES = ("config.json", "ema.safetensors")
-"""What sampling needs of a checkpoint."""
+_MAP_POINTS = 4000
+"""Training events drawn beside a density."""
 
 
 class RequestRefused(Exception):
@@ -67,11 +85,11 @@ class ModelCache:
         return step
 
     def _load(self, model_id: str, step: int) -> EnergyModel:
-        from model.checkpoint import load_model
+        from model.checkpoint import SAMPLING_FILES, load_model
 
         directory = self._directory / f"{model_id}-{step}"
         try:
-            self._artifacts.fetch_checkpoint(model_id, step, directory, names=_FILES)
+            self._artifacts.fetch_checkpoint(model_id, step, directory, names=SAMPLING_FILES)
             return load_model(directory, self._device)
         except ArtifactMissing:
             raise self._absent(model_id, step) from None
@@ -90,31 +108,60 @@ class ModelCache:
 
 
 class Sampler:
-    """Turns requests into replies; safe to call from many threads."""
+    """Turns requests into replies; safe to call from many threads. Whatever goes wrong is said in the reply."""
 
-    def __init__(self, artifacts: Artifacts, directory: Path, *, cached_models: int, device: str | None = None) -> None:
+    def __init__(
+        self,
+        artifacts: Artifacts,
+        directory: Path,
+        *,
+        cached_models: int,
+        device: str | None = None,
+        datasets_dir: Path | None = None,
+    ) -> None:
+        self._artifacts = artifacts
         self._cache = ModelCache(artifacts, directory, cached_models, device or _best_device())
+        self._datasets_dir = datasets_dir
         self._computing = threading.Lock()
 
-    def answer(self, request: SampleRequest) -> SampleReply:
-        """The reply, always: whatever goes wrong is said in it."""
+    def draw(self, request: SampleRequest) -> SampleReply:
+        """Samples."""
+        return self._answer(SampleReply, request, lambda model, step: _sample(request, model, step))
+
+    def score(self, request: DensityRequest, packed: bytes | None) -> DensityReply:
+        """log densities of the array `packed` (.npy), which is None when it has expired."""
+
+        def compute(model: EnergyModel, step: int) -> DensityReply:
+            return _score(request, model, self._calibration(request.model_id, step), _unpacked(packed))
+
+        return self._answer(DensityReply, request, compute)
+
+    def draw_map(self, request: DensityMapRequest) -> DensityMapReply:
+        """A picture of the density."""
+
+        def compute(model: EnergyModel, step: int) -> DensityMapReply:
+            return _draw_map(request, model, self._calibration(request.model_id, step), self._datasets_dir)
+
+        return self._answer(DensityMapReply, request, compute)
+
+    def _answer(self, kind: type[R], request: SamplerRequest, compute_fn: Callable[[EnergyModel, int], R]) -> R:
         received_at = time.time()
         timings = Timings(queue_s=max(0.0, received_at - request.sent_at))
         try:
-            return self._answer(request, timings)
+            return self._computed(request, compute_fn, timings)
         except RequestRefused as refusal:
-            return failed_reply(request, refusal.error, refusal.detail, timings)
+            return kind.failed(request, refusal.error, refusal.detail, timings)
         except StorageUnavailable as error:
-            return failed_reply(request, "storage_unavailable", str(error), timings)
-        except (CheckpointError, ArtifactDamaged) as error:
-            return failed_reply(request, "internal", f"the checkpoint cannot be used: {error}", timings)
+            return kind.failed(request, "storage_unavailable", str(error), timings)
+        except (CheckpointError, CalibrationError, ArtifactDamaged) as error:
+            return kind.failed(request, "internal", f"the checkpoint cannot be used: {error}", timings)
         except (ModelError, ValueError) as error:
-            return failed_reply(request, "bad_request", str(error), timings)
+            return kind.failed(request, "bad_request", str(error), timings)
         except Exception:
-            log.exception("sampling_failed", request_id=request.request_id)
-            return failed_reply(request, "internal", "sampling failed; the sampler's log says why", timings)
+            log.exception("request_failed", request_id=request.request_id)
+            return kind.failed(request, "internal", "the sampler failed; its log says why", timings)
 
-    def _answer(self, request: SampleRequest, timings: Timings) -> SampleReply:
+    def _computed(self, request: SamplerRequest, compute_fn: Callable[[EnergyModel, int], R], timings: Timings) -> R:
         _require_time(request)
         started_at = time.perf_counter()
         model, step = self._cache.get(request.model_id, request.step)
@@ -122,7 +169,7 @@ class Sampler:
         with self._computing:  # two at once would only share the same cores
             _require_time(request)
             begun_at = time.perf_counter()
-            reply = self._compute(request, model, step)
+            reply = compute_fn(model, step)
         return reply.model_copy(
             update={
                 "timings": Timings(
@@ -133,35 +180,123 @@ class Sampler:
             }
         )
 
-    def _compute(self, request: SampleRequest, model: EnergyModel, step: int) -> SampleReply:
-        import torch
+    def _calibration(self, model_id: str, step: int) -> Calibration:
+        """Read anew for every request: another calibration may have taken its place. Raises RequestRefused."""
+        from model.calibration import Calibration
 
-        from model.networks import useful_threads
-        from model.sampling import sample
+        try:
+            return Calibration.from_dict(self._artifacts.get_calibration(model_id, step))
+        except ArtifactMissing:
+            raise RequestRefused("not_calibrated", not_calibrated(model_id, step)) from None
 
-        useful = useful_threads(model.config.network, model.event_shape, request.num_images)
-        torch.set_num_threads(min(len(os.sched_getaffinity(0)), useful))  # of this pool thread
-        samples = sample(
-            model,
-            request.num_images,
-            seed=request.seed,
-            num_steps=request.num_steps,
-            noise_scale=request.noise_scale,
-            levels=request.levels,
+
+def _sample(request: SampleRequest, model: EnergyModel, step: int) -> SampleReply:
+    from model.sampling import sample
+
+    _use_threads(model, request.num_images)
+    samples = sample(
+        model,
+        request.num_images,
+        seed=request.seed,
+        num_steps=request.num_steps,
+        noise_scale=request.noise_scale,
+        levels=request.levels,
+    )
+    return SampleReply(
+        request_id=request.request_id,
+        ok=True,
+        model_id=request.model_id,
+        step=step,
+        seed=request.seed,
+        gradient_evaluations=samples.gradient_evaluations,
+        x=samples.x.cpu().numpy(),
+        levels={level: x.cpu().numpy() for level, x in samples.levels.items()},
+    )
+
+
+def _unpacked(packed: bytes | None) -> FloatArray:
+    """Raises RequestRefused when the array has expired."""
+    if packed is None:
+        raise RequestRefused("deadline_passed", "the samplers are too busy: the request's data had expired")
+    array: FloatArray = np.load(io.BytesIO(packed), allow_pickle=False)
+    return array
+
+
+def _score(request: DensityRequest, model: EnergyModel, calibration: Calibration, x: FloatArray) -> DensityReply:
+    """Raises ShapeError."""
+    import torch
+
+    from model import density
+    from model.noise import SharedNoise, make_generator
+
+    if x.shape[1:] != tuple(model.event_shape):
+        raise ShapeError(f"the data have shape {x.shape}; expected (N, {', '.join(map(str, model.event_shape))})")
+    _use_threads(model, len(x))
+    x_data, device = torch.from_numpy(x), model.step_size.device
+    energy = density.data_energy(model, x_data)
+    values = {"energy": energy, "log_density": density.normalized(model, energy, calibration.log_z.estimate)}
+    if calibration.bin_width is not None:
+        dim = torch.Size(model.event_shape).numel()
+        values["bits_per_dim"] = density.bits_per_dim(values["log_density"], dim, calibration.bin_width)
+    if request.num_paths:
+        noise = SharedNoise(make_generator(request.seed, device=device))
+        with model.frozen():
+            paths = density.path_log_density(model, x_data, noise, num_paths=request.num_paths)
+        values |= {"path_log_density": paths.log_density, "path_spread": paths.spread}
+    arrays: dict[str, Any] = {name: value.double().cpu().numpy() for name, value in values.items()}
+    return DensityReply(
+        request_id=request.request_id,
+        ok=True,
+        model_id=request.model_id,
+        step=calibration.step,
+        seed=request.seed,
+        gradient_evaluations=request.num_paths * (model.num_levels - 1),
+        calibration=calibration.to_dict(),
+        **arrays,
+    )
+
+
+def _draw_map(
+    request: DensityMapRequest, model: EnergyModel, calibration: Calibration, datasets_dir: Path | None
+) -> DensityMapReply:
+    """Raises ShapeError, DataError."""
+    import torch
+
+    from model import data, density
+    from worker.pictures import density_map, map_grid
+
+    if tuple(model.event_shape) != (2,):
+        raise ShapeError(
+            f"the model's events have shape {tuple(model.event_shape)}; a density can be drawn of vectors of two "
+            "numbers only. POST /log-density scores others"
         )
-        return SampleReply(
-            request_id=request.request_id,
-            ok=True,
-            model_id=request.model_id,
-            step=step,
-            seed=request.seed,
-            gradient_evaluations=samples.gradient_evaluations,
-            x=samples.x.cpu().numpy(),
-            levels={level: x.cpu().numpy() for level, x in samples.levels.items()},
-        )
+    dataset = data.load(resolve_dataset(model.config.dataset, datasets_dir))
+    points = (dataset.train[:_MAP_POINTS] * dataset.std + dataset.mean).numpy()
+    columns, rows, grid = map_grid(points)
+    _use_threads(model, len(grid))
+    values = density.log_density(model, torch.from_numpy(grid), calibration.log_z.estimate)
+    png = density_map(columns, rows, values.cpu().numpy(), points, _map_title(calibration))
+    return DensityMapReply(
+        request_id=request.request_id, ok=True, model_id=request.model_id, step=calibration.step, png=png
+    )
 
 
-def _require_time(request: SampleRequest) -> None:
+def _map_title(calibration: Calibration) -> str:
+    log_z = calibration.log_z
+    return f"log Z = {log_z.estimate:.3f} ± {log_z.std_error:.3f} nats (sides {log_z.lower:.3f} … {log_z.upper:.3f})"
+
+
+def _use_threads(model: EnergyModel, batch_size: int) -> None:
+    """In this pool thread, as many as the batch can keep busy."""
+    import torch
+
+    from model.networks import useful_threads
+
+    useful = useful_threads(model.config.network, tuple(model.event_shape), batch_size)
+    torch.set_num_threads(min(len(os.sched_getaffinity(0)), useful))
+
+
+def _require_time(request: SamplerRequest) -> None:
     if request.remaining_s <= 0:
         raise RequestRefused("deadline_passed", "the samplers are too busy: the request waited beyond its deadline")
 

@@ -125,11 +125,14 @@ class Spool:
             self._error = f"a checkpoint could not be written to the local disk: {error}"
 
     def _write_checkpoint(self, step: int, write_fn: Callable[[Path], None]) -> None:
+        directory = self._directory / f"{_PREFIX}{step}"
+        if directory.exists():  # stopped right after a checkpoint, a training offers the same step again
+            return
         partial = self._directory / f".partial-{step}"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         write_fn(partial)
-        directory = partial.rename(self._directory / f"{_PREFIX}{step}")
+        partial.rename(directory)
         self._waiting.append(_Delivery(f"checkpoint {step}", lambda: self._send_checkpoint(step, directory), directory))
         self._error = None
         self._make_room()

@@ -1,4 +1,4 @@
-"""One attempt of a training job, from the lease to the end: starts the subprocess, watches it, says how it ended.
+"""One attempt of a job, from the lease to the end: starts the subprocess, watches it, says how it ended.
 
 The subprocess runs in a session of its own and outlives nobody: the kernel tells it when this process dies, and it
 checkpoints and ends. This process keeps the lease, and has the last word on the job's status.
@@ -25,7 +25,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from worker.exits import Exit, read_reason
-from worker.jobs import JobNotFound, JobRecord, JobStatus, Lease, StaleLease
+from worker.jobs import JobKind, JobNotFound, JobRecord, JobStatus, Lease, StaleLease
 from worker.records import RecordStore
 from worker.settings import Settings
 
@@ -38,17 +38,21 @@ shutdown_flag: Any = RawValue(ctypes.c_bool, False)
 """Set by the worker's main process when it is told to stop; shared with the pool processes it forks."""
 
 
-class Child:
-    """The training subprocess."""
+MODULES = {JobKind.train: "worker.train", JobKind.calibrate: "worker.calibrate"}
+"""What runs a job of each kind, as a subprocess."""
 
-    def __init__(self, lease: Lease, directory: Path) -> None:
+
+class Child:
+    """The job's subprocess."""
+
+    def __init__(self, kind: JobKind, lease: Lease, directory: Path) -> None:
         self.directory = directory
         directory.mkdir(parents=True)
         arguments = [lease.job_id, str(lease.token), lease.worker, str(os.getpid()), str(directory)]
         # A file, not a pipe: the subprocess may have to write when nobody is left to read.
         with self._log_path.open("wb") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "worker.train", *arguments],
+                [sys.executable, "-m", MODULES[kind], *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -78,7 +82,7 @@ class Child:
         return self._process.wait()
 
     def terminate(self) -> None:
-        """Ask it to checkpoint and end."""
+        """Ask it to save what it has and end."""
         self._process.terminate()
 
     def kill(self) -> None:
@@ -132,7 +136,7 @@ class Renewal:
 
 
 class Supervisor:
-    """Runs training jobs for one worker, one at a time."""
+    """Runs jobs for one worker, one at a time."""
 
     def __init__(
         self,
@@ -152,6 +156,7 @@ class Supervisor:
     def run(self, job_id: str) -> JobRecord | None:
         """Run a job to the end of one attempt; None when it was not for us to run, or no longer ours at the end."""
         try:
+            kind = self._store.get(job_id).kind
             lease = self._store.acquire_lease(job_id, self._worker)
         except JobNotFound:
             lease = None
@@ -159,12 +164,12 @@ class Supervisor:
             log.info("message_dropped", job_id=job_id)
             return None
         with structlog.contextvars.bound_contextvars(job_id=job_id, lease=lease.token):
-            return self._run_leased(lease)
+            return self._run_leased(kind, lease)
 
-    def _run_leased(self, lease: Lease) -> JobRecord | None:
+    def _run_leased(self, kind: JobKind, lease: Lease) -> JobRecord | None:
         job_directory = self._settings.spool_dir / "jobs" / lease.job_id
         with Renewal(self._store, lease) as renewal:
-            child = Child(lease, job_directory / str(lease.token))
+            child = Child(kind, lease, job_directory / str(lease.token))
             try:
                 self._wait(child, renewal)
             finally:
@@ -196,27 +201,27 @@ class Supervisor:
 
     def _end(self, lease: Lease, child: Child, cancel_requested: bool) -> JobRecord:
         code, reason = child.exit_code, read_reason(child.directory)
-        log.info("training_exited", code=code, reason=reason)
+        log.info("job_exited", code=code, reason=reason)
         match code:
             case Exit.succeeded:
                 return self._store.succeed(lease)
             case Exit.failed:
-                return self._store.fail(lease, self._without_secrets(reason or "the training failed"))
+                return self._store.fail(lease, self._without_secrets(reason or "it failed and left no reason"))
             case Exit.cancelled:
                 return self._store.cancel(lease)
             case Exit.stale:
                 raise StaleLease(lease.job_id, lease.token)
         if cancel_requested:
-            return self._store.cancel(lease, "it did not stop in time and was ended; its last checkpoint remains")
+            return self._store.cancel(lease, "it did not stop in time and was ended; what it had stored remains")
         if code == Exit.interrupted or self._stop_fn():
-            return self._store.requeue(lease, "its worker was shut down; it goes on from its last checkpoint")
+            return self._store.requeue(lease, "its worker was shut down; the next one goes on with it")
         if code == Exit.try_again:
             return self._store.lose_attempt(lease, self._without_secrets(reason or "a store stayed away"))
         tail = self._without_secrets(child.log_tail())
         if code < 0:
-            log.error("training_killed", signal=-code, output=tail)
+            log.error("job_killed", signal=-code, output=tail)
             return self._store.lose_attempt(lease, death_in_words(-code))
-        return self._store.fail(lease, f"the training process ended with code {code}: {tail[-500:]}")
+        return self._store.fail(lease, f"its process ended with code {code}: {tail[-500:]}")
 
     def _insist(self, end_fn: Callable[[], JobRecord]) -> JobRecord | None:
         """Ends the job, again and again while Redis is away: nobody else knows how it ended."""
@@ -267,4 +272,4 @@ def death_in_words(number: int) -> str:
         name = signal.Signals(number).name
     except ValueError:
         name = f"signal {number}"
-    return f"the training process was killed by {name}{_DEATHS.get(name, '')}"
+    return f"its process was killed by {name}{_DEATHS.get(name, '')}"

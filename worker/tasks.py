@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import socket
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import structlog
 from celery import Celery, Task
@@ -12,7 +13,18 @@ from pydantic import ValidationError
 
 from worker.broker import wake
 from worker.jobs import JobKind
-from worker.messages import SAMPLE_TASK, TRAIN_TASK, ReplyChannel, request_from_message
+from worker.messages import (
+    CALIBRATE_TASK,
+    TRAIN_TASK,
+    DensityMapRequest,
+    DensityReply,
+    DensityRequest,
+    ReplyChannel,
+    SampleRequest,
+    SamplerReply,
+    SamplerRequest,
+    input_key,
+)
 from worker.metrics import observe_reply
 from worker.records import RecordStore
 from worker.sampler import Sampler
@@ -20,6 +32,8 @@ from worker.settings import Settings
 from worker.supervise import Supervisor
 
 log = structlog.get_logger(__name__)
+
+Q = TypeVar("Q", bound=SamplerRequest)
 
 
 @functools.cache
@@ -35,34 +49,69 @@ def _store() -> RecordStore:
 @functools.cache
 def _sampler() -> Sampler:
     settings = _settings()
-    return Sampler(_store().artifacts, settings.spool_dir / "models", cached_models=settings.cached_models)
+    return Sampler(
+        _store().artifacts,
+        settings.spool_dir / "models",
+        cached_models=settings.cached_models,
+        datasets_dir=settings.datasets_dir,
+    )
 
 
 def register_tasks(app: Celery) -> None:
     """Add the tasks to an application."""
     app.task(name=TRAIN_TASK, bind=True, max_retries=0)(train)
+    app.task(name=CALIBRATE_TASK, bind=True, max_retries=0)(calibrate)
     # Nobody waits any more for a request that was lost with its sampler: no second delivery.
-    app.task(name=SAMPLE_TASK, acks_late=False, max_retries=0)(sample)
+    for request, answer in ((SampleRequest, sample), (DensityRequest, density), (DensityMapRequest, density_map)):
+        app.task(name=request.task, acks_late=False, max_retries=0)(answer)
 
 
 def train(task: Task[Any, Any], job_id: str) -> None:
-    """Run the job, if it waits."""
+    """Run the training, if it waits."""
+    _run(task, JobKind.train, job_id)
+
+
+def calibrate(task: Task[Any, Any], job_id: str) -> None:
+    """Run the calibration, if it waits."""
+    _run(task, JobKind.calibrate, job_id)
+
+
+def _run(task: Task[Any, Any], kind: JobKind, job_id: str) -> None:
     app: Celery = task.app
     worker = str(task.request.hostname or socket.gethostname())
-    Supervisor(_store(), _settings(), worker=worker, wake_fn=lambda id_: wake(app, JobKind.train, id_)).run(job_id)
+    Supervisor(_store(), _settings(), worker=worker, wake_fn=lambda id_: wake(app, kind, id_)).run(job_id)
 
 
 def sample(message: dict[str, Any]) -> None:
     """Answer a sample request, unless nobody waits for it any more."""
+    _answer(message, SampleRequest, lambda request: _sampler().draw(request))
+
+
+def density(message: dict[str, Any]) -> None:
+    """Score the data of a request, fetched from where the service put them."""
+
+    def score(request: DensityRequest) -> DensityReply:
+        return _sampler().score(request, _store().redis.get(input_key(request.request_id)))  # type: ignore[arg-type]
+
+    _answer(message, DensityRequest, score)
+
+
+def density_map(message: dict[str, Any]) -> None:
+    """Draw a density."""
+    _answer(message, DensityMapRequest, lambda request: _sampler().draw_map(request))
+
+
+def _answer(message: dict[str, Any], kind: type[Q], answer_fn: Callable[[Q], SamplerReply]) -> None:
     try:
-        request = request_from_message(message)
+        request = kind.model_validate(message)
     except ValidationError as error:
-        log.error("sample_request_refused", error=str(error))
+        log.error("request_refused", kind=kind.__name__, error=str(error))
         return
-    reply = _sampler().answer(request)
+    reply = answer_fn(request)
     observe_reply(reply)
     log.info(
-        "sample_request_answered",
+        "request_answered",
+        kind=kind.__name__,
         request_id=request.request_id,
         model_id=request.model_id,
         outcome=reply.error or "ok",

@@ -52,7 +52,7 @@ class Telemetry:
         """Append an event."""
         self._put(lambda: self._store.append_event(self._lease.job_id, type_, data, self._lease.token))
 
-    def progress(self, progress: Progress, last_loss: float) -> None:
+    def progress(self, progress: Progress, last_loss: float | None = None) -> None:
         """Update the record's progress."""
         self._put(lambda: self._store.report_progress(self._lease, progress, last_loss=last_loss))
 

@@ -1,4 +1,4 @@
-"""What a training looks at after every step: may it go on?"""
+"""What a job's subprocess looks at after every step of its work: may it go on?"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PAUSE_POLL_S = 0.1
 
 
 class StopReason(StrEnum):
-    """Why a training ends before its last step."""
+    """Why a job ends before its work is done."""
 
     cancelled = "cancelled"
     """Somebody asked."""

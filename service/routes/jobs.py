@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from typing import Annotated
+from typing import Annotated, Any
 
 import structlog
 from fastapi import APIRouter, Header, Path, Query, Response
@@ -13,11 +13,12 @@ from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from kombu.exceptions import OperationalError
 from starlette.concurrency import run_in_threadpool
 
-from model.config import to_dict
+from model.config import CalibrationConfig, to_dict
 from service.accept import preferred
 from service.configuration import train_config, with_steps
 from service.errors import Problem, documented, field_problem, not_acceptable
-from service.schemas import EventBody, JobBody, JobPageBody, ResumeRequest, TrainRequest
+from service.routes.models import checkpoint_step, describe, parse_model
+from service.schemas import CalibrateRequest, EventBody, JobBody, JobPageBody, ResumeRequest, TrainRequest
 from service.stores import Stores, StoresDependency
 from worker.broker import wake
 from worker.ids import ULID_PATTERN
@@ -39,10 +40,24 @@ def train(request: TrainRequest, response: Response, stores: StoresDependency) -
     """Checks the request, stores the job and queues it. `Location` is where to look at it; its events tell the rest."""
     config = train_config(request, stores.settings.datasets_dir)
     spec = {"config": to_dict(config), "device": request.device}
-    record = stores.records.create(JobKind.train, spec, name=request.name)
-    _wake(stores, record)
-    response.headers["Location"] = f"/jobs/{record.id}"
-    return _body(stores, record)
+    return _submit(stores, response, JobKind.train, spec, name=request.name)
+
+
+@router.post(
+    "/calibrate",
+    operation_id="calibrate",
+    status_code=202,
+    summary="Estimate log Z of a checkpoint",
+    responses=documented(404, 409),
+)
+def calibrate(request: CalibrateRequest, response: Response, stores: StoresDependency) -> JobBody:
+    """Annealed importance sampling from both sides, in rounds, until they meet; POST /log-density needs it."""
+    model_id, step = parse_model(request.model)
+    describe(stores, model_id)
+    step = checkpoint_step(stores, model_id, step)
+    options = request.model_dump(include={"seed", "num_chains", "tolerance", "max_bridges"})
+    spec = {"config": to_dict(CalibrationConfig(**options)), "step": step, "device": request.device}
+    return _submit(stores, response, JobKind.calibrate, spec, name=request.name, model_id=model_id)
 
 
 @router.get("", operation_id="list_jobs", summary="List jobs, newest first")
@@ -132,7 +147,24 @@ def resume_job(job_id: JobId, stores: StoresDependency, request: ResumeRequest |
     return _body(stores, record)
 
 
+def _submit(
+    stores: Stores,
+    response: Response,
+    kind: JobKind,
+    spec: dict[str, Any],
+    *,
+    name: str | None,
+    model_id: str | None = None,
+) -> JobBody:
+    record = stores.records.create(kind, spec, name=name, model_id=model_id)
+    _wake(stores, record)
+    response.headers["Location"] = f"/jobs/{record.id}"
+    return _body(stores, record)
+
+
 def _longer_spec(record: JobRecord, steps: int) -> dict[str, object]:
+    if record.kind is not JobKind.train:
+        raise field_problem(["body", "steps"], f"job {record.id} is no training ({record.kind}); leave `steps` out")
     done = record.last_checkpoint or 0
     if steps <= done:
         raise field_problem(["body", "steps"], f"{done} steps are done already; give more, or leave `steps` out")

@@ -1,15 +1,20 @@
-"""Models: what has been trained, and how it looks."""
+"""Models: what has been trained, which checkpoints are calibrated, and how samples and density look."""
 
 from __future__ import annotations
 
+import time
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Response
+from fastapi import APIRouter, Path, Query, Response
+from starlette.concurrency import run_in_threadpool
 
-from service.errors import Problem, documented
-from service.schemas import CheckpointBody, ModelBody, ModelListBody
+from service.errors import Problem, documented, field_problem
+from service.exchange import REPLY_HEADERS, ask, reply_headers, require_sampler
+from service.schemas import CalibrationBody, CheckpointBody, ModelBody, ModelListBody
 from service.stores import Stores, StoresDependency
 from worker.artifacts import ArtifactMissing
+from worker.ids import new_id
+from worker.messages import DensityMapReply, DensityMapRequest, not_calibrated
 
 router = APIRouter(prefix="/models", tags=["models"])
 
@@ -28,6 +33,45 @@ def list_models(stores: StoresDependency) -> ModelListBody:
 def get_model(model_id: ModelId, stores: StoresDependency) -> ModelBody:
     """What the model was trained on and how, and its checkpoints."""
     return _body(stores, model_id)
+
+
+@router.get(
+    "/{model_id}/density.png",
+    operation_id="get_model_density",
+    summary="The density of a 2-D model beside its data",
+    response_class=Response,
+    responses={
+        200: {"content": {"image/png": {}}, "description": "A PNG", "headers": REPLY_HEADERS},
+        **documented(404, 409, 504),
+    },
+)
+async def get_model_density(
+    model_id: ModelId,
+    stores: StoresDependency,
+    step: Annotated[int | None, Query(ge=0, description="Of the checkpoint; the newest when absent")] = None,
+) -> Response:
+    """log density of a calibrated checkpoint over the frame of the data, in the data's units, and the data."""
+    request = await run_in_threadpool(_density_map_request, stores, model_id, step)
+    reply = await ask(stores, request, DensityMapReply, "try again later")
+    headers = {"Cache-Control": "no-cache", **reply_headers(reply, time.perf_counter())}
+    return Response(reply.png, media_type="image/png", headers=headers)
+
+
+def _density_map_request(stores: Stores, model_id: str, step: int | None) -> DensityMapRequest:
+    """Refuse now what a sampler would refuse later. Raises Problem."""
+    describe(stores, model_id)
+    step = checkpoint_step(stores, model_id, step)
+    shape = calibration_of(stores, model_id, step).event_shape
+    if shape != [2]:
+        raise Problem(
+            422,
+            "not-planar",
+            f"model {model_id} has events of shape ({', '.join(map(str, shape))}); a density can be drawn of vectors "
+            "of two numbers only. POST /log-density scores others",
+        )
+    require_sampler(stores)
+    deadline = time.time() + stores.settings.sample_timeout_s
+    return DensityMapRequest(request_id=new_id(), model_id=model_id, step=step, deadline=deadline)
 
 
 @router.get(
@@ -57,10 +101,49 @@ def describe(stores: Stores, model_id: str) -> dict[str, Any]:
         raise Problem(404, "unknown-model", f"there is no model {model_id}; GET /models lists them") from None
 
 
+def parse_model(text: str) -> tuple[str, int | None]:
+    """`id` or `id@step`. Raises Problem 422."""
+    model_id, at, step = text.partition("@")
+    if not at:
+        return model_id, None
+    if not (step.isascii() and step.isdecimal() and len(step) < 10):
+        raise field_problem(["body", "model"], f"{text!r} is not a model; expected an id, or id@step with a number")
+    return model_id, int(step)
+
+
+def checkpoint_step(stores: Stores, model_id: str, step: int | None) -> int:
+    """`step` if there is such a checkpoint, the newest for None. Raises Problem 404, or 409 when there is none yet."""
+    steps = [checkpoint.step for checkpoint in stores.artifacts.list_checkpoints(model_id)]
+    if not steps:
+        raise Problem(
+            409, "no-checkpoint", f"model {model_id} has no checkpoint yet; follow its job until the first is committed"
+        )
+    if step is not None and step not in steps:
+        some = ", ".join(map(str, steps[-10:]))
+        raise Problem(404, "unknown-checkpoint", f"model {model_id} has no checkpoint of step {step}; there are {some}")
+    return steps[-1] if step is None else step
+
+
+def calibration_of(stores: Stores, model_id: str, step: int) -> CalibrationBody:
+    """The calibration of a checkpoint. Raises Problem 409 naming the call that makes one."""
+    try:
+        return CalibrationBody.model_validate(stores.artifacts.get_calibration(model_id, step))
+    except ArtifactMissing:
+        others = [f"{model_id}@{other}" for other in stores.artifacts.list_calibrations(model_id)]
+        more = f"; calibrated are {', '.join(others)}" if others else ""
+        raise Problem(409, "not-calibrated", not_calibrated(model_id, step) + more) from None
+
+
 def _body(stores: Stores, model_id: str) -> ModelBody:
     description = describe(stores, model_id)
+    calibrated = set(stores.artifacts.list_calibrations(model_id))
     checkpoints = [
-        CheckpointBody(step=one.step, size_bytes=one.size_bytes, committed_at=one.committed_at)
+        CheckpointBody(
+            step=one.step,
+            size_bytes=one.size_bytes,
+            committed_at=one.committed_at,
+            calibration=calibration_of(stores, model_id, one.step) if one.step in calibrated else None,
+        )
         for one in stores.artifacts.list_checkpoints(model_id)
     ]
     known = {name: description.get(name) for name in ("name", "dataset", "job_id", "created_at", "config")}

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from service.client import Recovery
+from worker.settings import Settings
 
 READY_TIMEOUT_S = 120.0
 TINY = {
@@ -54,6 +55,13 @@ class UpCommand:
     def children(self) -> list[psutil.Process]:
         """Everything below the command at this moment."""
         return psutil.Process(self.process.pid).children(recursive=True)
+
+    def settings(self) -> Settings:
+        """Those of its workers."""
+        prefix = "RECOVERY_"
+        environment = next(found for child in self.children() if f"{prefix}REDIS_URL" in (found := child.environ()))
+        values = {name.removeprefix(prefix).lower(): text for name, text in environment.items()}
+        return Settings(**{name: text for name, text in values.items() if name in Settings.model_fields})  # type: ignore[arg-type]
 
     def end(self, number: int = signal.SIGINT) -> int:
         """Send a signal and wait; the exit status."""

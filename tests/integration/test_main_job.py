@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +21,6 @@ from worker.ids import new_id
 
 STEPS = 30
 pytestmark = pytest.mark.timeout(240)
-
-
-@pytest.fixture(scope="module")
-def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpCommand]:
-    """A running stack."""
-    found = UpCommand(tmp_path_factory.mktemp("stack") / "data")
-    try:
-        found.wait_until_ready().close()
-        yield found
-    finally:
-        assert found.end() == 0, found.output
-
-
-@pytest.fixture
-def recovery(command: UpCommand) -> Iterator[Recovery]:
-    """A client of it."""
-    with Recovery(command.url) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

@@ -115,7 +115,7 @@ def test_tuning_brings_every_energy_to_the_acceptance_target() -> None:
     assert float(tuned.step_sizes[1]) == pytest.approx(0.05 * float(tuned.step_sizes[0]), rel=0.25)
 
 
-def test_a_walk_can_be_stopped_after_its_round() -> None:
+def test_a_walk_that_is_stopped_yields_no_half_round() -> None:
     path = path_to(_shifted(2), 2)
     rounds = bound_log_z(path, _noise(6), num_chains=10, tolerance=0.0, max_bridges=1024, stop_fn=lambda: True)
-    assert len(list(rounds)) == 1
+    assert list(rounds) == []

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from model.annealing import anneal, bound_log_z
-from model.config import ChainConfig, NetworkConfig, ScheduleConfig, TrainConfig
-from model.density import annealing_path, bits_per_dim, level_energy, log_density, path_log_density
+from model.calibration import Calibration, dequantize, summarize
+from model.config import CalibrationConfig, ChainConfig, NetworkConfig, ScheduleConfig, TrainConfig
+from model.data import Dataset
+from model.density import (
+    annealing_path,
+    bits_per_dim,
+    calibrate,
+    default_tolerance,
+    level_energy,
+    log_density,
+    path_log_density,
+)
 from model.energy import MixtureEnergy
 from model.energy_model import EnergyModel
+from model.errors import CalibrationError
 from model.noise import SharedNoise
 
 _DATA = MixtureEnergy(
@@ -141,3 +155,73 @@ def test_bits_per_dim_of_eight_bit_data_is_the_usual_formula() -> None:
     assert float(value) == pytest.approx(100 / (64 * math.log(2)) + math.log2(127.5))
     uniform = torch.tensor([-64 * math.log(2.0)], dtype=torch.float64)  # uniform on [−1, 1]^64: 8 bits a pixel, less ε
     assert float(bits_per_dim(uniform, 64, 2 / 256)) == pytest.approx(8)
+
+
+def test_calibration_runs_until_the_sides_meet_and_repeats_with_its_seed(model: EnergyModel) -> None:
+    rounds = list(calibrate(model, seed=1, num_chains=400, tolerance=0.05, max_bridges=8))
+    again = list(calibrate(model, seed=1, num_chains=400, tolerance=0.05, max_bridges=8))
+    other = next(calibrate(model, seed=2, num_chains=400, max_bridges=1))
+    assert [log_z.num_bridges for log_z in rounds] == [2**n for n in range(len(rounds))]
+    assert rounds[-1].std_error <= 0.05 or rounds[-1].num_bridges == 8
+    assert abs(rounds[-1].estimate - _log_z(model)) < 4 * rounds[-1].std_error
+    assert rounds == again
+    assert other != rounds[0]
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_calibration_stops_before_its_next_move_and_forgets_the_round(model: EnergyModel) -> None:
+    calls = itertools.count()
+    assert len(list(calibrate(model, num_chains=16, max_bridges=1))) == 1
+    assert list(calibrate(model, num_chains=16, max_bridges=1, stop_fn=lambda: next(calls) >= 30)) == []
+    assert next(calls) == 31  # the call that stopped it was the last
+
+
+def test_the_tolerance_grows_with_the_dimension_and_not_below_the_noise_of_the_chains() -> None:
+    assert default_tolerance(2) == 0.02
+    assert default_tolerance(3072) == pytest.approx(6.144)
+
+
+def _dataset(bin_width: float | None = None) -> Dataset:
+    x = _DATA.sample(3000, torch.Generator().manual_seed(8)).float()
+    return Dataset("mixture", x[:2000], x[2000:], torch.zeros(()), torch.ones(()), bin_width)
+
+
+def test_a_calibration_scores_the_data_and_survives_json(model: EnergyModel) -> None:
+    (log_z,) = calibrate(model, num_chains=400, max_bridges=1)
+    found = summarize(model, _dataset(), log_z, CalibrationConfig(num_chains=400, max_bridges=1), step=7)
+    back = Calibration.from_dict(json.loads(json.dumps(found.to_dict())))
+    assert back == found
+    truth = float(_true_log_density(model, _dataset().held_out).mean()) + _log_z(model) - log_z.estimate
+    assert found.held_out_log_density == pytest.approx(truth, abs=1e-4)
+    assert (found.num_held_out, found.held_out_bits_per_dim, found.bin_width, found.step) == (1000, None, None, 7)
+    quantiles = [quantile.log_density for quantile in found.train_quantiles]
+    assert quantiles == sorted(quantiles)
+    median = float(log_density(model, _dataset().train, log_z.estimate).median())
+    assert quantiles[3] == pytest.approx(median, abs=0.01)
+    assert found.blur_std == pytest.approx(math.exp(-3), rel=1e-4)
+
+
+def test_discrete_data_are_dequantized_over_one_bin_around_each_value(model: EnergyModel) -> None:
+    (log_z,) = calibrate(model, num_chains=64, max_bridges=1)
+    found = summarize(model, _dataset(bin_width=0.5), log_z, CalibrationConfig(), step=7)
+    assert found.held_out_bits_per_dim == pytest.approx(
+        -found.held_out_log_density / (2 * math.log(2)) - math.log2(0.5), rel=1e-6
+    )
+    moved = dequantize(torch.zeros(4000, 2), 0.5, _noise(9))
+    assert float(moved.min()) == pytest.approx(-0.25, abs=1e-3)
+    assert float(moved.max()) == pytest.approx(0.25, abs=1e-3)
+    assert (
+        found.held_out_log_density
+        < summarize(model, _dataset(), log_z, CalibrationConfig(), step=7).held_out_log_density
+    )
+
+
+def test_a_calibration_of_another_version_is_refused() -> None:
+    with pytest.raises(CalibrationError, match="Calibrate again"):
+        Calibration.from_dict({"version": 2})
+
+
+def test_a_log_z_that_is_not_finite_is_an_error(model: EnergyModel) -> None:
+    (log_z,) = calibrate(model, num_chains=16, max_bridges=1)
+    with pytest.raises(CalibrationError, match="expected a finite number"):
+        summarize(model, _dataset(), replace(log_z, lower=math.nan), CalibrationConfig(), step=7)

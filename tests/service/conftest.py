@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import io
 import json
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from redis import Redis
 
+from model.annealing import LogZ
+from model.calibration import Calibration, Quantile
 from model.config import to_dict
 from model.presets import preset
 from service.app import create_app
@@ -21,16 +26,27 @@ from service.settings import ServiceSettings
 from worker.artifacts import Artifacts
 from worker.connect import redis_client
 from worker.ids import new_id
-from worker.messages import ReplyChannel, SampleReply, SampleRequest
+from worker.messages import (
+    DensityMapRequest,
+    DensityRequest,
+    FloatArray,
+    ReplyChannel,
+    SampleRequest,
+    SamplerReply,
+    input_key,
+)
 from worker.settings import Settings
 
-AnswerFn = Callable[[SampleRequest], SampleReply]
+REQUESTS = (SampleRequest, DensityRequest, DensityMapRequest)
+AnswerFn = Callable[[Any], SamplerReply]
 
 
 @pytest.fixture
 def service_settings(settings: Settings) -> ServiceSettings:
     """The workers' test settings with the service's own limits, short."""
-    return ServiceSettings(**settings.model_dump(), sample_timeout_s=2.0, max_body_bytes=20_000)
+    return ServiceSettings(
+        **settings.model_dump(), sample_timeout_s=2.0, max_body_bytes=20_000, max_density_body_bytes=600_000
+    )
 
 
 @pytest.fixture
@@ -71,13 +87,45 @@ def store_model(s3: Artifacts, directory: Path, name: str) -> str:
     return model_id
 
 
+def calibration(event_shape: tuple[int, ...], step: int = 100) -> Calibration:
+    """One as a trainer stores it."""
+    log_z = LogZ(
+        lower=-10.1,
+        upper=-9.9,
+        lower_std_error=0.0,
+        upper_std_error=0.0,
+        lower_effective_sample_size=400.0,
+        upper_effective_sample_size=300.0,
+        acceptance_rate=0.7,
+        num_chains=512,
+        num_bridges=4,
+        upper_start="chain",
+    )
+    return Calibration(
+        step=step,
+        event_shape=event_shape,
+        log_z=log_z,
+        seed=0,
+        tolerance=0.1,
+        num_held_out=897,
+        held_out_log_density=61.0,
+        held_out_bits_per_dim=2.5 if len(event_shape) == 3 else None,
+        bin_width=1 / 8 if len(event_shape) == 3 else None,
+        blur_std=0.06,
+        train_quantiles=(Quantile(level=0.5, log_density=60.0),),
+        created_at="2026-11-23T12:00:00+00:00",
+    )
+
+
 @dataclass
 class StandInSampler:
     """Takes requests from the queue and answers them, in a thread, as a sampler worker does."""
 
     redis: Redis
     answer_fn: AnswerFn
-    requests: list[SampleRequest] = field(default_factory=list)
+    requests: list[Any] = field(default_factory=list)
+    arrays: list[FloatArray] = field(default_factory=list)
+    """What came with density requests."""
 
     def __post_init__(self) -> None:
         self._stopping = threading.Event()
@@ -101,6 +149,10 @@ class StandInSampler:
                 continue
             message = json.loads(found[1])
             (argument,), _, _ = json.loads(base64.b64decode(message["body"]))
-            request = SampleRequest.model_validate(argument)
+            (kind,) = (kind for kind in REQUESTS if kind.task == message["headers"]["task"])
+            request = kind.model_validate(argument)
+            if isinstance(request, DensityRequest):
+                packed: Any = self.redis.get(input_key(request.request_id))
+                self.arrays.append(np.load(io.BytesIO(packed), allow_pickle=False))
             self.requests.append(request)
             ReplyChannel(request.request_id).push(self.redis, self.answer_fn(request))

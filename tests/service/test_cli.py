@@ -21,7 +21,19 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_help_names_every_command() -> None:
     text = run("--help").stdout
 
-    for command in ("up", "demo", "train", "jobs", "watch", "cancel", "resume", "models", "sample"):
+    for command in (
+        "up",
+        "demo",
+        "train",
+        "jobs",
+        "watch",
+        "cancel",
+        "resume",
+        "models",
+        "sample",
+        "calibrate",
+        "log-density",
+    ):
         assert f" {command} " in text
 
 

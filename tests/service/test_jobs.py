@@ -255,3 +255,43 @@ def test_a_job_cannot_be_resumed_backwards_or_while_it_waits(client: TestClient,
     assert backwards.status_code == 422
     assert "40 steps are done" in backwards.json()["detail"]
     assert store.get(job_id).status is JobStatus.cancelled
+
+
+def test_a_calibration_is_queued_for_the_newest_checkpoint(
+    client: TestClient, store: RecordStore, model_id: str
+) -> None:
+    answer = client.post("/jobs/calibrate", json={"model": model_id, "seed": 4, "num_chains": 64, "name": "log Z"})
+
+    body = answer.json()
+    assert answer.status_code == 202
+    assert answer.headers["Location"] == f"/jobs/{body['id']}"
+    assert (body["kind"], body["status"], body["name"]) == ("calibrate", "queued", "log Z")
+    assert (body["model_id"], body["model_step"], body["seed"]) == (model_id, 100, 4)
+    spec = store.get(body["id"]).spec
+    assert spec["config"] == {"seed": 4, "num_chains": 64, "tolerance": None, "max_bridges": 32}
+    assert client.get("/jobs", params={"kind": "calibrate"}).json()["jobs"][0]["id"] == body["id"]
+
+
+def test_a_calibration_that_cannot_be_says_why(client: TestClient, model_id: str, store: RecordStore) -> None:
+    fresh = new_id()
+    store.artifacts.put_model(fresh, {"name": "no checkpoint yet"})
+
+    def told(**request: Any) -> tuple[int, str]:
+        answer = client.post("/jobs/calibrate", json=request)
+        return answer.status_code, answer.json()["detail"]
+
+    assert told(model=new_id())[0] == told(model="nonsense")[0] == 404
+    assert told(model=f"{model_id}@99") == (404, f"model {model_id} has no checkpoint of step 99; there are 100")
+    assert told(model=fresh)[0] == 409
+    assert told(model=model_id, num_chains=1)[0] == told(model=model_id, tolerance=0)[0] == 422
+
+
+def test_a_calibration_goes_on_without_more_steps(client: TestClient, model_id: str) -> None:
+    job_id = client.post("/jobs/calibrate", json={"model": model_id}).json()["id"]
+    client.post(f"/jobs/{job_id}/cancel")
+
+    refused_steps = client.post(f"/jobs/{job_id}/resume", json={"steps": 10})
+    resumed = client.post(f"/jobs/{job_id}/resume")
+
+    assert (refused_steps.status_code, "is no training" in refused_steps.json()["detail"]) == (422, True)
+    assert resumed.status_code == 202

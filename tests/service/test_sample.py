@@ -20,7 +20,7 @@ from redis import Redis
 from tests.service.conftest import StandInSampler, store_model
 from worker.artifacts import Artifacts
 from worker.ids import new_id
-from worker.messages import SampleReply, SampleRequest, Timings, failed_reply
+from worker.messages import SampleReply, SampleRequest, Timings
 
 
 def _reply(request: SampleRequest) -> SampleReply:
@@ -205,7 +205,7 @@ def test_a_sampler_that_stays_silent_is_a_504(client: TestClient, model_id: str,
 
 def test_a_samplers_refusal_is_passed_on(client: TestClient, model_id: str, redis: Redis) -> None:
     refusal = "noise_scale is 0.5, but this model's kernel takes 1 only"
-    with StandInSampler(redis, lambda request: failed_reply(request, "bad_request", refusal)).serving():
+    with StandInSampler(redis, lambda request: SampleReply.failed(request, "bad_request", refusal)).serving():
         answer = client.post("/sample", json={"model": model_id, "noise_scale": 0.5})
 
     assert (answer.status_code, answer.json()["detail"]) == (422, refusal)

@@ -15,7 +15,15 @@ from typing import Any
 import psutil
 import pytest
 
-from model.config import ChainConfig, NetworkConfig, ScheduleConfig, ScoreMatchingConfig, TrainConfig, to_dict
+from model.config import (
+    CalibrationConfig,
+    ChainConfig,
+    NetworkConfig,
+    ScheduleConfig,
+    ScoreMatchingConfig,
+    TrainConfig,
+    to_dict,
+)
 from model.presets import preset
 from tests.servers import wait_until
 from worker.jobs import JobKind, JobRecord, JobStatus, Lease
@@ -46,6 +54,12 @@ def tiny_config(**changes: Any) -> TrainConfig:
 def tiny_spec(**changes: Any) -> dict[str, Any]:
     """The job's spec for `tiny_config`."""
     return {"config": to_dict(tiny_config(**changes)), "device": "cpu"}
+
+
+def calibration_spec(step: int = 20, **changes: Any) -> dict[str, Any]:
+    """The spec of a calibration of a second."""
+    config = CalibrationConfig(**{"num_chains": 64, "max_bridges": 1, **changes})
+    return {"config": to_dict(config), "step": step, "device": "cpu"}
 
 
 def make_job(store: RecordStore, status: JobStatus) -> tuple[JobRecord, Lease | None]:

@@ -71,6 +71,18 @@ def test_checkpoints_are_announced_once_they_are_committed(gate: Gate, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_checkpoint_offered_twice_is_delivered_once(gate: Gate, tmp_path: Path) -> None:
+    model_id, committed = new_id(), list[int]()
+    gate.set_reachable(False)
+    spool = _spool(gate, tmp_path, model_id, committed)
+    for _ in range(2):
+        spool.add_checkpoint(7, _write)
+    wait_until(lambda: list(tmp_path.glob("checkpoint-7")), 10, "writing to disk")
+    gate.set_reachable(True)
+    spool.flush(20)
+    assert committed == [7]
+
+
 def test_storage_that_is_away_delays_checkpoints_and_loses_none(gate: Gate, tmp_path: Path) -> None:
     model_id, committed = new_id(), list[int]()
     gate.set_reachable(False)

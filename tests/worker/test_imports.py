@@ -18,6 +18,6 @@ def test_records_and_their_neighbours_need_neither_torch_nor_celery(module: str)
     assert not _loaded(module) & {"torch", "celery", "fastapi"}
 
 
-@pytest.mark.parametrize("module", ["broker", "app", "train"])
+@pytest.mark.parametrize("module", ["broker", "app", "train", "calibrate"])
 def test_a_worker_process_imports_no_torch_before_it_has_work(module: str) -> None:
     assert "torch" not in _loaded(module)

@@ -12,7 +12,17 @@ from pydantic import ValidationError
 
 from worker.connect import async_redis_client
 from worker.ids import new_id
-from worker.messages import FloatArray, ReplyChannel, ReplyTimeout, SampleReply, SampleRequest, failed_reply
+from worker.messages import (
+    DensityMapReply,
+    DensityMapRequest,
+    DensityReply,
+    DoubleArray,
+    FloatArray,
+    ReplyChannel,
+    ReplyTimeout,
+    SampleReply,
+    SampleRequest,
+)
 from worker.records import RecordStore
 from worker.settings import Settings
 
@@ -35,6 +45,32 @@ def test_a_reply_comes_back_as_it_was_sent(x: FloatArray, levels: dict[int, Floa
     for level, array in levels.items():
         np.testing.assert_array_equal(back.levels[level], array)
     assert back.model_dump() == sent.model_dump()
+
+
+@given(values=arrays(np.float64, st.integers(1, 5)), num_paths=st.integers(0, 1))
+def test_densities_come_back_in_full_precision(values: DoubleArray, num_paths: int) -> None:
+    spread = values / 3 if num_paths else None
+    sent = DensityReply(
+        request_id=new_id(), ok=True, model_id=new_id(), seed=1, log_density=values, energy=-values, path_spread=spread
+    )
+    back = DensityReply.decode(sent.encode())
+    assert (back.log_density is not None, back.energy is not None) == (True, True)
+    np.testing.assert_array_equal(back.log_density, values)
+    np.testing.assert_array_equal(back.energy, -values)
+    assert back.bits_per_dim is None
+    assert (back.path_spread is None) == (spread is None)
+
+
+def test_a_picture_comes_back_as_it_was_sent() -> None:
+    sent = DensityMapReply(request_id=new_id(), ok=True, model_id=new_id(), png=b"\x89PNG\r\n\0")
+    assert DensityMapReply.decode(sent.encode()) == sent
+
+
+def test_a_failure_of_any_kind_says_to_which_request_it_belongs() -> None:
+    request = DensityMapRequest(request_id=new_id(), model_id=new_id(), step=3, deadline=time.time())
+    failed = DensityMapReply.decode(DensityMapReply.failed(request, "not_calibrated", "POST it").encode())
+    assert (failed.request_id, failed.model_id, failed.step) == (request.request_id, request.model_id, 3)
+    assert (failed.ok, failed.error, failed.detail) == (False, "not_calibrated", "POST it")
 
 
 @pytest.mark.parametrize(
@@ -64,9 +100,9 @@ def test_a_waiting_client_gets_the_reply_and_the_channel_does_not_stay(store: Re
 
     async def exchange() -> SampleReply:
         redis = async_redis_client(settings)
-        waiting = asyncio.create_task(channel.wait(redis, 5))
+        waiting = asyncio.create_task(channel.wait(redis, SampleReply, 5))
         await asyncio.sleep(0.05)
-        await asyncio.to_thread(channel.push, store.redis, failed_reply(request, "no_checkpoint", "not yet"))
+        await asyncio.to_thread(channel.push, store.redis, SampleReply.failed(request, "no_checkpoint", "not yet"))
         reply = await waiting
         await redis.aclose()
         return reply
@@ -79,7 +115,7 @@ def test_a_waiting_client_gets_the_reply_and_the_channel_does_not_stay(store: Re
 def test_a_reply_nobody_fetches_expires(store: RecordStore) -> None:
     request = _request()
     channel = ReplyChannel(request.request_id, ttl_s=30)
-    channel.push(store.redis, failed_reply(request, "internal", "x"))
+    channel.push(store.redis, SampleReply.failed(request, "internal", "x"))
     assert 0 < store.redis.ttl(channel.key) <= 30
 
 
@@ -87,7 +123,7 @@ def test_a_client_without_a_reply_is_told_after_its_time(settings: Settings) -> 
     async def wait() -> None:
         redis = async_redis_client(settings)
         try:
-            await ReplyChannel(new_id()).wait(redis, 0.2)
+            await ReplyChannel(new_id()).wait(redis, SampleReply, 0.2)
         finally:
             await redis.aclose()
 

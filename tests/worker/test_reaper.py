@@ -9,7 +9,7 @@ from tests.worker.conftest import make_job
 from worker.artifacts import Artifacts
 from worker.broker import make_app, wake
 from worker.jobs import JobKind, JobStatus
-from worker.messages import TRAIN_QUEUE
+from worker.messages import QUEUES, TRAIN_QUEUE
 from worker.reaper import LOCK_KEY, Reaper
 from worker.records import RecordStore
 from worker.settings import Settings
@@ -72,6 +72,20 @@ def test_a_waiting_job_without_a_message_gets_a_new_one_once(
     reaper.sweep()
     reaper.sweep()
     assert woken == [silent.id]
+
+
+def test_waiting_jobs_of_every_kind_get_their_message(
+    store: RecordStore, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    woken: list[tuple[JobKind, str]] = []
+    queues = {kind: queue for kind, (queue, _) in QUEUES.items()}
+    reaper = Reaper(store, name="test", queues=queues, wake_fn=lambda *job: woken.append(job))
+    waiting = [(kind, store.create(kind, {}).id) for kind in (JobKind.train, JobKind.calibrate)]
+    reaper.sweep()
+    start = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: start + settings.lease_s + 1)
+    reaper.sweep()
+    assert woken == waiting
 
 
 def test_a_wiped_redis_is_refilled(store: RecordStore, reaper: Reaper) -> None:

@@ -208,6 +208,11 @@ def test_queue_positions_follow_the_time_of_queueing(store: RecordStore) -> None
     assert store.queue_position(store.requeue(lease, "shut down")) == 3
 
 
+def test_kinds_that_share_a_queue_wait_for_each_other(store: RecordStore) -> None:
+    training, calibration, last = (store.create(kind, {}) for kind in (JobKind.train, JobKind.calibrate, JobKind.train))
+    assert [store.queue_position(record) for record in (training, calibration, last)] == [1, 2, 3]
+
+
 def test_events_are_read_on_from_any_of_them(store: RecordStore) -> None:
     record, lease = make_job(store, JobStatus.running)
     assert lease is not None

@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from model.errors import DataError
 from tests.servers import wait_until
 from tests.worker.conftest import make_job
-from worker.broker import make_app, send_sample, wake
+from worker.broker import make_app, send_request, wake
 from worker.datasets import resolve_dataset
 from worker.exits import read_reason, write_reason
 from worker.ids import new_id
@@ -93,7 +93,7 @@ def test_messages_are_json_named_by_their_job_and_carry_only_its_id(store: Recor
     with make_app(settings) as app:
         wake(app, JobKind.train, job_id)
         request = SampleRequest(request_id=new_id(), model_id=new_id(), num_images=1, seed=0, deadline=1)
-        send_sample(app, request)
+        send_request(app, request)
         body, headers = _only_message(store, TRAIN_QUEUE)
         assert (body[0], body[1], headers["id"]) == ([job_id], {}, job_id)
         body, _ = _only_message(store, SAMPLE_QUEUE)

@@ -7,18 +7,21 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from model.config import NetworkConfig
 from tests.conftest import environment_of
 from tests.servers import SeaweedFS, wait_until
-from tests.worker.conftest import ROOT, tiny_spec
+from tests.worker.conftest import ROOT, calibration_spec, tiny_spec
 from worker.artifacts import Artifacts
+from worker.ids import new_id
 from worker.jobs import JobKind, JobRecord, JobStatus, Lease
 from worker.records import RecordStore
 from worker.settings import Settings
-from worker.supervise import Supervisor
+from worker.supervise import MODULES, Supervisor
 
 LONG = {"steps": 1_000_000, "checkpoint_every": 50}
 
@@ -60,8 +63,9 @@ def no_orphans() -> Iterator[None]:
 
 
 def trainings() -> list[psutil.Process]:
-    """Training subprocesses of this process."""
-    return [child for child in psutil.Process().children() if "worker.train" in child.cmdline()]
+    """Subprocesses of jobs of this process."""
+    modules = set(MODULES.values())
+    return [child for child in psutil.Process().children() if modules & set(child.cmdline())]
 
 
 def _training(store: RecordStore, **changes: object) -> JobRecord:
@@ -199,6 +203,106 @@ def test_training_goes_on_while_storage_is_away(store: RecordStore, s3: Artifact
     assert ended.status is JobStatus.succeeded
     assert ended.model_id is not None
     assert s3.newest_step(ended.model_id) == 1000
+
+
+def _trained(store: RecordStore, **changes: object) -> str:
+    """The id of a model with a checkpoint of step 20."""
+    ended = Attempt(store, _training(store, steps=20, **changes).id).end()
+    assert ended is not None
+    assert (ended.status, ended.error) == (JobStatus.succeeded, None)
+    assert ended.model_id is not None
+    return ended.model_id
+
+
+def test_a_calibration_stores_both_sides_and_the_held_out_score_and_tells_every_round(
+    store: RecordStore, s3: Artifacts
+) -> None:
+    model_id = _trained(store)
+    assert s3.list_calibrations(model_id) == []
+    record = store.create(JobKind.calibrate, calibration_spec(max_bridges=2, tolerance=1e-6), model_id=model_id)
+    ended = Attempt(store, record.id).end()
+    assert ended is not None
+    assert (ended.status, ended.error, ended.model_id) == (JobStatus.succeeded, None, model_id)
+    assert (ended.progress.step, ended.progress.total_steps, ended.progress.percent) == (2, 2, 100)
+    assert s3.list_calibrations(model_id) == [20]
+    stored = s3.get_calibration(model_id, 20)
+    events = store.read_events(record.id)
+    rounds = [event.data for event in events if event.type == "calibration"]
+    assert [(data["round"], data["num_bridges"]) for data in rounds] == [(1, 1), (2, 2)]
+    assert stored["log_z"]["estimate"] == pytest.approx(rounds[-1]["estimate"])
+    assert stored["event_shape"] == [2]
+    assert stored["num_held_out"] > 0
+    assert [event.type for event in events][-2:] == ["calibrated", "status"]
+
+
+def test_a_training_that_calibrates_ends_with_its_last_checkpoint_calibrated(store: RecordStore, s3: Artifacts) -> None:
+    record = _training(store, steps=20, calibrate=True)
+    ended = Attempt(store, record.id).end()
+    assert ended is not None
+    assert (ended.status, ended.progress.step, ended.last_checkpoint) == (JobStatus.succeeded, 20, 20)
+    assert ended.model_id is not None
+    assert s3.list_calibrations(ended.model_id) == [20]
+    types = [event.type for event in store.read_events(record.id)]
+    assert types.index("checkpoint") < types.index("calibration") < types.index("calibrated")
+
+
+ENDLESS: dict[str, Any] = {"num_chains": 512, "max_bridges": 4096, "tolerance": 1e-6}
+
+
+def test_a_calibration_is_cancelled_within_a_move_and_stores_nothing(store: RecordStore, s3: Artifacts) -> None:
+    model_id = _trained(store)
+    record = store.create(JobKind.calibrate, calibration_spec(**ENDLESS), model_id=model_id)
+    attempt = Attempt(store, record.id)
+    wait_until(lambda: store.get(record.id).progress.step >= 2, 40, "two rounds")
+    store.request_cancel(record.id)
+    cancelled = attempt.end(5)
+    assert cancelled is not None
+    assert (cancelled.status, cancelled.error) == (JobStatus.cancelled, None)
+    assert s3.list_calibrations(model_id) == []
+    store.resume(record.id, spec=calibration_spec(max_bridges=1))
+    resumed = Attempt(store, record.id).end()
+    assert resumed is not None
+    assert resumed.status is JobStatus.succeeded
+    assert s3.list_calibrations(model_id) == [20]
+
+
+def test_a_shutdown_puts_a_calibration_back_into_the_queue(store: RecordStore) -> None:
+    model_id = _trained(store)
+    record = store.create(JobKind.calibrate, calibration_spec(**ENDLESS), model_id=model_id)
+    attempt = Attempt(store, record.id)
+    wait_until(lambda: store.get(record.id).progress.step >= 1, 40, "a round")
+    attempt.stop.set()
+    queued = attempt.end(5)
+    assert queued is not None
+    assert (queued.status, queued.attempt) == (JobStatus.queued, 1)
+    assert attempt.woken == [record.id]
+
+
+def test_a_training_interrupted_while_it_calibrates_keeps_its_checkpoint_and_calibrates_in_the_next_attempt(
+    store: RecordStore, s3: Artifacts
+) -> None:
+    slow = NetworkConfig(kind="mlp", width=128, num_blocks=4, spectral_norm=False)
+    record = _training(store, steps=20, calibrate=True, network=slow)
+    attempt = Attempt(store, record.id)
+    wait_until(lambda: "checkpoint" in [e.type for e in store.read_events(record.id)], 40, "the last checkpoint")
+    attempt.stop.set()
+    queued = attempt.end(10)
+    assert queued is not None
+    assert (queued.status, queued.attempt, queued.last_checkpoint) == (JobStatus.queued, 1, 20)
+    assert queued.model_id is not None
+    assert s3.list_calibrations(queued.model_id) == []
+    ended = Attempt(store, record.id).end(60)
+    assert ended is not None
+    assert ended.status is JobStatus.succeeded
+    assert s3.list_calibrations(queued.model_id) == [20]
+
+
+def test_a_calibration_of_a_checkpoint_that_is_gone_fails_with_the_reason(store: RecordStore) -> None:
+    record = store.create(JobKind.calibrate, calibration_spec(), model_id=new_id())
+    ended = Attempt(store, record.id).end()
+    assert ended is not None
+    assert ended.status is JobStatus.failed
+    assert "is not in storage" in (ended.error or "")
 
 
 def test_settings_reach_a_subprocess_unchanged(settings: Settings, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import psutil
 from tests.servers import wait_until
 from tests.worker.conftest import SAMPLER, TRAINER, StartWorker, tiny_spec
 from worker.artifacts import Artifacts
-from worker.broker import make_app, send_sample, wake
+from worker.broker import make_app, send_request, wake
 from worker.connect import async_redis_client
 from worker.ids import new_id
 from worker.jobs import JobKind, JobRecord, JobStatus
@@ -49,12 +49,12 @@ def _ask(settings: Settings, **changes: Any) -> SampleReply:
     async def exchange() -> SampleReply:
         redis = async_redis_client(settings)
         try:
-            return await ReplyChannel(request.request_id).wait(redis, 40)
+            return await ReplyChannel(request.request_id).wait(redis, SampleReply, 40)
         finally:
             await redis.aclose()
 
     with make_app(settings) as app:
-        send_sample(app, request)
+        send_request(app, request)
     return asyncio.run(exchange())
 
 

@@ -1,0 +1,137 @@
+"""What is kept of a calibration: log Z of one checkpoint from both sides, and how the data score under it.
+
+log densities are nats in the data's units, of the data blurred by the model's own noise (see `model.density`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.annealing import LogZ
+from model.config import CalibrationConfig, from_dict, to_dict
+from model.data import Dataset
+from model.density import bits_per_dim, blur_std, default_tolerance, log_density
+from model.energy_model import EnergyModel
+from model.errors import CalibrationError, ConfigError
+from model.noise import NoiseSource, SharedNoise, make_generator
+
+VERSION = 1
+QUANTILE_LEVELS = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+_MAX_SCORED = 10_000  # events of each split; their mean is then known far better than log Z
+_DEQUANTIZATION_SEED = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantile:
+    """A share `level` of the training data has a log density below `log_density`."""
+
+    level: float
+    log_density: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """log Z of one checkpoint and what follows from it."""
+
+    step: int
+    """The checkpoint."""
+    event_shape: tuple[int, ...]
+    log_z: LogZ
+    """lower: stochastic lower bound; upper: stochastic upper bound, as good as its start says"""
+    seed: int
+    tolerance: float
+    """nats asked for between the sides; `log_z.std_error` says what was reached"""
+    num_held_out: int
+    """Held-out events that were scored."""
+    held_out_log_density: float
+    """Their mean; discrete data dequantized."""
+    held_out_bits_per_dim: float | None
+    """None for continuous data."""
+    bin_width: float | None
+    """Spacing of the values the data can take, in the data's units; None for continuous data."""
+    blur_std: float
+    """σ̄_0/ᾱ_0: the density is that of the data with noise of this size (`model.density.blur_std`)."""
+    train_quantiles: tuple[Quantile, ...]
+    """Of the training data's log densities."""
+    created_at: str
+    """ISO 8601, UTC"""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values, with what follows from both sides of log Z beside them."""
+        log_z = dataclasses.asdict(self.log_z) | {"estimate": self.log_z.estimate, "std_error": self.log_z.std_error}
+        return {"version": VERSION, **to_dict(self), "log_z": log_z}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
+        """The calibration whose `to_dict` was `values`. Raises CalibrationError."""
+        if values.get("version") != VERSION:
+            raise CalibrationError(
+                f"a calibration has version {values.get('version')!r}; this release reads {VERSION}. Calibrate again"
+            )
+        log_z = {name: value for name, value in values["log_z"].items() if name not in ("estimate", "std_error")}
+        known = {name: value for name, value in values.items() if name != "version"}
+        try:
+            return from_dict(cls, known | {"log_z": log_z})
+        except (ConfigError, TypeError) as error:
+            raise CalibrationError(f"a calibration cannot be read: {error}. Calibrate again") from error
+
+
+def summarize(
+    model: EnergyModel, dataset: Dataset, log_z: LogZ, config: CalibrationConfig, *, step: int
+) -> Calibration:
+    """The calibration of a checkpoint: `log_z`, and how the dataset scores with it. Raises CalibrationError."""
+    if not math.isfinite(log_z.estimate):
+        raise CalibrationError(
+            f"log Z is {log_z.estimate}; expected a finite number. The energies may have diverged; "
+            "calibrate an earlier checkpoint, or train with a lower learning rate"
+        )
+    dim = torch.Size(model.event_shape).numel()
+    held_out, train = (_scores(model, dataset, events, log_z) for events in (dataset.held_out, dataset.train))
+    mean = held_out.mean()
+    bin_width = _bin_width(dataset)
+    levels = torch.tensor(QUANTILE_LEVELS, dtype=train.dtype)
+    quantiles = zip(QUANTILE_LEVELS, torch.quantile(train, levels).tolist(), strict=True)
+    return Calibration(
+        step=step,
+        event_shape=tuple(model.event_shape),
+        log_z=log_z,
+        seed=config.seed,
+        tolerance=default_tolerance(dim) if config.tolerance is None else config.tolerance,
+        num_held_out=len(held_out),
+        held_out_log_density=float(mean),
+        held_out_bits_per_dim=None if bin_width is None else float(bits_per_dim(mean, dim, bin_width)),
+        bin_width=bin_width,
+        blur_std=blur_std(model),
+        train_quantiles=tuple(Quantile(level=level, log_density=value) for level, value in quantiles),
+        created_at=datetime.now(UTC).isoformat(),
+    )
+
+
+def dequantize(x: Tensor, bin_width: float | None, noise: NoiseSource) -> Tensor:
+    """`x` (N, *event) plus uniform noise of one bin, centred on the value; continuous data stay as they are.
+
+    Then E[log p] over the noise bounds the log probability of the discrete value, less log `bin_width` a dimension,
+    from below (Uria et al. 2013, Theis et al. 2016).
+    """
+    if bin_width is None:
+        return x
+    return x + bin_width * (noise.uniform(x) - 0.5)
+
+
+def _scores(model: EnergyModel, dataset: Dataset, events: Tensor, log_z: LogZ) -> Tensor:
+    """log p of scaled events, in the data's units: (N,) on the CPU."""
+    noise = SharedNoise(make_generator(_DEQUANTIZATION_SEED))
+    x = dequantize(events[:_MAX_SCORED], dataset.bin_width, noise) * dataset.std + dataset.mean
+    return log_density(model, x, log_z.estimate).cpu()
+
+
+def _bin_width(dataset: Dataset) -> float | None:
+    return None if dataset.bin_width is None else dataset.bin_width * float(dataset.std.mean())

@@ -1,0 +1,165 @@
+"""The frame of every job's subprocess: `python -m worker.KIND JOB_ID TOKEN WORKER PARENT_PID DIRECTORY`.
+
+The subprocess alone imports torch and touches the GPU, so that its memory is freed whatever happens. It acts in the
+name of the lease it was started with: its events, progress and results are refused once the job is somebody else's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+from redis.exceptions import RedisError
+
+from model.config import NetworkConfig
+from model.errors import ModelError
+from worker.artifacts import ArtifactDamaged, ArtifactMissing, StorageUnavailable
+from worker.exits import Exit, write_reason
+from worker.jobs import JobRecord, Lease, StaleLease
+from worker.logs import configure_logging
+from worker.records import RecordStore
+from worker.settings import Settings
+from worker.spool import UndeliveredError
+from worker.telemetry import Telemetry
+from worker.watch import StopReason, Watch
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+_PR_SET_PDEATHSIG = 1
+_TELEMETRY_PATIENCE_S = 10.0
+_ENDINGS = {
+    None: Exit.succeeded,
+    StopReason.cancelled: Exit.cancelled,
+    StopReason.interrupted: Exit.interrupted,
+    StopReason.stale: Exit.stale,
+}
+
+
+class Attempt(ABC):
+    """One attempt at a job, from the first look at its record to an exit code."""
+
+    def __init__(self, store: RecordStore, lease: Lease, directory: Path) -> None:
+        self.store = store
+        self.artifacts = store.artifacts
+        self.settings = store.settings
+        self.lease = lease
+        self.directory = directory
+        self.watch = Watch(store, lease)
+        self.telemetry = Telemetry(store, lease)
+        self._num_threads: int | None = None
+
+    @abstractmethod
+    def work(self, record: JobRecord) -> StopReason | None:
+        """Do the job, asking `watch.should_stop` often; why it ended early, or None when it is done.
+
+        May raise what `run` puts into words: ModelError, UndeliveredError, ArtifactError, StaleLease, RedisError.
+        """
+
+    def interrupt(self) -> None:
+        """Save what there is and end; and end without that if it hangs, even with nobody left to send SIGKILL."""
+        self.watch.interrupt()
+        timer = threading.Timer(self.settings.kill_grace_s, os._exit, [Exit.interrupted])
+        timer.daemon = True
+        timer.start()
+
+    def run(self) -> Exit:
+        """Work; every ending is an exit code, with the reason in words where there is one."""
+        self.watch.start()
+        self.telemetry.start()
+        try:
+            return _ENDINGS[self.work(self.patiently(lambda: self.store.get(self.lease.job_id)))]
+        except (ModelError, UndeliveredError, ArtifactMissing, ArtifactDamaged) as error:
+            return self._ended(Exit.failed, str(error))
+        except StaleLease:
+            return Exit.stale
+        except (StorageUnavailable, RedisError) as error:
+            return self._ended(Exit.try_again, f"a store stayed away: {error}")
+        except MemoryError as error:
+            return self._ended(Exit.failed, f"out of memory: {error}; lower batch_size or the network's width")
+        except Exception as error:
+            traceback.print_exc()
+            return self._ended(Exit.failed, _unexpected(error))
+        finally:
+            self.telemetry.close(_TELEMETRY_PATIENCE_S)
+            self.watch.close()
+
+    def patiently(self, call_fn: Callable[[], T]) -> T:
+        """The answer of a store, asked again while it is away. Raises what it raised last."""
+        give_up_at = time.monotonic() + self.settings.storage_patience_s
+        while True:
+            try:
+                return call_fn()
+            except (StorageUnavailable, RedisError) as error:
+                if time.monotonic() > give_up_at or self.watch.reason is not None:
+                    raise
+                log.warning("store_away", error=str(error))
+                time.sleep(1)
+
+    def use_threads(self, config: NetworkConfig, event_shape: tuple[int, ...], batch_size: int) -> None:
+        """As many of the process's CPU threads as batches of that size can keep busy."""
+        import torch
+
+        from model.networks import useful_threads
+
+        self._num_threads = self._num_threads or torch.get_num_threads()  # before it was ever lowered
+        torch.set_num_threads(min(self._num_threads, useful_threads(config, event_shape, batch_size)))
+
+    def _ended(self, code: Exit, reason: str) -> Exit:
+        log.error("attempt_ended", outcome=code.name, reason=reason)
+        write_reason(self.directory, reason)
+        return code
+
+
+def main(kind: type[Attempt], arguments: list[str]) -> int:
+    """Run one attempt of a job of that kind; returns an `Exit`."""
+    job_id, token, worker, parent_pid, directory = arguments
+    settings = Settings()
+    _die_with_parent(int(parent_pid))
+    faulthandler.enable()  # a crash in native code leaves its stack in the log
+    configure_logging()
+    structlog.contextvars.bind_contextvars(job_id=job_id, lease=token)
+    store = RecordStore.connect(settings)
+    attempt = kind(store, Lease(job_id=job_id, token=int(token), worker=worker), Path(directory))
+    signal.signal(signal.SIGTERM, lambda *_: attempt.interrupt())
+    return attempt.run()
+
+
+def device_of(record: JobRecord) -> str:
+    """What the job's spec asks for, "auto" decided. Raises ModelError when this worker does not have it."""
+    import torch
+
+    wanted = str(record.spec.get("device", "auto"))
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted.startswith("cuda") and not torch.cuda.is_available():
+        raise ModelError(f"device is {wanted!r}, but this worker has no usable GPU; use 'auto' or 'cpu'")
+    return wanted
+
+
+def _die_with_parent(parent_pid: int) -> None:
+    """Have the kernel send SIGTERM when the supervisor dies, however it dies (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent_pid:
+        raise SystemExit("the supervisor died before the work started")
+
+
+def _unexpected(error: Exception) -> str:
+    if type(error).__name__ == "OutOfMemoryError":
+        return "the GPU is out of memory; lower batch_size or the network's width, or use a larger GPU"
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(frame.filename).name}:{frame.lineno}"
+    return f"unexpected {type(error).__name__} at {where}: {str(error)[:500]}"

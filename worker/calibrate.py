@@ -1,0 +1,115 @@
+"""The subprocess of a calibration, `python -m worker.calibrate`: log Z of a committed checkpoint, into storage.
+
+A training that calibrates at its end takes the same way (`calibrate_checkpoint`). What was walked is not kept between
+attempts: the next one starts again from its seed, and ends with the same numbers.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+
+from model.config import CalibrationConfig, from_dict
+from worker.attempt import Attempt, device_of, main
+from worker.datasets import resolve_dataset
+from worker.jobs import JobRecord, Progress
+from worker.watch import StopReason
+
+if TYPE_CHECKING:
+    from model.annealing import LogZ
+    from model.energy_model import EnergyModel
+
+log = structlog.get_logger(__name__)
+
+
+class CalibrationRun(Attempt):
+    """One attempt at a calibration job."""
+
+    def work(self, record: JobRecord) -> StopReason | None:
+        """Calibrate the checkpoint that the spec names."""
+        config = from_dict(CalibrationConfig, record.spec["config"])
+        assert record.model_id is not None
+        step = int(record.spec["step"])
+        self.telemetry.event("started", {"step": step, "attempt": record.attempt, "device": device_of(record)})
+        return calibrate_checkpoint(self, record, record.model_id, step, config, report_progress=True)
+
+
+def calibrate_checkpoint(
+    attempt: Attempt, record: JobRecord, model_id: str, step: int, config: CalibrationConfig, *, report_progress: bool
+) -> StopReason | None:
+    """Estimate log Z of a committed checkpoint, score its data, store both; why it stopped early, or None.
+
+    Every round is a `calibration` event, and the job's progress if wanted. Raises ModelError, ArtifactMissing,
+    StorageUnavailable.
+    """
+    from model import data, density
+    from model.calibration import summarize
+
+    model = _load(attempt, model_id, step, device_of(record))
+    attempt.use_threads(model.config.network, tuple(model.event_shape), config.num_chains)
+    # before the chains: a dataset that is gone should not cost an hour
+    dataset = data.load(resolve_dataset(model.config.dataset, attempt.settings.datasets_dir))
+    rounds, log_z, began_at = 0, None, time.monotonic()
+    for log_z in density.calibrate(
+        model,
+        seed=config.seed,
+        num_chains=config.num_chains,
+        tolerance=config.tolerance,
+        max_bridges=config.max_bridges,
+        stop_fn=attempt.watch.should_stop,
+    ):
+        rounds += 1
+        attempt.telemetry.event("calibration", _round(log_z, step, rounds, config, time.monotonic() - began_at))
+        if report_progress:
+            attempt.telemetry.progress(_progress(rounds, config.max_rounds))
+    if attempt.watch.reason is not None or log_z is None:
+        return attempt.watch.reason
+    found = summarize(model, dataset, log_z, config, step=step).to_dict()
+    if not attempt.watch.is_owner:
+        return StopReason.stale
+    attempt.patiently(lambda: attempt.artifacts.put_calibration(model_id, step, found))
+    attempt.telemetry.event("calibrated", {"step": step, "model_id": model_id, "calibration": found})
+    if report_progress:
+        attempt.telemetry.progress(_progress(rounds, rounds))
+    log.info("calibrated", model_id=model_id, step=step, log_z=log_z.estimate, std_error=log_z.std_error)
+    return None
+
+
+def _load(attempt: Attempt, model_id: str, step: int, device: str) -> EnergyModel:
+    from model.checkpoint import SAMPLING_FILES, load_model
+
+    directory = attempt.directory / "calibrate"
+    try:
+        attempt.patiently(lambda: attempt.artifacts.fetch_checkpoint(model_id, step, directory, names=SAMPLING_FILES))
+        return load_model(directory, device)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _round(log_z: LogZ, step: int, index: int, config: CalibrationConfig, elapsed_s: float) -> dict[str, object]:
+    return {
+        "step": step,
+        "round": index,
+        "max_rounds": config.max_rounds,
+        "num_bridges": log_z.num_bridges,
+        "lower": log_z.lower,
+        "upper": log_z.upper,
+        "upper_start": log_z.upper_start,
+        "estimate": log_z.estimate,
+        "std_error": log_z.std_error,
+        "acceptance_rate": log_z.acceptance_rate,
+        "elapsed_s": elapsed_s,
+    }
+
+
+def _progress(done: int, total: int) -> Progress:
+    """Every round takes twice as long as the one before it, so shares are those of the bridges walked."""
+    return Progress(step=done, total_steps=total, percent=round(100 * (2**done - 1) / (2**total - 1), 2))
+
+
+if __name__ == "__main__":
+    sys.exit(main(CalibrationRun, sys.argv[1:]))
