@@ -4,9 +4,10 @@ Source: Neal 2001 (annealed importance sampling), Grosse, Ghahramani & Adams 201
 are float64, log Z in nats.
 
 A path of energies runs from a closed form of known normalizer to the target; neighbours are joined by geometric
-bridges (1 − β) U + β V, β the inverse temperature. The mean weight of chains that walk it is unbiased for Z, so its
-logarithm is a stochastic LOWER bound. Walked backwards from exact samples of the target, it bounds log Z from ABOVE;
-from the end of long chains the upper side is only as good as those chains.
+bridges (1 − β) U + β V, β the inverse temperature, after a map that brings one near the other (Jarzynski 2002). The
+mean weight of chains that walk it is unbiased for Z, so its logarithm is a stochastic LOWER bound. Walked backwards from
+exact samples of the target, it bounds log Z from ABOVE; from the end of long chains the upper side is only as good as
+those chains.
 """
 
 from __future__ import annotations
@@ -36,6 +37,23 @@ def _go_on() -> bool:
 
 
 @dataclass(frozen=True)
+class Transport:
+    """A smooth invertible map that carries positions from one energy of a path towards the next."""
+
+    forward: Callable[[Tensor], Tensor]
+    inverse: Callable[[Tensor], Tensor]
+    log_volume: float
+    """log |d forward/dx|, nats"""
+
+    def pulled(self, energy: EnergyFn) -> EnergyFn:
+        """The energy of forward(x) for x of the given energy: its normalizer is the same."""
+        return lambda x: energy(self.inverse(x)) + self.log_volume
+
+
+IDENTITY = Transport(lambda x: x, lambda x: x, 0.0)
+
+
+@dataclass(frozen=True)
 class AnnealingPath:
     """Energies from a closed-form start to the one whose normalizer is wanted."""
 
@@ -46,6 +64,17 @@ class AnnealingPath:
     """count -> exact samples (count, *event) of the start"""
     step_sizes: Tensor
     """(len(energies),) MALA step for each energy; tuned by `tune`"""
+    transports: Sequence[Transport] = ()
+    """between neighbouring energies; none stands for identities"""
+
+    def transport(self, index: int) -> Transport:
+        """From energy `index` to `index + 1`."""
+        return self.transports[index] if self.transports else IDENTITY
+
+    def ends(self, index: int) -> tuple[EnergyFn, EnergyFn]:
+        """Energies `index` and `index + 1`, both in the coordinates of the latter."""
+        start, end = self.energies[index : index + 2]
+        return (self.transport(index).pulled(start) if self.transports else start), end
 
 
 @dataclass(frozen=True)
@@ -119,14 +148,14 @@ class _Walker:
 
     def weigh(self, index: int, sign: int) -> None:
         """One temperature further between energies `index` and `index + 1`: ± (U − V)/num_bridges."""
-        start, end = self._path.energies[index : index + 2]
+        start, end = self._path.ends(index)
         with torch.no_grad():
             difference = start(self.position).double() - end(self.position).double()
         self.log_weights += sign * difference / self._num_bridges
 
     def move(self, index: int, bridge: int) -> None:
         """One MALA step at β = bridge/num_bridges between energies `index` and `index + 1`."""
-        start, end = self._path.energies[index : index + 2]
+        start, end = self._path.ends(index)
         beta = bridge / self._num_bridges
         steps = self._path.step_sizes
         step_size = (steps[index] ** (1 - beta) * steps[index + 1] ** beta).expand(len(self.position))
@@ -166,6 +195,7 @@ def anneal(path: AnnealingPath, count: int, noise: NoiseSource, *, num_bridges: 
     """
     walker = _Walker(path, path.sample_start(count, noise), noise, num_bridges=num_bridges, stop_fn=stop_fn)
     for index in range(len(path.energies) - 1):
+        walker.position = path.transport(index).forward(walker.position)
         for bridge in range(1, num_bridges + 1):
             walker.weigh(index, +1)
             walker.move(index, bridge)
@@ -182,6 +212,7 @@ def anneal_backwards(
         for bridge in range(num_bridges, 0, -1):
             walker.move(index, bridge)
             walker.weigh(index, -1)
+        walker.position = path.transport(index).inverse(walker.position)
     return walker.walk()
 
 
@@ -207,6 +238,7 @@ def tune(
             )
         position = state.position
         if index + 1 < len(step_sizes):
+            position = path.transport(index).forward(position)
             step_sizes[index + 1] = torch.minimum(step_sizes[index + 1], 2 * step_sizes[index])
     return replace(path, step_sizes=step_sizes)
 

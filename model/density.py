@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.annealing import AnnealingPath, LogZ, bound_log_z
+from model.annealing import IDENTITY, AnnealingPath, LogZ, bound_log_z
 from model.config import CalibrationConfig
 from model.energy import EnergyFn, energy_and_score
 from model.energy_model import EnergyModel
@@ -40,7 +40,8 @@ def level_energy(model: EnergyModel, t: int) -> EnergyFn:
 def annealing_path(model: EnergyModel) -> AnnealingPath:
     """From a closed-form Gaussian over the levels, noisiest first, to level 0.
 
-    The Gaussian is the model's own base at the top level where it has one, else N(0, I). The caller freezes the model.
+    The Gaussian is the model's own base at the top level where it has one, else N(0, I). With a base, each level is
+    entered through the map between the bases: then only what is not Gaussian changes. The caller freezes the model.
     """
     top, device = model.num_levels - 1, model.step_size.device
     dim = torch.Size(model.event_shape).numel()
@@ -64,7 +65,8 @@ def annealing_path(model: EnergyModel) -> AnnealingPath:
     def sample_base(count: int, noise: NoiseSource) -> Tensor:
         return base.sample(level.expand(count), noise.normal(torch.empty(count, *model.event_shape, device=device)))
 
-    return AnnealingPath([base_energy, *energies], base.log_z(top), sample_base, step_sizes)
+    transports = [IDENTITY, *(base.transport(t + 1, t) for t in range(top - 1, -1, -1))]
+    return AnnealingPath([base_energy, *energies], base.log_z(top), sample_base, step_sizes, transports)
 
 
 def default_tolerance(dim: int) -> float:

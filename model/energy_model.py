@@ -25,6 +25,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from model.annealing import Transport
 from model.config import TrainConfig
 from model.data import Dataset
 from model.energy import EnergyFn
@@ -229,6 +230,25 @@ class GaussianBase(nn.Module):
         if self.rotation is not None:
             centred = centred @ self.rotation.T
         return (centred + alpha_bar * self.mean).reshape(noise.shape)
+
+    def transport(self, t_from: int, t_to: int) -> Transport:
+        """The linear map from the base of x_{t_from} to that of x_{t_to}, along the eigenvectors."""
+        alpha_from, _, variance_from = self._moments(torch.tensor([t_from], device=self.mean.device))
+        alpha_to, _, variance_to = self._moments(torch.tensor([t_to], device=self.mean.device))
+        ratio = (variance_to / variance_from).sqrt()
+
+        def carry(x: Tensor, mean: Tensor, factor: Tensor, new_mean: Tensor) -> Tensor:
+            scaled = self._rotate(x.flatten(1) - mean) * factor
+            if self.rotation is not None:
+                scaled = scaled @ self.rotation.T
+            return (scaled + new_mean).reshape(x.shape)
+
+        mean_from, mean_to = alpha_from * self.mean, alpha_to * self.mean
+        return Transport(
+            lambda x: carry(x, mean_from, ratio, mean_to),
+            lambda x: carry(x, mean_to, 1 / ratio, mean_from),
+            float(ratio.double().log().sum()),
+        )
 
     def whiten(self, residual: Tensor, level: Tensor) -> Tensor:
         """σ̄_t ∇E − ε (B, *event) -> (B, D), in units of what the network contributes along each eigenvector: with
