@@ -5,7 +5,7 @@ are float64, log Z in nats.
 
 A path of energies runs from a closed form of known normalizer to the target; neighbours are joined by geometric
 bridges (1 − β) U + β V, β the inverse temperature, after a map that brings one near the other (Jarzynski 2002). The
-mean weight of chains that walk it is unbiased for Z, so its logarithm is a stochastic LOWER bound. Walked backwards from
+mean weight of chains that walk it is unbiased for Z, so its logarithm is a stochastic LOWER bound. Walked back from
 exact samples of the target, it bounds log Z from ABOVE; from the end of long chains the upper side is only as good as
 those chains.
 """
