@@ -60,13 +60,15 @@ def _from_npy(data: bytes, event_shape: Sequence[int]) -> FloatArray:
     location = ["body", "files"]
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, OSError, EOFError):
+    except (ValueError, OSError, EOFError, MemoryError):  # the last where the header promises more than there is
         array = None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
         raise field_problem(
             location,
             f"the file is not a plain .npy array of numbers (nothing is unpickled); expected {_expected(event_shape)}",
         )
+    if array.dtype == np.uint8 and is_image(event_shape):
+        array = _scaled(array)
     return _checked(array, event_shape, location)
 
 
@@ -86,7 +88,7 @@ def _checked(array: npt.NDArray[Any], event_shape: Sequence[int], location: Sequ
 
 
 def _from_image(name: str, data: bytes, event_shape: Sequence[int]) -> FloatArray:
-    """8-bit pixels v as v/127.5 − 1: (C, H, W)."""
+    """(C, H, W)."""
     channels, height, width = event_shape
     try:
         with warnings.catch_warnings():
@@ -103,7 +105,12 @@ def _from_image(name: str, data: bytes, event_shape: Sequence[int]) -> FloatArra
         if (pixels != pixels[..., :1]).any():
             raise _refused(name, "is in colour", event_shape)
         pixels = pixels[..., :1]
-    scaled: FloatArray = np.moveaxis(pixels, -1, 0).astype(np.float32) / np.float32(127.5) - 1
+    return _scaled(np.moveaxis(pixels, -1, 0))
+
+
+def _scaled(pixels: npt.NDArray[np.uint8]) -> FloatArray:
+    """0…255 -> [−1, 1], the inverse of how samples are written."""
+    scaled: FloatArray = pixels.astype(np.float32) / np.float32(127.5) - 1
     return scaled
 
 

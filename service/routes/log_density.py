@@ -46,7 +46,7 @@ _FORM_SCHEMA = {
             "type": "array",
             "items": {"type": "string", "format": "binary"},
             "description": "PNG or JPEG images of the model's size, one an item (pixels v become v/127.5 − 1), or one "
-            ".npy file of shape (N, …)",
+            ".npy file of shape (N, …), of which uint8 are pixels too",
         },
         "path": {"type": "boolean"},
         "num_paths": {"type": "integer"},

@@ -153,6 +153,15 @@ def test_one_npy_file_holds_all_items(client: TestClient, digits: str, sampler: 
     assert (request.step, request.num_paths, request.seed) == (100, 2, 3)
 
 
+def test_bytes_in_an_npy_are_pixels_of_an_image_and_numbers_of_a_vector(
+    client: TestClient, digits: str, planar: str, sampler: StandInSampler
+) -> None:
+    send(client, digits, ("x.npy", npy(np.full((3, 1, 8, 8), 255, np.uint8))))
+    send(client, planar, ("x.npy", npy(np.full((3, 2), 255, np.uint8))))
+
+    assert [array.max() for array in sampler.arrays] == [1, 255]
+
+
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
@@ -206,6 +215,10 @@ _RED = encode_png(np.stack([np.ones((8, 8)), *np.zeros((2, 8, 8))]).astype(np.fl
         ([("red.png", _RED)], "red.png: is in colour"),
         ([("x.npy", npy(np.array([{}]), allow_pickle=True))], "nothing is unpickled"),
         ([("x.npy", b"\x80\x04N.")], "nothing is unpickled"),
+        (
+            [("x.npy", npy(np.zeros(2)).replace(b"(2,), }" + b" " * 12, b"(9" + b"0" * 12 + b",), }"))],
+            "nothing is unpickled",
+        ),
         ([("x.npy", npy(np.zeros((2, 64))))], "the shape is (2, 64); expected shape (N, 1, 8, 8)"),
         ([("x.npy", npy(np.full((2, 1, 8, 8), np.inf)))], "body.files.0: a value is not a finite float32"),
         ([("x.npy", npy(np.array(["a"])))], "not a plain .npy array of numbers"),
