@@ -21,7 +21,8 @@ from model.data import Dataset
 from model.density import bits_per_dim, blur_std, default_tolerance, log_density
 from model.energy_model import EnergyModel
 from model.errors import CalibrationError, ConfigError
-from model.noise import NoiseSource, SharedNoise, make_generator
+from model.noise import SharedNoise, make_generator
+from model.training import dequantized
 
 VERSION = 1
 QUANTILE_LEVELS = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -115,21 +116,14 @@ def summarize(
     )
 
 
-def dequantize(x: Tensor, bin_width: float | None, noise: NoiseSource) -> Tensor:
-    """`x` (N, *event) plus uniform noise of one bin, centred on the value; continuous data stay as they are.
-
-    Then E[log p] over the noise bounds the log probability of the discrete value, less log `bin_width` a dimension,
-    from below (Uria et al. 2013, Theis et al. 2016).
-    """
-    if bin_width is None:
-        return x
-    return x + bin_width * (noise.uniform(x) - 0.5)
-
-
 def _scores(model: EnergyModel, dataset: Dataset, events: Tensor, log_z: LogZ) -> Tensor:
-    """log p of scaled events, in the data's units: (N,) on the CPU."""
+    """log p of scaled events, in the data's units: (N,) on the CPU.
+
+    Discrete data are dequantized: E[log p] over the noise of one bin bounds the log probability of the discrete value,
+    less log of the bin's volume, from below (Uria et al. 2013, Theis et al. 2016).
+    """
     noise = SharedNoise(make_generator(_DEQUANTIZATION_SEED))
-    x = dequantize(events[:_MAX_SCORED], dataset.bin_width, noise) * dataset.std + dataset.mean
+    x = dequantized(events[:_MAX_SCORED], torch.tensor(dataset.bin_width or 0.0), noise) * dataset.std + dataset.mean
     return log_density(model, x, log_z.estimate).cpu()
 
 
