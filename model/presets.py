@@ -50,17 +50,6 @@ _DIGITS = TrainConfig(
     checkpoint_every=1000,
 )
 
-_PLANAR = replace(
-    _DIGITS,
-    network=NetworkConfig(kind="mlp", width=128, num_blocks=3, activation="silu", spectral_norm=False),
-    schedule=ScheduleConfig(kind="log_snr", num_levels=20, log_snr_max=8.0, log_snr_min=-8.0),
-    score_matching=ScoreMatchingConfig(steps=4000, batch_size=1024, form="marginal", learning_rate=2e-3),
-    affine_jitter=0.0,
-    dataset="eight_gaussians",
-    batch_size=512,
-    num_preview_samples=256,
-)
-
 _DENSITY_2D = TrainConfig(
     schedule=ScheduleConfig(kind="log_snr", num_levels=20, log_snr_max=10.0, log_snr_min=-4.0),
     network=NetworkConfig(
@@ -91,9 +80,9 @@ _DENSITY_2D = TrainConfig(
     dataset="eight_gaussians",
     steps=5650,
     batch_size=256,
-    sample_every=100_000,
-    checkpoint_every=100_000,
-    log_every=500,
+    calibrate=True,
+    sample_every=1000,
+    checkpoint_every=1000,
     num_preview_samples=256,
 )
 
@@ -103,15 +92,13 @@ _CIFAR10_T6 = TrainConfig(
 
 PRESETS: dict[str, TrainConfig] = {
     "digits": _DIGITS,
-    "planar": _PLANAR,
     "density-2d": _DENSITY_2D,
     "cifar10-t6": _CIFAR10_T6,
 }
 
 PRESET_SUMMARIES: dict[str, str] = {
     "digits": "8×8 digits in under four minutes on two cores: a score-matching start, then recovery likelihood",
-    "planar": "vectors of a few dimensions, such as the built-in 2-D densities",
-    "density-2d": "normalized densities of a few dimensions, by dual score matching and then recovery likelihood",
+    "density-2d": "normalized densities of vectors of a few dimensions: dual score matching, then recovery likelihood",
     "cifar10-t6": "the paper's T6 on 32×32 images: 6 levels, 30 Langevin steps, 8 residual blocks; needs a GPU",
 }
 

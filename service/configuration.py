@@ -102,6 +102,6 @@ def _require_matching_network(config: TrainConfig) -> None:
     if vectors and config.network.kind == "resnet":
         raise field_problem(
             ["body", "dataset"],
-            f"{config.dataset} holds vectors and network.kind 'resnet' takes images; use preset 'planar', "
+            f"{config.dataset} holds vectors and network.kind 'resnet' takes images; use preset 'density-2d', "
             "or network.kind 'mlp'",
         )

@@ -35,7 +35,7 @@ class TrainRequest(_Request):
         json_schema_extra={
             "examples": [
                 {"preset": "digits", "name": "my first model", "seed": 0},
-                {"preset": "planar", "dataset": "two_moons", "steps": 2000, "device": "cpu"},
+                {"preset": "density-2d", "dataset": "two_moons", "steps": 2000, "device": "cpu"},
                 {"preset": "digits", "config": {"optimizer": {"learning_rate": 5e-5}, "log_every": 50}},
             ]
         }

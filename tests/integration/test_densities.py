@@ -74,8 +74,8 @@ def test_a_model_that_its_training_calibrated_answers_with_the_librarys_numbers(
 def test_an_uncalibrated_model_says_what_to_do_and_doing_it_helps(
     recovery: Recovery, command: UpCommand, tmp_path: Path
 ) -> None:
-    tiny = {**TINY, "network": {"width": 8, "num_blocks": 1}}
-    model_id = _finish(recovery, recovery.train(preset="planar", dataset="two_moons", config=tiny, steps=20))[
+    tiny = {**TINY, "network": {"width": 8, "num_blocks": 1}, "calibrate": False}
+    model_id = _finish(recovery, recovery.train(preset="density-2d", dataset="two_moons", config=tiny, steps=20))[
         "model_id"
     ]
     points = np.array([[0.0, 0.5], [1.0, -0.5]])

@@ -98,7 +98,7 @@ def test_a_configuration_alone_is_enough(client: TestClient) -> None:
         ({"preset": "digits", "learning_rate": 1}, ["body.learning_rate", "Extra inputs"]),
         ({"preset": "digits", "dataset": "kittens"}, ["'kittens'", "digits", "two_moons"]),
         ({"preset": "digits", "dataset": "../../etc/passwd"}, ["'../../etc/passwd'", "digits"]),
-        ({"preset": "digits", "dataset": "two_moons"}, ["vectors", "planar"]),
+        ({"preset": "digits", "dataset": "two_moons"}, ["vectors", "density-2d"]),
         ({"preset": "digits", "config": {"network": {"width": 1}}}, ["network", "width", "expected"]),
         ({"preset": "digits", "config": {"network": {"width": "wide"}}}, ["body.config.network.width"]),
         ({"preset": "digits", "config": {"network": {"depth": 3}}}, ["network.depth", "num_blocks"]),

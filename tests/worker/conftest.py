@@ -36,7 +36,9 @@ ROOT = Path(__file__).resolve().parents[2]
 def tiny_config(**changes: Any) -> TrainConfig:
     """A few hundred steps a second on one core."""
     tiny = replace(
-        preset("planar"),
+        preset("density-2d"),
+        energy="gaussian",
+        calibrate=False,
         network=NetworkConfig(kind="mlp", width=8, num_blocks=1, spectral_norm=False),
         schedule=ScheduleConfig(kind="log_snr", num_levels=3),
         chain=ChainConfig(num_steps=1, step_size=0.1),
