@@ -69,9 +69,7 @@ def gaussian(dim: int, num_chains: int, max_bridges: int) -> GaussianRow:
     def normals(count: int, noise: NoiseSource) -> Tensor:
         return noise.normal(torch.empty(count, dim, dtype=torch.float64))
 
-    path = AnnealingPath(
-        [start, target], start.log_z, normals, torch.full((2,), 0.3, dtype=torch.float64), num_leapfrog=num_leapfrog
-    )
+    path = AnnealingPath([start, target], start.log_z, normals, torch.full((2,), 0.3, dtype=torch.float64))
     *_, last = bound_log_z(
         path,
         SharedNoise(make_generator(dim)),
