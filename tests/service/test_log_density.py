@@ -58,7 +58,7 @@ def digits(s3: Artifacts, model_id: str) -> str:
 @pytest.fixture
 def planar(s3: Artifacts, tmp_path: Path) -> str:
     """A calibrated model of points."""
-    found = store_model(s3, tmp_path, "planar")
+    found = store_model(s3, tmp_path, "density-2d")
     s3.put_calibration(found, 100, calibration((2,)).to_dict())
     return found
 

@@ -125,7 +125,7 @@ def test_npy_has_the_numbers_with_levels_in_front(client: TestClient, model_id: 
 def test_vector_models_answer_in_numbers_and_refuse_pictures(
     client: TestClient, redis: Redis, s3: Artifacts, tmp_path: Path
 ) -> None:
-    planar = store_model(s3, tmp_path, "planar")
+    planar = store_model(s3, tmp_path, "density-2d")
     with StandInSampler(redis, _vectors).serving():
         plain = draw(client, planar, num_images=2)
         refused = client.post("/sample", json={"model": planar}, headers={"Accept": "image/png"})
