@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from model.annealing import LogZ
+from model.augmentation import dequantized
 from model.config import CalibrationConfig, from_dict, to_dict
 from model.data import Dataset
 from model.density import bits_per_dim, blur_std, default_tolerance, log_density
 from model.energy_model import EnergyModel
 from model.errors import CalibrationError, ConfigError
 from model.noise import SharedNoise, make_generator
-from model.training import dequantized
 
 VERSION = 1
 QUANTILE_LEVELS = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)

@@ -226,7 +226,7 @@ class TrainConfig:
     dequantize: bool = False
     """Add uniform noise of one bin to discrete data, so that they have a density (Theis et al. 2016)."""
     affine_jitter: float = 0.0
-    """Largest random shift of training images, in pixels; turns and stretches go with it (`_jitter`)."""
+    """Largest random shift of training images, in pixels; turns and stretches go with it (model.augmentation)."""
     log_every: int = 20
     sample_every: int = 1000
     checkpoint_every: int = 1000

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from model.augmentation import augment
 from model.checkpoint import Snapshot, copy_tensors, load_weights
 from model.config import TrainConfig
 from model.data import Dataset
@@ -31,7 +31,7 @@ from model.errors import CheckpointError, DivergenceError, ShapeError
 from model.events import CheckpointEvent, DoneEvent, PerLevel, Phase, SampleEvent, StepEvent, TrainEvent
 from model.mcmc import adapt_step_size
 from model.networks import iterate_power
-from model.noise import NoiseSource, SharedNoise, derive_seed, make_generator
+from model.noise import SharedNoise, derive_seed, make_generator
 from model.recovery import (
     contrastive_loss,
     dual_score_matching_loss,
@@ -98,7 +98,7 @@ def start(config: TrainConfig, dataset: Dataset, device: str = "cpu") -> TrainSt
     augmented = config.affine_jitter > 0 or config.horizontal_flips or config.dequantize
     rounds = max(1, _MOMENT_EVENTS // len(some)) if augmented else 1
     model.fit_units(dataset)
-    model.fit_base(torch.cat([_augment(some, config, model.bin_width, noise) for _ in range(rounds)]))
+    model.fit_base(torch.cat([augment(some, config, model.bin_width, noise) for _ in range(rounds)]))
     model.to(device)
     return TrainState(config, model, copy.deepcopy(model).requires_grad_(False), _make_optimizer(config, model))
 
@@ -181,7 +181,7 @@ def _train_step(state: TrainState, events: Tensor, meter: _Meter) -> None:
         _begin_recovery(state)
     phase = state.phase
     noise = SharedNoise(make_generator(config.seed, _STEP_STREAM, state.step, device=events.device))
-    x_data = _augment(_batch(config, events, state.step), config, state.model.bin_width, noise)
+    x_data = augment(_batch(config, events, state.step), config, state.model.bin_width, noise)
     level = _stratified_levels(state.model.num_levels, x_data, noise)
     iterate_power(state.model)
     if phase == "score_matching":
@@ -289,35 +289,6 @@ def _batch(config: TrainConfig, events: Tensor, step: int) -> Tensor:
 @functools.lru_cache(maxsize=4)
 def _epoch_order(seed: int, epoch: int, count: int) -> Tensor:
     return torch.randperm(count, generator=make_generator(seed, _ORDER_STREAM, epoch))
-
-
-def _augment(x_data: Tensor, config: TrainConfig, bin_width: Tensor, noise: SharedNoise) -> Tensor:
-    if config.horizontal_flips:
-        flip = noise.uniform(x_data.new_empty(len(x_data))) < 0.5
-        x_data = torch.where(flip.reshape(-1, *[1] * (x_data.dim() - 1)), x_data.flip(-1), x_data)
-    if config.affine_jitter > 0:
-        x_data = _jitter(x_data, config.affine_jitter, noise)
-    return dequantized(x_data, bin_width, noise) if config.dequantize else x_data
-
-
-def dequantized(x_data: Tensor, bin_width: Tensor, noise: NoiseSource) -> Tensor:
-    """`x_data` with uniform noise of one bin; unchanged where `bin_width` is 0, that is for continuous data."""
-    uniform = noise.uniform(x_data.new_empty(x_data.numel())).reshape(x_data.shape)
-    return x_data + bin_width * (uniform - 0.5)
-
-
-def _jitter(x_data: Tensor, pixels: float, noise: SharedNoise) -> Tensor:
-    """Random affine maps of images (B, C, H, W): shifts up to `pixels`, turns of up to 0.3 rad and stretches and shears
-    of up to 0.2 for each of them."""
-    count, _, height, width = x_data.shape
-    uniform = 2 * noise.uniform(x_data.new_empty(6, count)) - 1
-    angle, (shear, stretch_x, stretch_y) = 0.3 * pixels * uniform[0], 0.2 * pixels * uniform[1:4]
-    shift_x, shift_y = 2 * pixels / width * uniform[4], 2 * pixels / height * uniform[5]  # grids span two units
-    first = torch.stack([(1 + stretch_x) * angle.cos(), shear - angle.sin(), shift_x], dim=1)
-    second = torch.stack([angle.sin(), (1 + stretch_y) * angle.cos(), shift_y], dim=1)
-    grid = F.affine_grid(torch.stack([first, second], dim=1), list(x_data.shape), align_corners=False)
-    moved = F.grid_sample(x_data, grid, mode="bicubic", padding_mode="border", align_corners=False)
-    return moved.clamp(-1, 1)
 
 
 def _stratified_levels(num_levels: int, x_data: Tensor, noise: SharedNoise) -> Tensor:

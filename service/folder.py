@@ -70,6 +70,7 @@ def _in_use(directory: Path, endpoint: Path) -> str:
 
 
 def read_secrets(path: Path) -> Secrets:
+    """The stack's secrets, made and stored for this user alone the first time. Raises LocalStackError."""
     if not path.exists():
         made = Secrets(*(secrets.token_urlsafe(length) for length in (32, 15, 32)))
         write_private(path, json.dumps(vars(made)) + "\n")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from model.augmentation import jittered
 from model.checkpoint import load_model, read_snapshot
 from model.config import (
     ChainConfig,
@@ -26,7 +27,7 @@ from model.energy_model import EnergyModel
 from model.errors import DivergenceError
 from model.events import CheckpointEvent, DoneEvent, SampleEvent, StepEvent, TrainEvent
 from model.noise import SharedNoise
-from model.training import _jitter, start, train
+from model.training import start, train
 
 _PAPER = TrainConfig(
     network=NetworkConfig(width=8, multipliers=(1, 2), num_blocks=1),
@@ -196,7 +197,7 @@ def test_jitter_moves_images_by_the_pixels_asked_for() -> None:
     axis = torch.arange(16.0) - 7.5
     blob = 2 * torch.exp(-(axis[:, None] ** 2 + axis**2) / 8) - 1
     images = blob.expand(200, 1, 16, 16)
-    moved = _jitter(images, 0.5, SharedNoise(torch.Generator().manual_seed(0)))[:, 0] + 1
+    moved = jittered(images, 0.5, SharedNoise(torch.Generator().manual_seed(0)))[:, 0] + 1
     centre = (moved * axis).sum((1, 2)) / moved.sum((1, 2))
     assert 0.4 < float(centre.abs().max()) < 0.6
     assert float(moved.max()) <= 2
