@@ -4,10 +4,9 @@ Source: Neal 2001 (annealed importance sampling), Grosse, Ghahramani & Adams 201
 are float64, log Z in nats.
 
 A path of energies runs from a closed form of known normalizer to the target; neighbours are joined by geometric
-bridges (1 − β) U + β V, β the inverse temperature, after a map that brings one near the other (Jarzynski 2002). The
-mean weight of chains that walk it is unbiased for Z, so its logarithm is a stochastic LOWER bound. Walked back from
-exact samples of the target, it bounds log Z from ABOVE; from the end of long chains the upper side is only as good as
-those chains.
+bridges (1 − β) U + β V, β the inverse temperature. The mean weight of chains that walk it is unbiased for Z, so its
+logarithm is a stochastic LOWER bound. Walked back from exact samples of the target, it bounds log Z from ABOVE; from
+the end of long chains the upper side is only as good as those chains.
 """
 
 from __future__ import annotations
@@ -22,10 +21,11 @@ import torch
 from torch import Tensor
 
 from model.energy import EnergyFn
-from model.mcmc import Info, State, adapt_step_size, init, mala_step
+from model.mcmc import Info, State, adapt_step_size, hmc_step, init
 from model.noise import NoiseSource
 
 StopFn = Callable[[], bool]
+_PILOT_CHAINS = 64  # enough for a mean acceptance to 0.05
 
 
 class WalkStopped(Exception):
@@ -34,23 +34,6 @@ class WalkStopped(Exception):
 
 def _go_on() -> bool:
     return False
-
-
-@dataclass(frozen=True)
-class Transport:
-    """A smooth invertible map that carries positions from one energy of a path towards the next."""
-
-    forward: Callable[[Tensor], Tensor]
-    inverse: Callable[[Tensor], Tensor]
-    log_volume: float
-    """log |d forward/dx|, nats"""
-
-    def pulled(self, energy: EnergyFn) -> EnergyFn:
-        """The energy of forward(x) for x of the given energy: its normalizer is the same."""
-        return lambda x: energy(self.inverse(x)) + self.log_volume
-
-
-IDENTITY = Transport(lambda x: x, lambda x: x, 0.0)
 
 
 @dataclass(frozen=True)
@@ -63,18 +46,9 @@ class AnnealingPath:
     sample_start: Callable[[int, NoiseSource], Tensor]
     """count -> exact samples (count, *event) of the start"""
     step_sizes: Tensor
-    """(len(energies),) MALA step for each energy; tuned by `tune`"""
-    transports: Sequence[Transport] = ()
-    """between neighbouring energies; none stands for identities"""
-
-    def transport(self, index: int) -> Transport:
-        """From energy `index` to `index + 1`."""
-        return self.transports[index] if self.transports else IDENTITY
-
-    def ends(self, index: int) -> tuple[EnergyFn, EnergyFn]:
-        """Energies `index` and `index + 1`, both in the coordinates of the latter."""
-        start, end = self.energies[index : index + 2]
-        return (self.transport(index).pulled(start) if self.transports else start), end
+    """(len(energies),) step for each energy, between them interpolated on the logarithm; tuned by `tune`"""
+    num_leapfrog: int = 1
+    """gradient evaluations a move: 1 is MALA, more are HMC, which forgets faster in hundreds of dimensions"""
 
 
 @dataclass(frozen=True)
@@ -148,19 +122,20 @@ class _Walker:
 
     def weigh(self, index: int, sign: int) -> None:
         """One temperature further between energies `index` and `index + 1`: ± (U − V)/num_bridges."""
-        start, end = self._path.ends(index)
+        start, end = self._path.energies[index : index + 2]
         with torch.no_grad():
             difference = start(self.position).double() - end(self.position).double()
         self.log_weights += sign * difference / self._num_bridges
 
     def move(self, index: int, bridge: int) -> None:
-        """One MALA step at β = bridge/num_bridges between energies `index` and `index + 1`."""
-        start, end = self._path.ends(index)
+        """One move at β = bridge/num_bridges between energies `index` and `index + 1`."""
+        start, end = self._path.energies[index : index + 2]
         beta = bridge / self._num_bridges
         steps = self._path.step_sizes
         step_size = (steps[index] ** (1 - beta) * steps[index + 1] ** beta).expand(len(self.position))
         target = _bridge(start, end, beta)
-        state, info = _move(init(self.position, target), target, step_size, self._noise, self._stop_fn)
+        state = init(self.position, target)
+        state, info = _move(state, target, step_size, self._path.num_leapfrog, self._noise, self._stop_fn)
         self.position = state.position
         self._acceptance += float(info.acceptance_probability.mean())
         self._moves += 1
@@ -170,11 +145,13 @@ class _Walker:
         return Walk(self.log_weights, self.position, self._acceptance / max(1, self._moves))
 
 
-def _move(state: State, target: EnergyFn, step_size: Tensor, noise: NoiseSource, stop_fn: StopFn) -> tuple[State, Info]:
-    """One MALA step, before which `stop_fn` is asked. Raises WalkStopped."""
+def _move(
+    state: State, target: EnergyFn, step_size: Tensor, num_leapfrog: int, noise: NoiseSource, stop_fn: StopFn
+) -> tuple[State, Info]:
+    """One adjusted move, before which `stop_fn` is asked. Raises WalkStopped."""
     if stop_fn():
         raise WalkStopped
-    return mala_step(state, target, step_size, noise)
+    return hmc_step(state, target, step_size, noise, num_leapfrog=num_leapfrog)
 
 
 def _bridge(start: EnergyFn, end: EnergyFn, beta: float) -> EnergyFn:
@@ -195,7 +172,6 @@ def anneal(path: AnnealingPath, count: int, noise: NoiseSource, *, num_bridges: 
     """
     walker = _Walker(path, path.sample_start(count, noise), noise, num_bridges=num_bridges, stop_fn=stop_fn)
     for index in range(len(path.energies) - 1):
-        walker.position = path.transport(index).forward(walker.position)
         for bridge in range(1, num_bridges + 1):
             walker.weigh(index, +1)
             walker.move(index, bridge)
@@ -212,7 +188,6 @@ def anneal_backwards(
         for bridge in range(num_bridges, 0, -1):
             walker.move(index, bridge)
             walker.weigh(index, -1)
-        walker.position = path.transport(index).inverse(walker.position)
     return walker.walk()
 
 
@@ -222,23 +197,29 @@ def tune(
     noise: NoiseSource,
     *,
     target: float = 0.7,
-    num_steps: int = 15,
+    num_steps: int = 60,
     stop_fn: StopFn = _go_on,
 ) -> AnnealingPath:
-    """The path with every energy's step adapted to an acceptance rate, by one pilot walk whose weights are not used."""
+    """The path with every energy's step adapted to an acceptance rate, by one pilot walk whose weights are not used.
+
+    The pilot takes `num_steps` moves for every energy. The first half goes over bridges and lets the step only shrink:
+    chains still on their way down accept everything, and would leave a step far too long.
+    """
     position, step_sizes = path.sample_start(count, noise), path.step_sizes.clone()
     for index, energy in enumerate(path.energies):
-        state = init(position, energy)
-        for step in range(num_steps):
-            step_size = step_sizes[index].expand(count)
-            state, info = _move(state, energy, step_size, noise, stop_fn)
-            rate = 2.0 / (1 + step / 4)  # coarse first, then finer (Robbins & Monro 1951)
-            step_sizes[index] = adapt_step_size(
-                step_sizes[index], info.acceptance_probability.mean(), target=target, rate=rate
+        start, end = path.energies[max(0, index - 1)], energy
+        for step in range(-num_steps // 2, num_steps // 2):
+            bridge = _bridge(start, end, min(1.0, 1 + (step + 1) / (num_steps // 2)))
+            state, info = _move(
+                init(position, bridge), bridge, step_sizes[index].expand(count), path.num_leapfrog, noise, stop_fn
             )
-        position = state.position
+            position = state.position
+            acceptance = info.acceptance_probability.mean()
+            if step < 0:
+                acceptance = acceptance.clamp(max=target)
+            rate = 2.0 / (1 + max(0, step) / 4)  # coarse first, then finer (Robbins & Monro 1951)
+            step_sizes[index] = adapt_step_size(step_sizes[index], acceptance, target=target, rate=rate)
         if index + 1 < len(step_sizes):
-            position = path.transport(index).forward(position)
             step_sizes[index + 1] = torch.minimum(step_sizes[index + 1], 2 * step_sizes[index])
     return replace(path, step_sizes=step_sizes)
 
@@ -259,7 +240,7 @@ def bound_log_z(
     chains ended, resampled by weight and moved on. `stop_fn` is asked before every move; the round it stops is lost.
     """
     with contextlib.suppress(WalkStopped):
-        path, num_bridges = tune(path, num_chains, noise, stop_fn=stop_fn), 1
+        path, num_bridges = tune(path, min(num_chains, _PILOT_CHAINS), noise, stop_fn=stop_fn), 1
         while True:
             log_z = _round(path, noise, num_chains, num_bridges, sample_target, stop_fn)
             yield log_z
@@ -309,5 +290,5 @@ def resample(
     target, step_size = path.energies[-1], path.step_sizes[-1].expand(count)
     state = init(walk.position[chosen], target)
     for _ in range(num_steps):
-        state, _ = _move(state, target, step_size, noise, stop_fn)
+        state, _ = _move(state, target, step_size, path.num_leapfrog, noise, stop_fn)
     return state.position

@@ -65,10 +65,15 @@ class Calibration:
     created_at: str
     """ISO 8601, UTC"""
 
+    @property
+    def converged(self) -> bool:
+        """Whether the sides of log Z met within the tolerance; if not, log densities are off by up to their gap."""
+        return self.log_z.std_error <= self.tolerance
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON values, with what follows from both sides of log Z beside them."""
         log_z = dataclasses.asdict(self.log_z) | {"estimate": self.log_z.estimate, "std_error": self.log_z.std_error}
-        return {"version": VERSION, **to_dict(self), "log_z": log_z}
+        return {"version": VERSION, **to_dict(self), "log_z": log_z, "converged": self.converged}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
@@ -78,7 +83,7 @@ class Calibration:
                 f"a calibration has version {values.get('version')!r}; this release reads {VERSION}. Calibrate again"
             )
         log_z = {name: value for name, value in values["log_z"].items() if name not in ("estimate", "std_error")}
-        known = {name: value for name, value in values.items() if name != "version"}
+        known = {name: value for name, value in values.items() if name not in ("version", "converged")}
         try:
             return from_dict(cls, known | {"log_z": log_z})
         except (ConfigError, TypeError) as error:

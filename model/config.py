@@ -213,6 +213,8 @@ class TrainConfig:
     energy: EnergyForm = "step_size"
     """`step_size`: E = −net/s_t² (DRL). `gaussian`: the diffused Gaussian fit of the data, corrected by the network.
     `log_snr`: the same with the Gaussian normalized, as a function of a continuous log-SNR."""
+    base_components: int = 1
+    """`log_snr` only: Gaussians in the base; several are a mixture, fit to the data before training."""
     chain: ChainConfig = field(default_factory=ChainConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -238,6 +240,9 @@ class TrainConfig:
         _require_choice("energy", self.energy, typing.get_args(EnergyForm))
         if self.score_matching.form == "dual" and self.energy != "log_snr":
             raise ConfigError(f"score_matching.form 'dual' needs energy 'log_snr', not {self.energy!r}")
+        _require_range("base_components", self.base_components, 1, 256)
+        if self.base_components > 1 and self.energy != "log_snr":
+            raise ConfigError(f"base_components is {self.base_components}; several need energy 'log_snr'")
         _require_range("steps", self.steps, 1, 100_000_000)
         if self.score_matching.steps > self.steps:
             raise ConfigError(
@@ -261,6 +266,8 @@ class CalibrationConfig:
     """Nats between the two sides at which to be content; None takes that of the dimension."""
     max_bridges: int = 32
     """Temperatures between neighbouring levels at which to give up; every round doubles them, starting from 1."""
+    num_leapfrog: int = 1
+    """Gradient evaluations a move: 1 is MALA; about 5 (HMC) reach further in thousands of dimensions."""
 
     def __post_init__(self) -> None:
         _require_range("seed", self.seed, 0, 2**63 - 1)
@@ -268,6 +275,7 @@ class CalibrationConfig:
         if self.tolerance is not None:
             _require_range("tolerance", self.tolerance, 1e-6, 1e6)
         _require_range("max_bridges", self.max_bridges, 1, 4096)
+        _require_range("num_leapfrog", self.num_leapfrog, 1, 64)
 
     @property
     def max_rounds(self) -> int:

@@ -12,19 +12,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from model.annealing import IDENTITY, AnnealingPath, LogZ, bound_log_z
+from model.annealing import AnnealingPath, LogZ, bound_log_z
+from model.base import MixtureBase
 from model.config import CalibrationConfig
 from model.energy import EnergyFn, energy_and_score
 from model.energy_model import EnergyModel
-from model.noise import NoiseSource, SharedNoise, make_generator
+from model.noise import ChainNoise, NoiseSource, SharedNoise, make_generator
 from model.recovery import squared_norm
 
 _CHUNK = 4096  # events evaluated at once
+_TOP_SAMPLES = 4096
+_FIRST_STEP = 0.7  # of a chain before its steps are tuned
 
 
 def level_energy(model: EnergyModel, t: int) -> EnergyFn:
@@ -38,35 +41,48 @@ def level_energy(model: EnergyModel, t: int) -> EnergyFn:
 
 
 def annealing_path(model: EnergyModel) -> AnnealingPath:
-    """From a closed-form Gaussian over the levels, noisiest first, to level 0.
+    """From a closed form to level 0, in coordinates z whose unit the energies' Gaussian base sets: the change from one
+    level to the next, and the step of a chain, are then only about what is not Gaussian. The caller freezes the model.
 
-    The Gaussian is the model's own base at the top level where it has one, else N(0, I). With a base, each level is
-    entered through the map between the bases: then only what is not Gaussian changes. The caller freezes the model.
+    From a Gaussian the path leads over the levels, noisiest first; from a mixture it is the one step from the base of
+    level 0 to its model.
     """
-    top, device = model.num_levels - 1, model.step_size.device
+    return _path_from_mixture(model, model.base) if isinstance(model.base, MixtureBase) else _path_from_normal(model)
+
+
+def _path_from_normal(model: EnergyModel) -> AnnealingPath:
+    """Over the levels, from N(0, I), which is the model's base at the top where it has one."""
     dim = torch.Size(model.event_shape).numel()
-    spread = model.schedule.sigma_bar[:-1].float()
-    step_sizes = torch.cat([spread[-1:], spread.flip(0)]) * 0.7
-    energies = [level_energy(model, t) for t in range(top, -1, -1)]
-    if model.base is None:
-        return AnnealingPath(
-            [lambda x: squared_norm(x) / 2, *energies],
-            dim * math.log(2 * math.pi) / 2,
-            lambda count, noise: noise.normal(torch.empty(count, *model.event_shape, device=device)),
-            step_sizes,
-        )
-    base = model.base
-    level = torch.tensor([top], device=device)
+    energies = [_in_base_units(model, level_energy(model, t), t) for t in range(model.num_levels - 1, -1, -1)]
+    return AnnealingPath(
+        [lambda z: squared_norm(z) / 2, *energies],
+        dim * math.log(2 * math.pi) / 2,
+        lambda count, noise: noise.normal(model.step_size.new_empty(count, *model.event_shape)),
+        torch.full((len(energies) + 1,), _FIRST_STEP),
+    )
+
+
+def _path_from_mixture(model: EnergyModel, base: MixtureBase) -> AnnealingPath:
+    log_snr = model.log_snr[:1]
+    to_z = base.whitening(0).to_z
+
+    def sample_start(count: int, noise: NoiseSource) -> Tensor:
+        like = log_snr.new_empty(count, *model.event_shape)
+        return to_z(base.widened(log_snr.expand(count), like, noise, 1.0)[0])
 
     def base_energy(x: Tensor) -> Tensor:
-        energy: Tensor = base(x, level.expand(len(x)))[0]
+        return base.normalized(x, log_snr.expand(len(x)))[0]
+
+    energies = [_in_base_units(model, energy, 0) for energy in (base_energy, level_energy(model, 0))]
+    return AnnealingPath(energies, 0.0, sample_start, torch.full((2,), _FIRST_STEP))
+
+
+def _in_base_units(model: EnergyModel, energy: EnergyFn, t: int) -> EnergyFn:
+    """An energy of x_t as one of z, with the same normalizer; that of x_t itself where there is no base."""
+    if model.base is None:
         return energy
-
-    def sample_base(count: int, noise: NoiseSource) -> Tensor:
-        return base.sample(level.expand(count), noise.normal(torch.empty(count, *model.event_shape, device=device)))
-
-    transports = [IDENTITY, *(base.transport(t + 1, t) for t in range(top - 1, -1, -1))]
-    return AnnealingPath([base_energy, *energies], base.log_z(top), sample_base, step_sizes, transports)
+    to_x, _, log_volume = model.base.whitening(t)
+    return lambda z: energy(to_x(z)) - log_volume
 
 
 def default_tolerance(dim: int) -> float:
@@ -85,6 +101,7 @@ def calibrate(
     num_chains: int = CalibrationConfig.num_chains,
     tolerance: float | None = CalibrationConfig.tolerance,
     max_bridges: int = CalibrationConfig.max_bridges,
+    num_leapfrog: int = CalibrationConfig.num_leapfrog,
     stop_fn: Callable[[], bool] = lambda: False,
 ) -> Iterator[LogZ]:
     """log Z_0 of `annealing_path` from both sides, round by round; the last is the answer (`bound_log_z`).
@@ -96,7 +113,7 @@ def calibrate(
     noise = SharedNoise(make_generator(seed, device=model.step_size.device))
     with model.frozen():
         yield from bound_log_z(
-            annealing_path(model),
+            replace(annealing_path(model), num_leapfrog=num_leapfrog),
             noise,
             num_chains=num_chains,
             tolerance=default_tolerance(dim) if tolerance is None else tolerance,
@@ -160,11 +177,17 @@ class PathEstimate:
 
 
 def path_log_density(
-    model: EnergyModel, x_data: Tensor, noise: NoiseSource, *, num_paths: int = 8, num_inner: int = 64
+    model: EnergyModel, x_data: Tensor, *, seed: int, num_paths: int = 8, num_inner: int = 64
 ) -> PathEstimate:
     """log p(x_0) ≥ E[log p(x_{T−1}) + Σ_t (−E_t(y_t) − log E_{y~N(x_{t+1},σ²I)} e^{−E_t(y)} + D log α_{t+1})] over
-    x_1 … x_{T−1} drawn by the forward process; `num_paths` of them are averaged in importance-weighted fashion."""
+    x_1 … x_{T−1} drawn by the forward process; `num_paths` of them are averaged in importance-weighted fashion.
+
+    Item i's value follows from (`seed`, i) and the item, whatever else is in the batch.
+    """
     x0 = _as_x0(model, x_data)
+    noise = ChainNoise(seed, range(len(x0)))
+    log_z_top = _top_log_z(model, SharedNoise(make_generator(seed, device=x0.device)))
+    top_energy = level_energy(model, model.num_levels - 1)
     values = []
     for _ in range(num_paths):
         x, total = x0, torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
@@ -173,7 +196,8 @@ def path_log_density(
             x_next = alpha * x + sigma * noise.normal(x)
             total += _log_conditional(model, x, x_next, t, noise, num_inner)
             x = x_next
-        values.append(total + _log_top(model, x, noise, num_inner))
+        with torch.no_grad():
+            values.append(total - top_energy(x).double() - log_z_top)
     stacked = torch.stack(values) + _log_volume(model)
     estimate = torch.logsumexp(stacked, 0) - math.log(num_paths)
     return PathEstimate(estimate, stacked.std(0) if num_paths > 1 else torch.full_like(estimate, math.nan))
@@ -213,15 +237,13 @@ def _posterior_factor(model: EnergyModel, t: int) -> float:
     return math.sqrt(prior / (prior + float(schedule.sigma[t + 1]) ** 2))
 
 
-def _log_top(model: EnergyModel, x: Tensor, noise: NoiseSource, num_inner: int) -> Tensor:
-    """log p(x_{T−1}) of the top marginal, normalized by importance sampling from the closed-form Gaussian."""
-    path = annealing_path(model)
-    count = max(4096, num_inner)
+def _top_log_z(model: EnergyModel, noise: NoiseSource) -> float:
+    """log Z of the top marginal by importance sampling from the closed-form Gaussian it nearly is."""
+    path = _path_from_normal(model)
     with torch.no_grad():
-        sample = path.sample_start(count, noise)
+        sample = path.sample_start(_TOP_SAMPLES, noise)
         log_weights = path.energies[0](sample).double() - path.energies[1](sample).double()
-        log_z = path.log_z_start + float(torch.logsumexp(log_weights, 0)) - math.log(count)
-        return -path.energies[1](x).double() - log_z
+    return path.log_z_start + float(torch.logsumexp(log_weights, 0)) - math.log(_TOP_SAMPLES)
 
 
 def _log_mean(log_weight_fn: Callable[[], Tensor], count: int) -> Tensor:

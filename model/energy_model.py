@@ -12,30 +12,26 @@ and an output of order one (the preconditioning of Karras et al. 2022, for an en
 
 `log_snr`: ½ (x − ᾱμ)ᵀ C⁻¹ (x − ᾱμ) + ½ log det 2πC − ᾱ net(h, λ), a function of x and a continuous log-SNR λ. The first
 two terms are normalized, and so is the whole once ∂E/∂λ is right (Guth et al. 2025, dual score matching). Its output
-scale suits densities, whose energy stays finite as the noise vanishes.
+scale suits densities, whose energy stays finite as the noise vanishes. With `base_components` they are −log of a
+mixture of Gaussians in place of one.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from model.annealing import Transport
+from model.base import GaussianBase, MixtureBase
 from model.config import TrainConfig
 from model.data import Dataset
 from model.energy import EnergyFn
 from model.networks import frozen, make_network
 from model.recovery import recovery_energy
 from model.schedule import Schedule, expand, make_schedule
-
-_FULL_COVARIANCE_MAX_DIM = 1024  # above it one variance for all coordinates: the eigenvectors would outgrow the network
-_MIN_VARIANCE = 1e-4  # of a data direction, in scaled units
-_INPUT_STD = 1.5  # of the network's input: a little into the nonlinearity
 
 
 class EnergyModel(nn.Module):
@@ -63,7 +59,7 @@ class EnergyModel(nn.Module):
         self.register_buffer("data_mean", torch.zeros(()))
         self.register_buffer("data_std", torch.ones(()))
         self.register_buffer("bin_width", torch.zeros(()))
-        self.base = GaussianBase(self.schedule, event_shape) if config.energy != "step_size" else None
+        self.base = _make_base(config, self.schedule, event_shape)
         alpha_bar, sigma_bar = self.schedule.alpha_bar[:-1], self.schedule.sigma_bar[:-1]
         self.register_buffer("log_snr", 2 * (alpha_bar / sigma_bar).log().float(), persistent=False)
 
@@ -79,7 +75,7 @@ class EnergyModel(nn.Module):
         self.bin_width.fill_(dataset.bin_width or 0.0)
 
     def fit_base(self, events: Tensor) -> None:
-        """Give the Gaussian base, where there is one, the mean and covariance of `events` (N, *event)."""
+        """Fit the base, where there is one, to `events` (N, *event)."""
         if self.base is not None:
             self.base.fit(events)
 
@@ -134,6 +130,14 @@ class EnergyModel(nn.Module):
         return residual if self.base is None else self.base.whiten(residual, level)
 
 
+def _make_base(config: TrainConfig, schedule: Schedule, event_shape: tuple[int, ...]) -> GaussianBase | None:
+    if config.energy == "step_size":
+        return None
+    if config.base_components == 1:
+        return GaussianBase(schedule, event_shape)
+    return MixtureBase(schedule, event_shape, config.base_components)
+
+
 def _step_sizes(config: TrainConfig, schedule: Schedule) -> tuple[Tensor, Tensor]:
     """(step_size, loss_weight) of both forms, (T,) each."""
     if config.energy == "step_size":
@@ -145,121 +149,3 @@ def _step_sizes(config: TrainConfig, schedule: Schedule) -> tuple[Tensor, Tensor
         return config.chain.step_size * width, torch.ones_like(width)
     # the network's output scale ᾱ/σ̄ undone, but for levels noisier than their signal: there it would only amplify noise
     return config.chain.step_size * width, (schedule.sigma_bar[:-1] / schedule.alpha_bar[:-1]).clamp(max=1)
-
-
-class GaussianBase(nn.Module):
-    """The energy of x_t if the data were Gaussian, in the eigenbasis of their covariance; see the module's formula."""
-
-    mean: Tensor
-    variance: Tensor
-    rotation: Tensor | None
-
-    def __init__(self, schedule: Schedule, event_shape: tuple[int, ...]) -> None:
-        super().__init__()
-        dim = torch.Size(event_shape).numel()
-        self.register_buffer("alpha_bar", schedule.alpha_bar[:-1].float(), persistent=False)
-        self.register_buffer("sigma_bar", schedule.sigma_bar[:-1].float(), persistent=False)
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("variance", torch.ones(dim))
-        self.register_buffer("rotation", torch.eye(dim) if dim <= _FULL_COVARIANCE_MAX_DIM else None)
-
-    alpha_bar: Tensor
-    sigma_bar: Tensor
-
-    def fit(self, events: Tensor) -> None:
-        """Moments of `events` (N, *event)."""
-        flat = events.flatten(1).double().cpu()
-        self.mean.copy_(flat.mean(0))
-        if self.rotation is None:
-            self.variance.fill_(float(flat.var(0).mean().clamp(min=_MIN_VARIANCE)))
-            return
-        variance, rotation = torch.linalg.eigh(torch.cov(flat.T).reshape(flat.shape[1], -1))
-        self.variance.copy_(variance.clamp(min=_MIN_VARIANCE))
-        self.rotation.copy_(rotation)
-
-    def forward(self, x: Tensor, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(base energy (B,), network input (B, *event), output scale (B,)) at x = x_t."""
-        alpha_bar, sigma_bar, variance = self._moments(level)
-        energy, features = self._whitened(x, alpha_bar, variance)
-        return energy, features, (alpha_bar / sigma_bar)[:, 0] / self._gain
-
-    def normalized(self, x: Tensor, log_snr: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(−log of the base's density (B,), network input (B, *event), ᾱ (B,), the part of the input's standard
-        deviation that is noise (B,)) at x = x_λ of any λ (B,)."""
-        alpha_bar, sigma_bar = torch.sigmoid(log_snr)[:, None].sqrt(), torch.sigmoid(-log_snr)[:, None].sqrt()
-        variance = alpha_bar**2 * self.variance + sigma_bar**2
-        energy, features = self._whitened(x, alpha_bar, variance)
-        energy = energy + torch.log(2 * math.pi * variance).sum(1) / 2
-        return energy, features, alpha_bar[:, 0], _INPUT_STD * sigma_bar[:, 0]
-
-    def widened(self, log_snr: Tensor, noise: Tensor, factor: float) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Draws of the base at λ (B,) with standard deviations times `factor`, and −log of their density."""
-        alpha_bar, sigma_bar = torch.sigmoid(log_snr)[:, None].sqrt(), torch.sigmoid(-log_snr)[:, None].sqrt()
-        variance = factor**2 * (alpha_bar**2 * self.variance + sigma_bar**2)
-        centred = variance.sqrt() * noise.flatten(1)
-        if self.rotation is not None:
-            centred = centred @ self.rotation.T
-
-        def energy(x: Tensor) -> Tensor:
-            offset = self._rotate(x.flatten(1) - alpha_bar * self.mean)
-            return (offset**2 / variance + torch.log(2 * math.pi * variance)).sum(1) / 2
-
-        return (centred + alpha_bar * self.mean).reshape(noise.shape), energy
-
-    @property
-    def _gain(self) -> Tensor:
-        return _INPUT_STD / self.variance.mean().sqrt()
-
-    def _whitened(self, x: Tensor, alpha_bar: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        """(base energy (B,), network input (B, *event))"""
-        centred = self._rotate(x.flatten(1) - alpha_bar * self.mean)
-        features = self._gain * (self.variance / variance).sqrt() * centred
-        if self.rotation is not None:
-            features = features @ self.rotation.T
-        return (centred**2 / variance).sum(1) / 2, features.reshape(x.shape)
-
-    def log_z(self, t: int) -> float:
-        """log of the normalizer of the base energy at level t, in the coordinates of x_t."""
-        _, _, variance = self._moments(torch.tensor([t], device=self.variance.device))
-        return float((2 * math.pi * variance.double()).log().sum()) / 2
-
-    def sample(self, level: Tensor, noise: Tensor) -> Tensor:
-        """Exact samples of the base at `level` (B,), from standard normals (B, *event)."""
-        alpha_bar, _, variance = self._moments(level)
-        centred = variance.sqrt() * noise.flatten(1)
-        if self.rotation is not None:
-            centred = centred @ self.rotation.T
-        return (centred + alpha_bar * self.mean).reshape(noise.shape)
-
-    def transport(self, t_from: int, t_to: int) -> Transport:
-        """The linear map from the base of x_{t_from} to that of x_{t_to}, along the eigenvectors."""
-        alpha_from, _, variance_from = self._moments(torch.tensor([t_from], device=self.mean.device))
-        alpha_to, _, variance_to = self._moments(torch.tensor([t_to], device=self.mean.device))
-        ratio = (variance_to / variance_from).sqrt()
-
-        def carry(x: Tensor, mean: Tensor, factor: Tensor, new_mean: Tensor) -> Tensor:
-            scaled = self._rotate(x.flatten(1) - mean) * factor
-            if self.rotation is not None:
-                scaled = scaled @ self.rotation.T
-            return (scaled + new_mean).reshape(x.shape)
-
-        mean_from, mean_to = alpha_from * self.mean, alpha_to * self.mean
-        return Transport(
-            lambda x: carry(x, mean_from, ratio, mean_to),
-            lambda x: carry(x, mean_to, 1 / ratio, mean_from),
-            float(ratio.double().log().sum()),
-        )
-
-    def whiten(self, residual: Tensor, level: Tensor) -> Tensor:
-        """σ̄_t ∇E − ε (B, *event) -> (B, D), in units of what the network contributes along each eigenvector: with
-        output scale ᾱ/σ̄ and input scale (λ/v)^½ that is ᾱ (λ/v)^½."""
-        alpha_bar, _, variance = self._moments(level)
-        return self._rotate(residual.flatten(1)) / (alpha_bar * (self.variance / variance).sqrt())
-
-    def _moments(self, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(ᾱ_t, σ̄_t, eigenvalues of C_t), (B, 1) and (B, D)."""
-        alpha_bar, sigma_bar = self.alpha_bar[level, None], self.sigma_bar[level, None]
-        return alpha_bar, sigma_bar, alpha_bar**2 * self.variance + sigma_bar**2
-
-    def _rotate(self, flat: Tensor) -> Tensor:
-        return flat if self.rotation is None else flat @ self.rotation

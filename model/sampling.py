@@ -36,6 +36,10 @@ class Draw:
     """per chain"""
 
 
+def _unwatched(_step: int, _position: Tensor) -> None:
+    pass
+
+
 def draw_conditional(
     model: EnergyModel,
     x_next: Tensor,
@@ -45,10 +49,12 @@ def draw_conditional(
     num_steps: int,
     start: ChainStart,
     noise_scale: float = 1.0,
+    watch_fn: Callable[[int, Tensor], None] = _unwatched,
 ) -> Draw:
     """y ~ p(y | x_{t+1}) by `num_steps` of the model's kernel from `start`; `level` (B,) may be mixed.
 
     Without steps it is the start: from x_{t+1}, a draw of the normal approximation. The caller freezes the model.
+    `watch_fn(step, position)` sees every step.
     """
     chain, ones = model.config.chain, torch.ones(len(x_next), device=x_next.device)
     position, evaluations = x_next, 0
@@ -58,16 +64,18 @@ def draw_conditional(
         return Draw(position, ones, 1) if evaluations else _approximate(model, x_next, level, noise)
     target, step_size = model.conditional(x_next, level), model.step_size[level]
     if chain.kernel == "langevin":
-        for _ in range(num_steps):
+        for step in range(num_steps):
             position = langevin_step(position, target, step_size, noise, noise_scale=noise_scale)
+            watch_fn(step, position)
         return Draw(position, ones, evaluations + num_steps)
     state, acceptance = init(position, target), torch.zeros_like(ones)
-    for _ in range(num_steps):
+    for step in range(num_steps):
         if chain.kernel == "mala":
             state, info = mala_step(state, target, step_size, noise)
         else:
             state, info = hmc_step(state, target, step_size, noise, num_leapfrog=NUM_LEAPFROG)
         acceptance += info.acceptance_probability
+        watch_fn(step, state.position)
     per_step = 1 if chain.kernel == "mala" else NUM_LEAPFROG
     return Draw(state.position, acceptance / num_steps, evaluations + 1 + num_steps * per_step)
 

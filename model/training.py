@@ -46,8 +46,9 @@ from model.schedule import expand
 _INIT_STREAM, _STEP_STREAM, _ORDER_STREAM, _PREVIEW_STREAM = range(4)
 _MAX_LOSS = 1e4
 """On the network's output scale, where a healthy run stays within a few units; DRL's release gives up at −1e6."""
-_CONTRAST_WIDTH = 1.5
-"""Standard deviations of the noise that data are told from, in those of the Gaussian base: beyond the data's reach."""
+_CONTRAST_NATS = 0.8
+"""How much rarer than the base the noise that data are told from is at its centre: it reaches a little further than the
+data (1.5 times in two dimensions), yet stays near enough in many to say something about them."""
 _MOMENT_EVENTS = 10_000
 """Training events, as augmented, whose mean and covariance the Gaussian base takes."""
 _EMA_POWER_ITERATIONS = 20  # bring the singular vectors of averaged weights to convergence before they are used
@@ -303,7 +304,8 @@ def _noise_contrast(model: EnergyModel, x_data: Tensor, log_snr: Tensor, epsilon
     assert model.base is not None
     signal, spread = (expand(torch.sigmoid(sign * log_snr).sqrt(), x_data) for sign in (1, -1))
     x = signal * x_data + spread * epsilon
-    other, noise_energy = model.base.widened(log_snr, noise.normal(x_data), _CONTRAST_WIDTH)
+    factor = math.exp(_CONTRAST_NATS / x_data[0].numel())
+    other, noise_energy = model.base.widened(log_snr, x_data, noise, factor)
     energy = model.energy_at(torch.cat([x, other]), torch.cat([log_snr, log_snr]))
     ours, theirs = energy.chunk(2)
     return noise_contrastive_loss(noise_energy(x) - ours, noise_energy(other) - theirs)

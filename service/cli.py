@@ -189,12 +189,20 @@ def calibrate(
     model: Annotated[str, typer.Argument(help="Id of a model, or id@step")],
     tolerance: Annotated[float | None, typer.Option(help="Nats of error to be content with")] = None,
     num_chains: Annotated[int | None, typer.Option(help="Chains walked side by side")] = None,
+    max_bridges: Annotated[int | None, typer.Option(help="Temperatures between levels at which to give up")] = None,
+    num_leapfrog: Annotated[int | None, typer.Option(help="1: MALA; about 5 (HMC) for thousands of dimensions")] = None,
     seed: Annotated[int | None, typer.Option(help="0 if absent")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end")] = False,
     url: Url = DEFAULT_URL,
 ) -> None:
     """Estimate log Z of a checkpoint, which log-density needs; prints the job's id."""
-    wanted = {"tolerance": tolerance, "num_chains": num_chains, "seed": seed}
+    wanted = {
+        "tolerance": tolerance,
+        "num_chains": num_chains,
+        "max_bridges": max_bridges,
+        "num_leapfrog": num_leapfrog,
+        "seed": seed,
+    }
     with Recovery(url) as client:
         job = client.calibrate(model, **{key: value for key, value in wanted.items() if value is not None})
         Console(highlight=False).print(job["id"])
@@ -222,6 +230,10 @@ def log_density(
     _print(found, ["item", *columns], rows, as_json=as_json)
     if not as_json:
         Console(highlight=False).print(f"all ± {found['std_error']:.4f} nats, the error of log Z")
+        if not found["converged"]:
+            Console(highlight=False).print(
+                "its two sides have not met: calibrate with more --max-bridges or --num-chains"
+            )
 
 
 def _watch(client: Recovery, job_id: str) -> None:

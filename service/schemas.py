@@ -103,6 +103,12 @@ class CalibrateRequest(_Request):
         le=4096,
         description="Temperatures between neighbouring noise levels at which to give up; every round doubles them",
     )
+    num_leapfrog: int = Field(
+        CalibrationConfig.num_leapfrog,
+        ge=1,
+        le=64,
+        description="Gradient evaluations a move: 1 is MALA; about 5 (HMC) reach further in thousands of dimensions",
+    )
     device: Device = "auto"
 
 
@@ -227,6 +233,7 @@ class CalibrationBody(BaseModel):
     event_shape: list[int] = Field(description="Of one item: (C, H, W) or (D)", examples=[[1, 8, 8]])
     seed: int
     tolerance: float = Field(description="Nats between the sides that were asked for")
+    converged: bool = Field(description="Whether `log_z.std_error` is within the tolerance")
     num_held_out: int = Field(description="Held-out items that were scored")
     held_out_log_density: float = Field(description="Their mean log density, discrete data dequantized")
     held_out_bits_per_dim: float | None = Field(description="null for continuous data")
@@ -369,6 +376,9 @@ class LogDensityBody(BaseModel):
     blur_std: float = Field(description="The density is that of the data plus Gaussian noise of this std, scaled units")
     log_z: LogZBody
     std_error: float = Field(description="Of every log_density, nats, one and the same shift: that of log_z")
+    converged: bool = Field(
+        description="Whether std_error is within the calibration's tolerance; if not, calibrate with more bridges"
+    )
     seed: int | None = Field(None, description="With `path`: the one that was used")
     num_paths: int | None = Field(None, description="With `path`")
     items: list[ItemDensityBody]

@@ -60,6 +60,7 @@ def calibrate_checkpoint(
         num_chains=config.num_chains,
         tolerance=config.tolerance,
         max_bridges=config.max_bridges,
+        num_leapfrog=config.num_leapfrog,
         stop_fn=attempt.watch.should_stop,
     ):
         rounds += 1

@@ -227,21 +227,19 @@ def _score(request: DensityRequest, model: EnergyModel, calibration: Calibration
     import torch
 
     from model import density
-    from model.noise import SharedNoise, make_generator
 
     if x.shape[1:] != tuple(model.event_shape):
         raise ShapeError(f"the data have shape {x.shape}; expected (N, {', '.join(map(str, model.event_shape))})")
     _use_threads(model, len(x))
-    x_data, device = torch.from_numpy(x), model.step_size.device
+    x_data = torch.from_numpy(x)
     energy = density.data_energy(model, x_data)
     values = {"energy": energy, "log_density": density.normalized(model, energy, calibration.log_z.estimate)}
     if calibration.bin_width is not None:
         dim = torch.Size(model.event_shape).numel()
         values["bits_per_dim"] = density.bits_per_dim(values["log_density"], dim, calibration.bin_width)
     if request.num_paths:
-        noise = SharedNoise(make_generator(request.seed, device=device))
         with model.frozen():
-            paths = density.path_log_density(model, x_data, noise, num_paths=request.num_paths)
+            paths = density.path_log_density(model, x_data, seed=request.seed, num_paths=request.num_paths)
         values |= {"path_log_density": paths.log_density, "path_spread": paths.spread}
     arrays: dict[str, Any] = {name: value.double().cpu().numpy() for name, value in values.items()}
     return DensityReply(

@@ -55,7 +55,7 @@ def calibrate(request: CalibrateRequest, response: Response, stores: StoresDepen
     model_id, step = parse_model(request.model)
     describe(stores, model_id)
     step = checkpoint_step(stores, model_id, step)
-    options = request.model_dump(include={"seed", "num_chains", "tolerance", "max_bridges"})
+    options = request.model_dump(include={"seed", "num_chains", "tolerance", "max_bridges", "num_leapfrog"})
     spec = {"config": to_dict(CalibrationConfig(**options)), "step": step, "device": request.device}
     return _submit(stores, response, JobKind.calibrate, spec, name=request.name, model_id=model_id)
 

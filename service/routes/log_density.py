@@ -177,6 +177,7 @@ def _answer(reply: DensityReply, num_paths: int) -> Response:
         blur_std=calibration.blur_std,
         log_z=calibration.log_z,
         std_error=calibration.log_z.std_error,
+        converged=calibration.converged,
         seed=reply.seed if num_paths else None,
         num_paths=num_paths or None,
         items=_items(reply),

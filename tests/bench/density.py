@@ -1,11 +1,14 @@
 """How true the densities are: `make bench-density` prints the table and writes bench-results/density.json.
 
 Gaussians of known log Z; the four planar densities trained with the preset `density-2d` against quadrature and their
-own formulas. One run, two processes side by side; nothing here is timed.
+own formulas; the digits trained with `density-digits` beside scikit-learn's density estimates of the same split, told
+from inverted digits, and its chains run a hundred times as long as in training. One run, two processes side by side;
+nothing here is timed.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import multiprocessing
@@ -13,15 +16,23 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from rich.console import Console
 from rich.table import Table
+from sklearn.metrics import roc_auc_score
+from sklearn.mixture import GaussianMixture
+from sklearn.neighbors import KernelDensity
 from torch import Tensor
 
 from model import data, presets
 from model.annealing import AnnealingPath, bound_log_z
+from model.augmentation import dequantized
+from model.base import MixtureBase
 from model.checkpoint import load_model
 from model.density import calibrate, data_energy, level_energy, normalized
+from model.diagnostics import LongRun, run_long
 from model.energy import GaussianEnergy
 from model.energy_model import EnergyModel
 from model.events import CheckpointEvent
@@ -29,6 +40,7 @@ from model.noise import NoiseSource, SharedNoise, make_generator
 from model.planar import PLANAR_DENSITIES
 from model.training import train
 
+Array = npt.NDArray[np.float32]
 _RESULTS = Path("bench-results/density.json")
 _TEST_POINTS = 20_000
 _GRID = (3.3, 660)  # half the side of the quadrature's square, and its cells along a side
@@ -61,7 +73,31 @@ class PlanarRow:
     """of the served density over the plane"""
 
 
-def gaussian(dim: int, num_chains: int, max_bridges: int) -> GaussianRow:
+@dataclass(frozen=True)
+class Estimate:
+    """Mean log density of held-out data, nats, by either side of log Z."""
+
+    mean: float
+    lower: float
+    """with the upper side of log Z"""
+    upper: float
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Mean log densities of the held-out digits, dequantized, nats."""
+
+    model: Estimate
+    gaussian_mixture: float
+    kernel_density: float
+    base: float
+    """of the mixture that the model starts from and corrects"""
+    auroc_inverted: float
+    """how often a held-out digit scores above an inverted one"""
+    long_runs: list[LongRun]
+
+
+def gaussian(dim: int, num_chains: int, max_bridges: int, num_leapfrog: int) -> GaussianRow:
     """Both sides for a Gaussian in `dim` dimensions."""
     target = GaussianEnergy(torch.linspace(-0.5, 0.5, dim, dtype=torch.float64), 0.7)
     start = GaussianEnergy(torch.zeros(dim, dtype=torch.float64), 1.0)
@@ -69,7 +105,9 @@ def gaussian(dim: int, num_chains: int, max_bridges: int) -> GaussianRow:
     def normals(count: int, noise: NoiseSource) -> Tensor:
         return noise.normal(torch.empty(count, dim, dtype=torch.float64))
 
-    path = AnnealingPath([start, target], start.log_z, normals, torch.full((2,), 0.3, dtype=torch.float64))
+    torch.set_num_threads(1)
+    step_sizes = torch.full((2,), 0.3, dtype=torch.float64)
+    path = AnnealingPath([start, target], start.log_z, normals, step_sizes, num_leapfrog=num_leapfrog)
     *_, last = bound_log_z(
         path,
         SharedNoise(make_generator(dim)),
@@ -81,16 +119,21 @@ def gaussian(dim: int, num_chains: int, max_bridges: int) -> GaussianRow:
     return GaussianRow(dim, target.log_z, last.lower, last.upper, last.lower_std_error, last.upper_std_error)
 
 
-def planar(name: str) -> PlanarRow:
-    """Train on one planar density with the preset, calibrate, and compare with the truth."""
+def _trained(preset: str, dataset: data.Dataset) -> EnergyModel:
+    """The model that a preset ends with on one thread."""
     torch.set_num_threads(1)
-    dataset = data.load(name)
-    config = presets.override(presets.preset("density-2d"), dataset=name, checkpoint_every=10**6, sample_every=10**6)
+    config = presets.override(presets.preset(preset), dataset=dataset.name, checkpoint_every=10**6, sample_every=10**6)
     with tempfile.TemporaryDirectory() as directory:
         for event in train(config, dataset):
             if isinstance(event, CheckpointEvent):
                 event.write(Path(directory))
-        model = load_model(Path(directory))
+        return load_model(Path(directory))
+
+
+def planar(name: str) -> PlanarRow:
+    """Train on one planar density with the preset, calibrate, and compare with the truth."""
+    dataset = data.load(name)
+    model = _trained("density-2d", dataset)
     *_, log_z = calibrate(model, num_chains=4096, tolerance=0.008, max_bridges=4)
     points = dataset.held_out[:_TEST_POINTS]
     truth = PLANAR_DENSITIES[name]().log_density(points.double()).mean()
@@ -116,14 +159,83 @@ def _quadrature(model: EnergyModel) -> float:
     return float(torch.logsumexp(-energies, 0)) + 2 * math.log(width)
 
 
+def digits() -> Digits:
+    """Train on the digits with the preset, calibrate, and score beside scikit-learn's estimates of the same split."""
+    dataset = data.load("digits")
+    model = _trained("density-digits", dataset)
+    *_, log_z = calibrate(model, num_chains=1024, max_bridges=64)
+    bin_width = torch.tensor(dataset.bin_width)
+
+    def dequantize(events: Tensor, seed: int) -> Tensor:
+        return dequantized(events, bin_width, SharedNoise(make_generator(seed)))
+
+    held_out = dequantize(dataset.held_out, 0)
+    energy = data_energy(model, held_out)
+    inverted = data_energy(model, dequantize(-dataset.held_out, 1))
+    mean = normalized(model, energy, log_z.estimate).mean()
+    train_set = dequantize(dataset.train, 2).flatten(1).numpy()
+    assert isinstance(model.base, MixtureBase)
+    base = model.base.normalized(float(model.schedule.alpha_bar[0]) * held_out, model.log_snr[:1].expand(len(held_out)))
+    return Digits(
+        model=Estimate(
+            float(mean),
+            float(normalized(model, energy, log_z.upper).mean()),
+            float(normalized(model, energy, log_z.lower).mean()),
+        ),
+        gaussian_mixture=_gaussian_mixture(train_set, held_out.flatten(1).numpy()),
+        kernel_density=_kernel_density(train_set, held_out.flatten(1).numpy()),
+        base=float(normalized(model, base[0].double(), 0.0).mean()),
+        auroc_inverted=float(
+            roc_auc_score([0] * len(energy) + [1] * len(inverted), torch.cat([energy, inverted]).numpy())
+        ),
+        long_runs=run_long(model, dataset.train[:16], num_steps=100 * model.config.chain.num_steps, seed=0),
+    )
+
+
+def _gaussian_mixture(train_set: Array, held_out: Array) -> float:
+    """Full covariances; components and regularization by the last fifth of the training split."""
+    fit, validation = train_set[: len(train_set) * 4 // 5], train_set[len(train_set) * 4 // 5 :]
+
+    def mixture(components: int, added: float, x: Array) -> GaussianMixture:
+        return GaussianMixture(components, reg_covar=added, random_state=0).fit(x)
+
+    grid = itertools.product(range(1, 21), (3e-4, 1e-3, 3e-3, 1e-2))
+    best = max(grid, key=lambda choice: float(mixture(choice[0], choice[1], fit).score(validation)))
+    return float(mixture(best[0], best[1], train_set).score(held_out))
+
+
+def _kernel_density(train_set: Array, held_out: Array) -> float:
+    """Gaussian kernels; the bandwidth by the last fifth of the training split."""
+    fit, validation = train_set[: len(train_set) * 4 // 5], train_set[len(train_set) * 4 // 5 :]
+    widths = np.geomspace(0.05, 1.0, 40)
+    best = max(widths, key=lambda width: float(KernelDensity(bandwidth=width).fit(fit).score(validation)))
+    return float(KernelDensity(bandwidth=best).fit(train_set).score(held_out)) / len(held_out)
+
+
+_GAUSSIANS = ((2, 4000, 32, 1), (64, 4000, 256, 1), (3072, 64, 1024, 5))  # dimensions, chains, bridges, leapfrogs
+
+
 def main() -> None:
     """Everything, then the tables and the file."""
     console = Console()
     with multiprocessing.get_context("spawn").Pool(2) as pool:
-        training = pool.map_async(planar, PLANAR_DENSITIES, chunksize=1)
-        with console.status("training four planar densities"):
-            planes = training.get()
-    gaussians = [gaussian(2, 4000, 32), gaussian(64, 4000, 256), gaussian(3072, 64, 1024)]
+        found_digits = pool.apply_async(digits)
+        found_planes = pool.map_async(planar, PLANAR_DENSITIES, chunksize=1)
+        found_gaussians = pool.starmap_async(gaussian, _GAUSSIANS, chunksize=1)
+        with console.status("training on digits and four planar densities, then Gaussians in up to 3072 dimensions"):
+            digit, planes, gaussians = found_digits.get(), found_planes.get(), found_gaussians.get()
+    _print(console, gaussians, planes, digit)
+    _RESULTS.parent.mkdir(exist_ok=True)
+    results = {
+        "gaussian": [asdict(row) for row in gaussians],
+        "planar": [asdict(row) for row in planes],
+        "digits": asdict(digit),
+        "auroc_inverted": digit.auroc_inverted,
+    }
+    _RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def _print(console: Console, gaussians: list[GaussianRow], planes: list[PlanarRow], digit: Digits) -> None:
     table = Table("dimensions", "log Z", "lower", "upper", title="Gaussians")
     for row in gaussians:
         table.add_row(str(row.dim), *(f"{value:.3f}" for value in (row.truth, row.lower, row.upper)))
@@ -138,9 +250,23 @@ def main() -> None:
             f"{plane.integral:.4f}",
         )
     console.print(table)
-    _RESULTS.parent.mkdir(exist_ok=True)
-    results = {"gaussian": [asdict(row) for row in gaussians], "planar": [asdict(row) for row in planes]}
-    _RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    table = Table("density of held-out digits", "mean, nats", "lower", "upper", title="Digits, 64 dimensions")
+    table.add_row("model", *(f"{value:.2f}" for value in asdict(digit.model).values()))
+    for name in ("base", "gaussian_mixture", "kernel_density"):
+        table.add_row(name.replace("_", " "), f"{getattr(digit, name):.2f}", "", "")
+    console.print(table)
+    console.print(f"AUROC of digits against inverted digits: {digit.auroc_inverted:.4f}")
+    headings = ("level", "acceptance", "energy drift, nats", "split R-hat", "effective of kept")
+    table = Table(*headings, title="Chains 100 times as long as in training, on the conditionals")
+    for run in digit.long_runs:
+        table.add_row(
+            str(run.level),
+            f"{run.acceptance_rate:.2f}",
+            f"{run.energy_drift:+.2f} ± {run.drift_std_error:.2f}",
+            f"{run.split_r_hat:.3f}",
+            f"{run.effective_sample_size:.0f} of {run.num_kept}",
+        )
+    console.print(table)
 
 
 if __name__ == "__main__":

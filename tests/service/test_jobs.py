@@ -268,7 +268,7 @@ def test_a_calibration_is_queued_for_the_newest_checkpoint(
     assert (body["kind"], body["status"], body["name"]) == ("calibrate", "queued", "log Z")
     assert (body["model_id"], body["model_step"], body["seed"]) == (model_id, 100, 4)
     spec = store.get(body["id"]).spec
-    assert spec["config"] == {"seed": 4, "num_chains": 64, "tolerance": None, "max_bridges": 32}
+    assert spec["config"] == {"seed": 4, "num_chains": 64, "tolerance": None, "max_bridges": 32, "num_leapfrog": 1}
     assert client.get("/jobs", params={"kind": "calibrate"}).json()["jobs"][0]["id"] == body["id"]
 
 

@@ -1,0 +1,212 @@
+"""What the energies of x_t would be if the data were Gaussian, or a mixture of Gaussians: the term that the network
+corrects in the forms `gaussian` and `log_snr`.
+
+Where the data have mean μ and covariance Σ, x_t has mean ᾱμ and covariance C = ᾱ²Σ + σ̄²I, all in the eigenbasis of Σ.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from model.errors import ShapeError
+from model.noise import NoiseSource
+from model.schedule import Schedule
+
+_FULL_COVARIANCE_MAX_DIM = 1024  # above it one variance for all coordinates: the eigenvectors would outgrow the network
+_MIN_VARIANCE = 1e-4  # of a data direction, in scaled units
+_MIN_COMPONENT_VARIANCE = 1e-3  # added to every direction of a component
+_INPUT_STD = 1.5  # of the network's input: a little into the nonlinearity
+
+
+class Whitening(NamedTuple):
+    """A linear change of coordinates x_t ↔ z, of (B, *event)."""
+
+    to_x: Callable[[Tensor], Tensor]
+    to_z: Callable[[Tensor], Tensor]
+    log_volume: float
+    """log |dx_t/dz|, nats"""
+
+
+class GaussianBase(nn.Module):
+    """The energy of x_t if the data were Gaussian, in the eigenbasis of their covariance; see the module's formula."""
+
+    mean: Tensor
+    variance: Tensor
+    rotation: Tensor | None
+
+    def __init__(self, schedule: Schedule, event_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        dim = torch.Size(event_shape).numel()
+        self.register_buffer("alpha_bar", schedule.alpha_bar[:-1].float(), persistent=False)
+        self.register_buffer("sigma_bar", schedule.sigma_bar[:-1].float(), persistent=False)
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("variance", torch.ones(dim))
+        self.register_buffer("rotation", torch.eye(dim) if dim <= _FULL_COVARIANCE_MAX_DIM else None)
+
+    alpha_bar: Tensor
+    sigma_bar: Tensor
+
+    def fit(self, events: Tensor) -> None:
+        """Moments of `events` (N, *event)."""
+        flat = events.flatten(1).double().cpu()
+        self.mean.copy_(flat.mean(0))
+        if self.rotation is None:
+            self.variance.fill_(float(flat.var(0).mean().clamp(min=_MIN_VARIANCE)))
+            return
+        variance, rotation = torch.linalg.eigh(torch.cov(flat.T).reshape(flat.shape[1], -1))
+        self.variance.copy_(variance.clamp(min=_MIN_VARIANCE))
+        self.rotation.copy_(rotation)
+
+    def forward(self, x: Tensor, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(base energy (B,), network input (B, *event), output scale (B,)) at x = x_t."""
+        alpha_bar, sigma_bar, variance = self._moments(level)
+        energy, features = self._whitened(x, alpha_bar, variance)
+        return energy, features, (alpha_bar / sigma_bar)[:, 0] / self._gain
+
+    def normalized(self, x: Tensor, log_snr: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(−log of the base's density (B,), network input (B, *event), ᾱ (B,), the part of the input's standard
+        deviation that is noise (B,)) at x = x_λ of any λ (B,)."""
+        alpha_bar, sigma_bar = torch.sigmoid(log_snr)[:, None].sqrt(), torch.sigmoid(-log_snr)[:, None].sqrt()
+        variance = alpha_bar**2 * self.variance + sigma_bar**2
+        energy, features = self._whitened(x, alpha_bar, variance)
+        energy = energy + torch.log(2 * math.pi * variance).sum(1) / 2
+        return energy, features, alpha_bar[:, 0], _INPUT_STD * sigma_bar[:, 0]
+
+    def widened(
+        self, log_snr: Tensor, like: Tensor, noise: NoiseSource, factor: float
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Draws of the base at λ (B,), in the shape of `like` (B, *event), with standard deviations times `factor`, and
+        −log of their density."""
+        alpha_bar, sigma_bar = torch.sigmoid(log_snr)[:, None].sqrt(), torch.sigmoid(-log_snr)[:, None].sqrt()
+        variance = factor**2 * (alpha_bar**2 * self.variance + sigma_bar**2)
+        centred = self._rotate_back(variance.sqrt() * noise.normal(like).flatten(1))
+
+        def energy(x: Tensor) -> Tensor:
+            offset = self._rotate(x.flatten(1) - alpha_bar * self.mean)
+            return (offset**2 / variance + torch.log(2 * math.pi * variance)).sum(1) / 2
+
+        return (centred + alpha_bar * self.mean).reshape(like.shape), energy
+
+    @property
+    def _gain(self) -> Tensor:
+        return _INPUT_STD / self.variance.mean().sqrt()
+
+    def _whitened(self, x: Tensor, alpha_bar: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """(base energy (B,), network input (B, *event))"""
+        centred = self._rotate(x.flatten(1) - alpha_bar * self.mean)
+        features = self._rotate_back(self._gain * (self.variance / variance).sqrt() * centred)
+        return (centred**2 / variance).sum(1) / 2, features.reshape(x.shape)
+
+    def whitening(self, t: int) -> Whitening:
+        """The coordinates z in which the base of x_t is standard normal."""
+        alpha_bar, _, variance = self._moments(torch.tensor([t], device=self.variance.device))
+        centre, std = alpha_bar * self.mean, variance.sqrt()
+
+        def to_x(z: Tensor) -> Tensor:
+            return (self._rotate_back(std * z.flatten(1)) + centre).reshape(z.shape)
+
+        def to_z(x: Tensor) -> Tensor:
+            return (self._rotate(x.flatten(1) - centre) / std).reshape(x.shape)
+
+        return Whitening(to_x, to_z, float(variance.double().log().sum()) / 2)
+
+    def whiten(self, residual: Tensor, level: Tensor) -> Tensor:
+        """σ̄_t ∇E − ε (B, *event) -> (B, D), in units of what the network contributes along each eigenvector: with
+        output scale ᾱ/σ̄ and input scale (λ/v)^½ that is ᾱ (λ/v)^½."""
+        alpha_bar, _, variance = self._moments(level)
+        return self._rotate(residual.flatten(1)) / (alpha_bar * (self.variance / variance).sqrt())
+
+    def _moments(self, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(ᾱ_t, σ̄_t, eigenvalues of C_t), (B, 1) and (B, D)."""
+        alpha_bar, sigma_bar = self.alpha_bar[level, None], self.sigma_bar[level, None]
+        return alpha_bar, sigma_bar, alpha_bar**2 * self.variance + sigma_bar**2
+
+    def _rotate(self, flat: Tensor) -> Tensor:
+        return flat if self.rotation is None else flat @ self.rotation
+
+    def _rotate_back(self, flat: Tensor) -> Tensor:
+        return flat if self.rotation is None else flat @ self.rotation.T
+
+
+class MixtureBase(GaussianBase):
+    """A mixture of Gaussians of full covariance, fit by expectation maximization, for form `log_snr`: a density with
+    exact samples at every λ. The network's input is scaled as over the single Gaussian."""
+
+    log_weights: Tensor
+    """(K,)"""
+    means: Tensor
+    """(K, D)"""
+    variances: Tensor
+    """(K, D) along the columns of `rotations`"""
+    rotations: Tensor
+    """(K, D, D)"""
+
+    def __init__(self, schedule: Schedule, event_shape: tuple[int, ...], num_components: int) -> None:
+        dim = torch.Size(event_shape).numel()
+        if dim > _FULL_COVARIANCE_MAX_DIM:
+            raise ShapeError(
+                f"base_components is {num_components} and the data have {dim} dimensions; a mixture holds a full "
+                f"covariance for each component, up to {_FULL_COVARIANCE_MAX_DIM} dimensions. Use base_components 1"
+            )
+        super().__init__(schedule, event_shape)
+        self.register_buffer("log_weights", torch.full((num_components,), -math.log(num_components)))
+        self.register_buffer("means", torch.zeros(num_components, dim))
+        self.register_buffer("variances", torch.ones(num_components, dim))
+        self.register_buffer("rotations", torch.eye(dim).repeat(num_components, 1, 1))
+
+    def fit(self, events: Tensor) -> None:
+        """Moments and mixture of `events` (N, *event), N at least the number of components."""
+        from sklearn.exceptions import ConvergenceWarning  # a second to import, needed here only
+        from sklearn.mixture import GaussianMixture
+
+        super().fit(events)
+        found = GaussianMixture(len(self.log_weights), reg_covar=_MIN_COMPONENT_VARIANCE, random_state=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # a base need not be the best mixture
+            found.fit(events.flatten(1).double().cpu().numpy())
+        self.log_weights.copy_(torch.from_numpy(found.weights_).log())
+        self.means.copy_(torch.from_numpy(found.means_))
+        variances, rotations = torch.linalg.eigh(torch.from_numpy(found.covariances_))
+        self.variances.copy_(variances)
+        self.rotations.copy_(rotations)
+
+    def normalized(self, x: Tensor, log_snr: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """As `GaussianBase.normalized`, the energy that of the mixture."""
+        _, features, alpha_bar, noise_std = super().normalized(x, log_snr)
+        return self._energy(x, log_snr, 1.0), features, alpha_bar, noise_std
+
+    def widened(
+        self, log_snr: Tensor, like: Tensor, noise: NoiseSource, factor: float
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """As `GaussianBase.widened`, of every component."""
+        cumulative = self.log_weights.exp().cumsum(0)
+        uniform = noise.uniform(like.new_empty(len(like)))
+        chosen = torch.searchsorted(cumulative, uniform).clamp(max=len(cumulative) - 1)
+        alpha_bar, _, variances = self._component_moments(log_snr)
+        variance = factor**2 * variances[torch.arange(len(chosen), device=chosen.device), chosen]
+        centred = torch.einsum("be,bde->bd", variance.sqrt() * noise.normal(like).flatten(1), self.rotations[chosen])
+        x = (centred + alpha_bar[:, 0] * self.means[chosen]).reshape(like.shape)
+        return x, lambda x: self._energy(x, log_snr, factor)
+
+    def _energy(self, x: Tensor, log_snr: Tensor, factor: float) -> Tensor:
+        """−log of the mixture's density at λ (B,), the components' standard deviations times `factor`: (B,)."""
+        alpha_bar, _, variances = self._component_moments(log_snr)
+        variances = factor**2 * variances
+        num_components, dim = self.means.shape
+        columns = self.rotations.permute(1, 0, 2).reshape(dim, -1)  # one product for all components
+        centres = torch.einsum("kd,kde->ke", self.means, self.rotations)
+        centred = (x.flatten(1) @ columns).reshape(-1, num_components, dim) - alpha_bar * centres
+        energies = (centred**2 / variances + torch.log(2 * math.pi * variances)).sum(2) / 2
+        return -torch.logsumexp(self.log_weights - energies, 1)
+
+    def _component_moments(self, log_snr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(ᾱ (B, 1, 1), σ̄ (B, 1, 1), variances of every component (B, K, D))."""
+        alpha_bar = torch.sigmoid(log_snr)[:, None, None].sqrt()
+        sigma_bar = torch.sigmoid(-log_snr)[:, None, None].sqrt()
+        return alpha_bar, sigma_bar, alpha_bar**2 * self.variances + sigma_bar**2

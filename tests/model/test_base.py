@@ -1,0 +1,110 @@
+"""The energies' Gaussian and mixture bases against torch.distributions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, distributions, nn
+
+from model.annealing import anneal
+from model.base import MixtureBase
+from model.config import NetworkConfig, ScheduleConfig, TrainConfig
+from model.density import annealing_path
+from model.energy_model import EnergyModel
+from model.errors import ConfigError, ShapeError
+from model.noise import SharedNoise, make_generator
+from model.schedule import make_schedule
+
+_CONFIG = TrainConfig(
+    schedule=ScheduleConfig(kind="log_snr", num_levels=4, log_snr_max=4.0, log_snr_min=-3.0),
+    network=NetworkConfig(kind="mlp", width=8, num_blocks=1, activation="silu", spectral_norm=False),
+    energy="log_snr",
+    base_components=2,
+)
+_WEIGHTS = torch.tensor([0.3, 0.7], dtype=torch.float64)
+_MEANS = torch.tensor([[-2.0, 1.0, 0.0], [1.5, -0.5, 1.0]], dtype=torch.float64)
+_FACTORS = torch.tensor(
+    [[[0.5, 0, 0], [0.3, 0.4, 0], [0, 0.2, 0.6]], [[0.8, 0, 0], [-0.3, 0.3, 0], [0.1, 0, 0.5]]], dtype=torch.float64
+)
+
+
+def _truth(alpha_bar: float, sigma_bar: float, factor: float = 1.0) -> distributions.Distribution:
+    """x_λ of the mixture, every component's standard deviations times `factor`."""
+    covariances = factor**2 * (alpha_bar**2 * _FACTORS @ _FACTORS.mT + sigma_bar**2 * torch.eye(3))
+    parts = distributions.MultivariateNormal(alpha_bar * _MEANS, covariances)
+    return distributions.MixtureSameFamily(distributions.Categorical(_WEIGHTS), parts)
+
+
+@pytest.fixture(scope="module")
+def model() -> EnergyModel:
+    """With its base fit to draws of the mixture."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        events = _truth(1.0, 0.0).sample((60_000,)).float()
+    found = EnergyModel(_CONFIG, (3,))
+    found.fit_base(events)
+    return found
+
+
+@pytest.mark.parametrize("log_snr", [4.0, 0.5, -3.0])
+def test_the_mixture_is_normalized_at_every_noise_level(model: EnergyModel, log_snr: float) -> None:
+    """Its energy is −log of the diffused mixture, up to what the fit leaves open; an error in the scale of the noise or
+    of the means would be far larger."""
+    assert isinstance(model.base, MixtureBase)
+    alpha_bar, sigma_bar = math.sqrt(1 / (1 + math.exp(-log_snr))), math.sqrt(1 / (1 + math.exp(log_snr)))
+    truth = _truth(alpha_bar, sigma_bar)
+    x = truth.sample((2000,)).float()
+    energy = model.base.normalized(x, torch.full((2000,), log_snr))[0]
+    difference = energy.double() + truth.log_prob(x.double())
+    assert abs(float(difference.mean())) < 0.01
+    assert float(difference.abs().max()) < 0.3
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.5])
+def test_draws_of_the_base_have_the_density_it_gives_for_them(model: EnergyModel, factor: float) -> None:
+    assert isinstance(model.base, MixtureBase)
+    count, log_snr = 60_000, torch.full((60_000,), 1.0)
+    like = torch.empty(count, 3)
+    x, energy = model.base.widened(log_snr, like, SharedNoise(make_generator(3)), factor)
+    alpha_bar, sigma_bar = math.sqrt(1 / (1 + math.exp(-1))), math.sqrt(1 / (1 + math.exp(1)))
+    truth = _truth(alpha_bar, sigma_bar, factor)
+    torch.testing.assert_close(x.double().mean(0), truth.mean, atol=0.03, rtol=0)
+    torch.testing.assert_close(x.double().var(0), truth.variance, atol=0.03, rtol=0.03)
+    assert abs(float((energy(x).double() + truth.log_prob(x.double())).mean())) < 0.01
+
+
+class _Tilt(nn.Module):
+    """A network whose effect on log Z is known: it moves a Gaussian, or every component of a mixture."""
+
+    def forward(self, features: Tensor, log_snr: Tensor, noise_std: Tensor) -> Tensor:
+        return features.sum(1) + 0 * (log_snr + noise_std)
+
+
+def test_a_mixture_is_annealed_straight_to_the_model(model: EnergyModel) -> None:
+    """The model is e^(ᾱ Σ h) times its base, h linear in x: log Z follows from the components' moments."""
+    assert isinstance(model.base, MixtureBase)
+    tilted = EnergyModel(replace(_CONFIG), (3,))
+    tilted.load_state_dict(model.state_dict())
+    tilted.network = _Tilt()  # type: ignore[assignment]
+    assert isinstance(tilted.base, MixtureBase)
+    path = annealing_path(tilted)
+    assert len(path.energies) == 2
+    walk = anneal(path, 4000, SharedNoise(make_generator(4)), num_bridges=8)
+    x = tilted.base.widened(
+        tilted.log_snr[:1].expand(10**6), torch.empty(10**6, 3), SharedNoise(make_generator(5)), 1.0
+    )
+    ratio = tilted.base.normalized(x[0], tilted.log_snr[:1].expand(10**6))
+    exponent = (ratio[2] * ratio[1].sum(1)).double()
+    expected = float(torch.logsumexp(exponent, 0)) - math.log(10**6)
+    assert abs(walk.log_mean_weight - expected) < 4 * walk.std_error + 0.02
+    assert walk.std_error < 0.05
+
+
+def test_several_components_are_refused_where_they_cannot_be_had() -> None:
+    with pytest.raises(ConfigError, match="need energy 'log_snr'"):
+        replace(_CONFIG, energy="gaussian")
+    with pytest.raises(ShapeError, match="Use base_components 1"):
+        MixtureBase(make_schedule(_CONFIG.schedule), (3, 32, 32), 4)
