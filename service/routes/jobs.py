@@ -21,9 +21,9 @@ from service.routes.models import checkpoint_step, describe, parse_model
 from service.schemas import CalibrateRequest, EventBody, JobBody, JobPageBody, ResumeRequest, TrainRequest
 from service.stores import Stores, StoresDependency
 from worker.broker import wake
+from worker.events import follow_events
 from worker.ids import ULID_PATTERN
 from worker.jobs import JobEvent, JobKind, JobRecord, JobStatus
-from worker.records import follow_events
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 log = structlog.get_logger(__name__)

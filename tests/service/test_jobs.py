@@ -10,8 +10,9 @@ from fastapi.testclient import TestClient
 from redis import Redis
 
 from worker.ids import new_id
+from worker.jobs import JobRecord, JobStatus, Lease
 from worker.messages import TRAIN_QUEUE
-from worker.records import JobRecord, JobStatus, Lease, RecordStore
+from worker.records import RecordStore
 
 SMALL = {"preset": "digits", "steps": 44, "seed": 3}
 
