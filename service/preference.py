@@ -45,7 +45,7 @@ class PreferredWait:
         while not record.status.is_terminal and (remaining_s := give_up_at - time.monotonic()) > 0:
             await asyncio.sleep(min(_POLL_S, remaining_s))
             try:
-                record = await run_in_threadpool(stores.records.get, record.id)
+                record = await run_in_threadpool(stores.records.find, record.id)
             except RedisError:
                 break  # the job is made, and the caller should learn its id
         return record

@@ -257,6 +257,17 @@ class RecordStore(RecordReader):
             log.warning("jobs_restored_from_storage", jobs=restored)
         return restored
 
+    def find(self, job_id: str) -> JobRecord:
+        """As `get`, also between a wipe of Redis and the reaper's next sweep: the job is then brought back at once.
+
+        Raises JobNotFound, InvalidId, StorageUnavailable.
+        """
+        try:
+            return self.get(job_id)
+        except JobNotFound:
+            self._restore(job_id)
+            return self.get(job_id)
+
     def _restore(self, job_id: str) -> bool:
         if self.redis.exists(f"job:{job_id}"):
             return False

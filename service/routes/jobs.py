@@ -113,7 +113,7 @@ def list_jobs(
 @router.get("/{job_id}", operation_id="get_job", summary="Look at a job", responses=documented(404))
 async def get_job(job_id: JobId, stores: StoresDependency, wait: WaitDependency) -> JobBody:
     """The job as it stands, or with `Prefer: wait=N` as it ended."""
-    record = await wait.record(stores, await run_in_threadpool(stores.records.get, job_id))
+    record = await wait.record(stores, await run_in_threadpool(stores.records.find, job_id))
     return await run_in_threadpool(_body, stores, record)
 
 
@@ -143,7 +143,7 @@ async def follow_job(
     form = preferred(accept, [_SSE, _JSON_LINES])
     if form is None:
         raise not_acceptable([_SSE, _JSON_LINES])
-    await run_in_threadpool(stores.records.get, job_id)  # a job that does not exist is a 404, not an empty stream
+    await run_in_threadpool(stores.records.find, job_id)  # a job that does not exist is a 404, not an empty stream
     events = _events(stores, job_id, last_event_id)
     if form == _JSON_LINES:
         return StreamingResponse(_as_lines(events), media_type=_JSON_LINES)
@@ -161,7 +161,7 @@ async def follow_job(
 )
 def cancel_job(job_id: JobId, response: Response, stores: StoresDependency) -> JobBody:
     """A waiting job is cancelled at once, a running one within a step; its checkpoints stay usable."""
-    before = stores.records.get(job_id)
+    before = stores.records.find(job_id)
     record = stores.records.request_cancel(job_id)
     if before.status.is_terminal:
         response.status_code = 200
@@ -177,9 +177,9 @@ def cancel_job(job_id: JobId, response: Response, stores: StoresDependency) -> J
 )
 def resume_job(job_id: JobId, stores: StoresDependency, request: ResumeRequest | None = None) -> JobBody:
     """Queues the job again, to go on from its last checkpoint, with another number of steps if given."""
-    spec = None
+    before, spec = stores.records.find(job_id), None
     if request is not None and request.steps is not None:
-        spec = _longer_spec(stores.records.get(job_id), request.steps)
+        spec = _longer_spec(before, request.steps)
     record = stores.records.resume(job_id, spec=spec)
     _wake(stores, record)
     return _body(stores, record)
