@@ -30,7 +30,7 @@ class PreferredWait:
             str | None,
             Header(
                 description=f"`wait=N`: answer when the job has ended, after at most N seconds (not over {MAX_WAIT_S})",
-                examples=["wait=30"],
+                examples=["wait=1"],
             ),
         ] = None,
     ) -> None:
