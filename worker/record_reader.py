@@ -56,10 +56,6 @@ class RecordReader:
         """Ids of all jobs in a state, oldest first."""
         return _texts(self.redis.zrange(f"jobs:status:{status}", 0, -1))
 
-    def queued_ids(self, kind: JobKind) -> Sequence[str]:
-        """Ids of waiting jobs of a kind, longest waiting first."""
-        return _texts(self.redis.zrange(f"jobs:queue:{kind}", 0, -1))
-
     def waiting_ids(self, queue: str) -> Sequence[str]:
         """Ids of the jobs that wait for the workers of a queue, of all its kinds, the next first."""
         pipeline = self.redis.pipeline(transaction=False)
