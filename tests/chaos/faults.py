@@ -29,7 +29,7 @@ _PLAN = {
 }
 """Besides the kills of the victim. All of it happens in every run; when, and to whom, is the seed's."""
 _PAUSE_S = (1.5, 4.0)
-_PATIENCE_S = 60.0
+_PATIENCE_S = 120.0
 _VICTIM_STEPS = 25
 """Steps an attempt at the victim must have trained before it is killed."""
 

@@ -1,6 +1,6 @@
 """`make chaos`: 12 trainings on 2 trainers while everything around them is killed, and what came of it.
 
-    python -m tests.chaos.run [--seed N]
+    python -m tests.chaos.run [--seed N] [--patience FACTOR] [--keep FOLDER]
 
 Real processes throughout. A script drawn from the seed kills with -9 training subprocesses, whole workers and the
 reaper's host, stops a worker with SIGTERM, restarts Redis, wipes it once, stops S3 for 20 s, and delivers every message
@@ -75,6 +75,7 @@ class Chaos:
     collector: Collector
     console: Console
     seed: int
+    patience: float
     figures: dict[str, Any] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
     began_at: float = field(default_factory=time.time)
@@ -84,11 +85,11 @@ class Chaos:
         jobs = [self._submit(SEEDS[index % len(SEEDS)]) for index in range(NUM_JOBS)]
         faults = Faults(self.stack, self.collector, Random(self.seed), jobs[0], self._tell)
         faults.run()
-        self._wait_for(jobs, _STORM_LIMIT_S)
+        self._wait_for(jobs, self.patience * _STORM_LIMIT_S)
         storm_s = time.time() - self.began_at
         self._require("processes that outlived their worker", [str(p) for p in self._orphans(jobs)], [])
         twins = [self._submit(seed) for seed in SEEDS]
-        self._wait_for(twins, _QUIET_LIMIT_S)
+        self._wait_for(twins, self.patience * _QUIET_LIMIT_S)
         self._judge(jobs, twins, faults)
         recovery = [self._recovery() for _ in range(_RECOVERY_TRIALS)]
         self.figures |= {
@@ -186,7 +187,7 @@ class Chaos:
     def _recovery(self) -> float:
         """Seconds from kill -9 of the worker that trains a job to the job's next step, the other worker being idle."""
         job_id = self._submit(seed=99, steps=1_000_000)
-        wait_until(lambda: self.stack.store.get(job_id).last_checkpoint, 60, "a checkpoint")
+        wait_until(lambda: self.stack.store.get(job_id).last_checkpoint, 60 * self.patience, "a checkpoint")
         holder = str(self.stack.store.get(job_id).worker).split("@")[0]
         before = len(self.collector.attempts(job_id))
         killed_at = time.time()
@@ -196,11 +197,11 @@ class Chaos:
             later = self.collector.attempts(job_id)[before:]
             return later[0].steps[0][1] if later and later[0].steps else None
 
-        took_s = float(wait_until(next_step, 60, "training again")) - killed_at
+        took_s = float(wait_until(next_step, 60 * self.patience, "training again")) - killed_at
         self.stack.start_worker(holder)
         self.stack.ask("POST", f"/jobs/{job_id}/cancel")
-        wait_until(lambda: self.stack.store.get(job_id).status is JobStatus.cancelled, 30, "the cancel")
-        wait_until(lambda: self.stack.is_ready(holder), 30, "the worker's return")
+        wait_until(lambda: self.stack.store.get(job_id).status is JobStatus.cancelled, 30 * self.patience, "the cancel")
+        wait_until(lambda: self.stack.is_ready(holder), 30 * self.patience, "the worker's return")
         return took_s
 
     def _require(self, what: str, found: object, expected: object) -> None:
@@ -232,6 +233,9 @@ def main() -> int:
     """Run, show, write; 0 if every promise held."""
     parser = argparse.ArgumentParser(description="Kill everything around 12 trainings and see what comes of it")
     parser.add_argument("--seed", type=int, default=0, help="of the faults")
+    parser.add_argument(
+        "--patience", type=float, default=1.0, help="on all limits, for a machine that is busy otherwise"
+    )
     parser.add_argument("--keep", type=Path, help="folder for all logs; a temporary one if absent")
     arguments = parser.parse_args()
     console = Console(highlight=False)
@@ -241,7 +245,7 @@ def main() -> int:
         stack = Stack(directory)
         collector = Collector(stack.settings.spool_dir, directory / "evidence")
         doubler = Doubler(stack.valkey.url)
-        chaos = Chaos(stack, collector, console, arguments.seed)
+        chaos = Chaos(stack, collector, console, arguments.seed, arguments.patience)
         with stack.running():
             collector.start()
             doubler.start()
