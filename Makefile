@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test lint format clean bench-density
+.PHONY: help install demo test lint format clean bench-density chaos
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -25,6 +25,9 @@ test: $(STAMP) ## every test
 
 bench-density: $(STAMP) ## train the planar densities and compare log Z and log p with the truth; writes bench-results/
 	$(BIN)/python -m tests.bench.density
+
+chaos: $(STAMP) ## kill everything around 12 trainings, again and again, and check that none is harmed; 10 minutes at most
+	$(BIN)/python -m tests.chaos.run
 
 lint: $(STAMP) ## formatting, lint, types, direction of imports
 	$(BIN)/ruff format --check .

@@ -1,6 +1,6 @@
 """Checkpoints: a directory of safetensors and one JSON file, never pickle.
 
-    config.json          version, step, event shape, training configuration
+    config.json          version, step, rollbacks, event shape, training configuration
     ema.safetensors      averaged weights, which is all that sampling and densities need
     state.safetensors    weights and optimiser moments, which resuming needs besides
 
@@ -41,6 +41,8 @@ class Snapshot:
     ema: dict[str, Tensor]
     state: dict[str, Tensor]
     """`model.*` weights and `optimizer.*` moments"""
+    rollbacks: int = 0
+    """How often the run had gone back after a divergence"""
 
     def write(self, directory: Path) -> None:
         """Write the three files into `directory`, which exists; the JSON file comes last."""
@@ -49,6 +51,7 @@ class Snapshot:
         description = {
             "version": VERSION,
             "step": self.step,
+            "rollbacks": self.rollbacks,
             "event_shape": list(self.event_shape),
             "config": to_dict(self.config),
         }
@@ -62,7 +65,7 @@ def copy_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def load_model(directory: Path, device: str = "cpu") -> EnergyModel:
     """The averaged model of a checkpoint, ready for sampling. Raises CheckpointError."""
-    config, event_shape, _ = _read_description(directory)
+    config, event_shape, _, _ = _read_description(directory)
     model = EnergyModel(config, event_shape)
     load_weights(model, _read_tensors(directory / EMA_FILE))
     return model.to(device).eval()
@@ -70,10 +73,9 @@ def load_model(directory: Path, device: str = "cpu") -> EnergyModel:
 
 def read_snapshot(directory: Path) -> Snapshot:
     """Everything a checkpoint holds. Raises CheckpointError."""
-    config, event_shape, step = _read_description(directory)
-    return Snapshot(
-        step, config, event_shape, _read_tensors(directory / EMA_FILE), _read_tensors(directory / STATE_FILE)
-    )
+    config, event_shape, step, rollbacks = _read_description(directory)
+    ema, state = _read_tensors(directory / EMA_FILE), _read_tensors(directory / STATE_FILE)
+    return Snapshot(step, config, event_shape, ema, state, rollbacks)
 
 
 def load_weights(model: EnergyModel, weights: dict[str, Tensor]) -> None:
@@ -87,7 +89,7 @@ def load_weights(model: EnergyModel, weights: dict[str, Tensor]) -> None:
         raise CheckpointError(f"the weights do not belong to this configuration: {error}") from error
 
 
-def _read_description(directory: Path) -> tuple[TrainConfig, tuple[int, ...], int]:
+def _read_description(directory: Path) -> tuple[TrainConfig, tuple[int, ...], int, int]:
     path = directory / CONFIG_FILE
     try:
         description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -101,7 +103,8 @@ def _read_description(directory: Path) -> tuple[TrainConfig, tuple[int, ...], in
         )
     try:
         config = from_dict(TrainConfig, description["config"])
-        return config, tuple(int(n) for n in description["event_shape"]), int(description["step"])
+        rollbacks = int(description.get("rollbacks", 0))  # absent from checkpoints of 0.1.0
+        return config, tuple(int(n) for n in description["event_shape"]), int(description["step"]), rollbacks
     except (ConfigError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} does not describe a model: {error}") from error
 

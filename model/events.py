@@ -57,6 +57,20 @@ class CheckpointEvent:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RollbackEvent:
+    """Training diverged and goes on from an earlier checkpoint, with other noise and a lower learning rate."""
+
+    step: int
+    """of the divergence"""
+    to_step: int
+    rollbacks: int
+    """so far, this one included"""
+    learning_rate_factor: float
+    """from here on, on what the configuration asks for"""
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class DoneEvent:
     """Always the last event; a CheckpointEvent of the same step came before it."""
 
@@ -65,4 +79,4 @@ class DoneEvent:
     """True when `stop_fn` ended the run before its last step"""
 
 
-TrainEvent = StepEvent | SampleEvent | CheckpointEvent | DoneEvent
+TrainEvent = StepEvent | SampleEvent | CheckpointEvent | RollbackEvent | DoneEvent

@@ -6,6 +6,9 @@ contrastive loss. Weights for sampling are an exponential moving average.
 
 Randomness of step n comes from (seed, n) alone and the order of the data from (seed, epoch), so a run resumed from any
 checkpoint continues as if it had never stopped (bit for bit on the CPU in float32).
+
+A run that diverges goes back to its last regular checkpoint. The number of times it did enters the noise and the
+learning rate and is saved with the state, so that this, too, happens in the same way whenever the run is interrupted.
 """
 
 from __future__ import annotations
@@ -13,7 +16,6 @@ from __future__ import annotations
 import copy
 import functools
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -28,8 +30,9 @@ from model.config import TrainConfig
 from model.data import Dataset
 from model.energy_model import EnergyModel
 from model.errors import CheckpointError, DivergenceError, ShapeError
-from model.events import CheckpointEvent, DoneEvent, PerLevel, Phase, SampleEvent, StepEvent, TrainEvent
+from model.events import CheckpointEvent, DoneEvent, Phase, RollbackEvent, SampleEvent, TrainEvent
 from model.mcmc import adapt_step_size
+from model.meter import Meter, mean_by_level
 from model.networks import iterate_power
 from model.noise import SharedNoise, derive_seed, make_generator
 from model.recovery import (
@@ -49,6 +52,9 @@ _MAX_LOSS = 1e4
 _CONTRAST_NATS = 0.8
 """How much rarer than the base the noise that data are told from is at its centre: it reaches a little further than the
 data (1.5 times in two dimensions), yet stays near enough in many to say something about them."""
+MAX_ROLLBACKS = 3
+_ROLLBACK_FACTOR = 0.5
+"""On the learning rate, for each time the run went back."""
 _MOMENT_EVENTS = 10_000
 """Training events, as augmented, whose mean and covariance the Gaussian base takes."""
 _EMA_POWER_ITERATIONS = 20  # bring the singular vectors of averaged weights to convergence before they are used
@@ -63,6 +69,13 @@ class TrainState:
     ema: EnergyModel
     optimizer: torch.optim.Optimizer
     step: int = 0
+    rollbacks: int = 0
+    """How often this run went back to an earlier checkpoint."""
+
+    @property
+    def learning_rate_factor(self) -> float:
+        """On what the configuration asks for."""
+        return _ROLLBACK_FACTOR**self.rollbacks
 
     @property
     def phase(self) -> Phase:
@@ -86,6 +99,7 @@ class TrainState:
             self.model.event_shape,
             copy_tensors(self.averaged().state_dict()),
             copy_tensors(state),
+            self.rollbacks,
         )
 
 
@@ -112,7 +126,8 @@ def resume(snapshot: Snapshot, config: TrainConfig, device: str = "cpu") -> Trai
     ema = copy.deepcopy(model).requires_grad_(False)
     load_weights(ema, snapshot.ema)
     model.to(device)
-    state = TrainState(config, model, ema.to(device), _make_optimizer(config, model), snapshot.step)
+    optimizer = _make_optimizer(config, model)
+    state = TrainState(config, model, ema.to(device), optimizer, snapshot.step, snapshot.rollbacks)
     _restore_moments(state.optimizer, snapshot.state)
     return state
 
@@ -123,7 +138,7 @@ def _restore_moments(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor
         kind, _, rest = name.partition(".")
         if kind == "optimizer":
             index, _, moment = rest.partition(".")
-            moments.setdefault(int(index), {})[moment] = tensor
+            moments.setdefault(int(index), {})[moment] = tensor.clone()  # the optimiser would change the snapshot's
     try:
         optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
     except (ValueError, KeyError) as error:
@@ -142,32 +157,77 @@ def train(
     snapshot: Snapshot | None = None,
     device: str = "cpu",
     stop_fn: Callable[[], bool] = lambda: False,
+    earlier_fn: Callable[[int], Snapshot | None] = lambda _: None,
 ) -> Iterator[TrainEvent]:
     """Train to `config.steps`, from the start or from `snapshot`; stops after any step once `stop_fn()` is true.
 
     Events come in order of steps: StepEvent every `log_every`, SampleEvent every `sample_every`, CheckpointEvent every
-    `checkpoint_every` and at the end, DoneEvent last. Raises DivergenceError, CheckpointError, ShapeError.
+    `checkpoint_every` and at the end, DoneEvent last. After a RollbackEvent the order starts over from its `to_step`.
+    `earlier_fn(step)` finds the stored checkpoint to go back to when `snapshot` was taken between two regular ones;
+    without it the run goes back to `snapshot`. Raises DivergenceError (the fourth time), CheckpointError, ShapeError.
     """
     if (config.horizontal_flips or config.affine_jitter > 0) and len(dataset.event_shape) != 3:
         raise ShapeError(
             f"horizontal_flips and affine_jitter are for images, but the data have shape {dataset.event_shape}"
         )
     state = resume(snapshot, config, device) if snapshot else start(config, dataset, device)
-    events = dataset.train.to(device)
-    meter = _Meter(state.model.num_levels, device)
+    good, events = snapshot, dataset.train.to(device)
+    meter = Meter(state.model.num_levels, device)
     while state.step < config.steps and not stop_fn():
         phase = state.phase
-        _train_step(state, events, meter)
+        try:
+            _train_step(state, events, meter)
+        except DivergenceError as error:
+            good = _last_regular(config, error.step, good, earlier_fn)
+            state = _roll_back(state, good, dataset, device, error)
+            meter = Meter(state.model.num_levels, device)
+            yield RollbackEvent(
+                step=error.step,
+                to_step=state.step,
+                rollbacks=state.rollbacks,
+                learning_rate_factor=state.learning_rate_factor,
+                reason=str(error),
+            )
+            continue
         last = state.step == config.steps
         if state.step % config.log_every == 0 or last:
-            yield meter.report(state, phase)
+            yield meter.report(step=state.step, total_steps=config.steps, phase=phase)
         if state.step % config.sample_every == 0 or last:
             yield SampleEvent(step=state.step, samples=_preview(state))
             meter.restart_clock()
         if state.step % config.checkpoint_every == 0 and not last:
-            yield CheckpointEvent(step=state.step, write=state.snapshot().write)
+            good = state.snapshot()
+            yield CheckpointEvent(step=state.step, write=good.write)
     yield CheckpointEvent(step=state.step, write=state.snapshot().write)
     yield DoneEvent(step=state.step, stopped=state.step < config.steps)
+
+
+def _last_regular(
+    config: TrainConfig, step: int, good: Snapshot | None, earlier_fn: Callable[[int], Snapshot | None]
+) -> Snapshot | None:
+    """The last checkpoint of the schedule before a step; None is the start.
+
+    Not one that an interruption left in between: a run that was never interrupted would not have it.
+    """
+    wanted = (step - 1) // config.checkpoint_every * config.checkpoint_every
+    if wanted == 0 or good is None:
+        return None
+    return good if good.step == wanted else earlier_fn(wanted) or good
+
+
+def _roll_back(
+    state: TrainState, good: Snapshot | None, dataset: Dataset, device: str, error: DivergenceError
+) -> TrainState:
+    """The state to go on from after a divergence. Raises it again when the run went back often enough."""
+    if state.rollbacks >= MAX_ROLLBACKS:
+        raise DivergenceError(
+            f"{error}. It went back to a checkpoint {MAX_ROLLBACKS} times, with the learning rate down to "
+            f"{state.learning_rate_factor:g} of the configuration's, and diverged again",
+            step=error.step,
+        ) from error
+    again = resume(good, state.config, device) if good else start(state.config, dataset, device)
+    again.rollbacks = state.rollbacks + 1
+    return again
 
 
 def _preview(state: TrainState) -> npt.NDArray[np.float32]:
@@ -176,12 +236,13 @@ def _preview(state: TrainState) -> npt.NDArray[np.float32]:
     return samples
 
 
-def _train_step(state: TrainState, events: Tensor, meter: _Meter) -> None:
+def _train_step(state: TrainState, events: Tensor, meter: Meter) -> None:
     config = state.config
     if state.step == config.score_matching.steps > 0:
         _begin_recovery(state)
     phase = state.phase
-    noise = SharedNoise(make_generator(config.seed, _STEP_STREAM, state.step, device=events.device))
+    again = (state.rollbacks,) if state.rollbacks else ()
+    noise = SharedNoise(make_generator(config.seed, _STEP_STREAM, state.step, *again, device=events.device))
     x_data = augment(_batch(config, events, state.step), config, state.model.bin_width, noise)
     level = _stratified_levels(state.model.num_levels, x_data, noise)
     iterate_power(state.model)
@@ -192,7 +253,7 @@ def _train_step(state: TrainState, events: Tensor, meter: _Meter) -> None:
         if (weight := config.score_matching.recovery_weight) > 0:
             some = slice(None, None, max(1, config.batch_size // config.score_matching.batch_size))
             loss = loss + weight * _score_matching_loss(state.model, x_data[some], level[some], noise)
-    learning_rate = _learning_rate(config, state.step)
+    learning_rate = _learning_rate(config, state.step) * state.learning_rate_factor
     gradient_norm = _descend_gradient(state, loss, learning_rate)
     _update_average(state)
     state.step += 1
@@ -224,7 +285,7 @@ def _score_matching_loss(model: EnergyModel, x_data: Tensor, level: Tensor, nois
     return recovery_score_matching_loss(model.energy, expand(scale, x) * x, x_next, level, schedule.sigma[level + 1])
 
 
-def _recovery_loss(model: EnergyModel, x_data: Tensor, level: Tensor, noise: SharedNoise, meter: _Meter) -> Tensor:
+def _recovery_loss(model: EnergyModel, x_data: Tensor, level: Tensor, noise: SharedNoise, meter: Meter) -> Tensor:
     """The contrastive loss of one batch of pairs; adapts the step sizes when the configuration asks for it."""
     chain = model.config.chain
     x, x_next = model.schedule.diffuse_pair(x_data, level, noise.normal(x_data), noise.normal(x_data))
@@ -232,7 +293,7 @@ def _recovery_loss(model: EnergyModel, x_data: Tensor, level: Tensor, noise: Sha
     with model.frozen():
         draw = draw_conditional(model, x_next, level, noise, num_steps=chain.num_steps, start=chain.start)
     if chain.target_acceptance is not None:
-        mean, count = _mean_by_level(draw.acceptance, level, model.num_levels)
+        mean, count = mean_by_level(draw.acceptance, level, model.num_levels)
         adapted = adapt_step_size(model.step_size, mean, target=chain.target_acceptance)
         model.step_size.copy_(torch.where(count > 0, adapted, model.step_size))
     energy = model.energy(torch.cat([y_positive, draw.y]), torch.cat([level, level]))
@@ -333,65 +394,3 @@ def _learning_rate(config: TrainConfig, step: int) -> float:
 def _phase_index(config: TrainConfig, step: int) -> int:
     """How many steps of its own phase came before `step`."""
     return step if step < config.score_matching.steps else step - config.score_matching.steps
-
-
-def _mean_by_level(values: Tensor, level: Tensor, num_levels: int) -> tuple[Tensor, Tensor]:
-    """(means, counts), (T,) each; the mean of a level without values is 0."""
-    total = torch.zeros(num_levels, device=values.device).index_add_(0, level, values.detach().float())
-    count = torch.bincount(level, minlength=num_levels)
-    return total / count.clamp(min=1), count
-
-
-class _Meter:
-    """Sums since the last report, kept on the device."""
-
-    _NAMES = ("positive_energy", "negative_energy", "displacement", "acceptance_rate")
-
-    def __init__(self, num_levels: int, device: str) -> None:
-        self._num_levels, self._device = num_levels, device
-        self._reset()
-
-    def _reset(self) -> None:
-        self._steps, self._loss, self._gradient_norm, self._learning_rate = 0, 0.0, 0.0, 0.0
-        self._sums = torch.zeros(len(self._NAMES), self._num_levels, device=self._device)
-        self._counts = torch.zeros(self._num_levels, device=self._device)
-        self.restart_clock()
-
-    def restart_clock(self) -> None:
-        """Leave out of the rate what happened since the last step (previews)."""
-        self._since, self._timed_steps = time.monotonic(), 0
-
-    def add(self, *, loss: float, gradient_norm: float, learning_rate: float) -> None:
-        """One step's scalars."""
-        self._steps += 1
-        self._timed_steps += 1
-        self._loss += loss
-        self._gradient_norm += gradient_norm
-        self._learning_rate = learning_rate
-
-    def add_levels(self, level: Tensor, *values: Tensor) -> None:
-        """Per-pair values (B,) in the order of `_NAMES`."""
-        rows = torch.stack([v.detach().float() for v in values])
-        self._sums.index_add_(1, level, rows)
-        self._counts.index_add_(0, level, torch.ones_like(level, dtype=torch.float32))
-
-    def report(self, state: TrainState, phase: Phase) -> StepEvent:
-        """Means since the last report."""
-        seen = (self._counts > 0).tolist()
-        means = (self._sums / self._counts.clamp(min=1)).tolist()
-        levels: dict[str, PerLevel] = {
-            name: [value if has else None for value, has in zip(row, seen, strict=True)]
-            for name, row in zip(self._NAMES, means, strict=True)
-        }
-        event = StepEvent(
-            step=state.step,
-            total_steps=state.config.steps,
-            phase=phase,
-            loss=self._loss / self._steps,
-            learning_rate=self._learning_rate,
-            gradient_norm=self._gradient_norm / self._steps,
-            steps_per_second=self._timed_steps / max(1e-9, time.monotonic() - self._since),
-            **levels,
-        )
-        self._reset()
-        return event

@@ -7,6 +7,7 @@ import json
 import os
 import time
 import urllib.parse
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +23,17 @@ URL_VARIABLE = "RECOVERY_URL"
 _TIMEOUT = httpx2.Timeout(10.0, read=180.0)
 """a /sample call answers when the samples are there"""
 
+_IN_FLIGHT = "urn:recovery:problem:request-in-flight"
+
 Json = dict[str, Any]
 
 
 class ClientError(Exception):
     """The service could not be asked, or refused; one sentence that says what to do."""
+
+
+class BrokenOffError(ClientError):
+    """The connection broke before the answer was there; what was asked for may have been done."""
 
 
 class RefusedError(ClientError):
@@ -73,7 +80,7 @@ class Recovery:
 
     def train(self, **request: Any) -> Json:
         """Start a training job, as POST /jobs/train; the job."""
-        return self._json("POST", "/jobs/train", json=request)
+        return self._create("/jobs/train", request)
 
     def jobs(self, *, status: str | None = None) -> list[Json]:
         """All jobs, newest first."""
@@ -86,9 +93,10 @@ class Recovery:
                 return found
             query["cursor"] = page["next_cursor"]
 
-    def job(self, job_id: str) -> Json:
-        """One job."""
-        return self._json("GET", f"/jobs/{_quoted(job_id)}")
+    def job(self, job_id: str, *, wait_s: int | None = None) -> Json:
+        """One job, waiting up to `wait_s` (the service allows 60) for its end."""
+        headers = {} if wait_s is None else {"Prefer": f"wait={wait_s}"}
+        return self._json("GET", f"/jobs/{_quoted(job_id)}", headers=headers)
 
     def events(
         self, job_id: str, *, after: str | None = None, idle_fn: Callable[[], None] | None = None
@@ -151,7 +159,7 @@ class Recovery:
 
     def calibrate(self, model: str, **options: Any) -> Json:
         """Start an estimate of log Z of a checkpoint, as POST /jobs/calibrate; the job."""
-        return self._json("POST", "/jobs/calibrate", json={"model": model, **options})
+        return self._create("/jobs/calibrate", {"model": model, **options})
 
     def log_density(self, model: str, x: npt.ArrayLike | Sequence[Path], **options: Any) -> Json:
         """log densities of numbers (N, *event), or of image files or one .npy file, as POST /log-density.
@@ -188,6 +196,20 @@ class Recovery:
                         raise httpx2.ReadError(str(event.get("detail")))
                     yield event
 
+    def _create(self, path: str, request: Json) -> Json:
+        """A new job; asked for again when the connection broke, which the key makes safe."""
+        headers = {"Idempotency-Key": str(uuid.uuid4())}
+        for pause_s in (0.2, 1.0):
+            try:
+                return self._json("POST", path, json=request, headers=headers)
+            except RefusedError as error:
+                if error.problem.get("type") != _IN_FLIGHT:
+                    raise
+            except BrokenOffError:
+                pass
+            time.sleep(pause_s)
+        return self._json("POST", path, json=request, headers=headers)
+
     def _json(self, method: str, path: str, **more: Any) -> Json:
         found: Json = self._ask(method, path, **more).json()
         return found
@@ -198,7 +220,7 @@ class Recovery:
         except httpx2.ConnectError:
             raise ClientError(f"nothing answers at {self.url}; start it with `recovery up`, or give --url") from None
         except httpx2.TransportError as error:
-            raise ClientError(f"{self.url} broke off: {error or type(error).__name__}") from None
+            raise BrokenOffError(f"{self.url} broke off: {error or type(error).__name__}") from None
         if answer.is_error:
             raise _refusal(answer)
         return answer

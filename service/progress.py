@@ -66,6 +66,9 @@ def _draw(bar: Progress, task: TaskID, event: Event) -> None:
             bar.update(
                 task, description="calibrating", completed=data["round"], total=data["max_rounds"], detail=detail
             )
+        case "rollback":
+            told = f"diverged at step {data['step']}; on from step {data['to_step']} with a lower learning rate"
+            bar.console.print(f"[yellow]{told}[/]", highlight=False)
         case "status" if data.get("status") not in ("queued", "running", "succeeded"):
             reason = f": {data['error']}" if data.get("error") else ""
             bar.console.print(f"[yellow]{data.get('status')}{reason}[/]", highlight=False)

@@ -192,7 +192,8 @@ class EventBody(BaseModel):
 
     id: str = Field(description="Orders events; resume after it with Last-Event-ID", examples=["1732392000000-0"])
     type: str = Field(
-        description="status, started, step, sample, checkpoint, calibration, calibrated, or a notice", examples=["step"]
+        description="status, started, step, sample, checkpoint, rollback, calibration, calibrated, or a notice",
+        examples=["step"],
     )
     at: datetime
     data: dict[str, Any] = Field(examples=[{"step": 20, "loss": 0.4}])

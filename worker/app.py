@@ -45,7 +45,7 @@ class Companions:
     def start(self, name: str, kinds: list[str]) -> None:
         """Announce the worker, sweep, and serve metrics."""
         store = RecordStore.connect(settings)
-        queues = {kind: queue for kind, (queue, _) in QUEUES.items()}
+        queues = {queue for queue, _ in QUEUES.values()}
         self._running = [
             Presence(store.redis, kinds, name, every_s=settings.heartbeat_s),
             Reaper(store, name=name, queues=queues, wake_fn=lambda kind, job_id: wake(app, kind, job_id)),

@@ -20,7 +20,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -311,11 +311,18 @@ class Artifacts:
     # Checkpoints
 
     def commit_checkpoint(
-        self, model_id: str, step: int, directory: Path, *, extra: Mapping[str, Any] | None = None
+        self,
+        model_id: str,
+        step: int,
+        directory: Path,
+        *,
+        extra: Mapping[str, Any] | None = None,
+        confirm_fn: Callable[[], None] = lambda: None,
     ) -> bool:
         """Upload the files of a directory and commit them; False when this step was committed before, by anyone.
 
-        Nothing is visible to readers until the manifest is there. Repeating a call that was interrupted is safe.
+        Nothing is visible to readers until the manifest is there; `confirm_fn`, called right before it is written, may
+        raise to keep it from being. Repeating a call that was interrupted is safe.
         """
         prefix = checkpoint_prefix(model_id, step)
         if self.exists(prefix + MANIFEST):
@@ -329,6 +336,7 @@ class Artifacts:
             "files": files,
             **(extra or {}),
         }
+        confirm_fn()
         return self.put_bytes_if_absent(prefix + MANIFEST, _packed(manifest), "application/json")
 
     def _upload(self, prefix: str, path: Path) -> dict[str, Any]:

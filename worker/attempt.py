@@ -26,7 +26,7 @@ from model.config import NetworkConfig
 from model.errors import ModelError
 from worker.artifacts import ArtifactDamaged, ArtifactMissing, StorageUnavailable
 from worker.exits import Exit, write_reason
-from worker.jobs import JobRecord, Lease, StaleLease
+from worker.jobs import JobNotFound, JobRecord, Lease, StaleLease
 from worker.logs import configure_logging
 from worker.records import RecordStore
 from worker.settings import Settings
@@ -40,6 +40,8 @@ log = structlog.get_logger(__name__)
 
 _PR_SET_PDEATHSIG = 1
 _TELEMETRY_PATIENCE_S = 10.0
+_AWAY = (StorageUnavailable, RedisError, JobNotFound)
+"""A store that does not answer, or a Redis that was wiped and is not refilled yet."""
 _ENDINGS = {
     None: Exit.succeeded,
     StopReason.cancelled: Exit.cancelled,
@@ -85,7 +87,7 @@ class Attempt(ABC):
             return self._ended(Exit.failed, str(error))
         except StaleLease:
             return Exit.stale
-        except (StorageUnavailable, RedisError) as error:
+        except _AWAY as error:
             return self._ended(Exit.try_again, f"a store stayed away: {error}")
         except MemoryError as error:
             return self._ended(Exit.failed, f"out of memory: {error}; lower batch_size or the network's width")
@@ -102,7 +104,7 @@ class Attempt(ABC):
         while True:
             try:
                 return call_fn()
-            except (StorageUnavailable, RedisError) as error:
+            except _AWAY as error:
                 if time.monotonic() > give_up_at or self.watch.reason is not None:
                     raise
                 log.warning("store_away", error=str(error))

@@ -44,7 +44,7 @@ def calibrate_checkpoint(
     """Estimate log Z of a committed checkpoint, score its data, store both; why it stopped early, or None.
 
     Every round is a `calibration` event, and the job's progress if wanted. Raises ModelError, ArtifactMissing,
-    StorageUnavailable.
+    StorageUnavailable, StaleLease.
     """
     from model import data, density
     from model.calibration import summarize
@@ -70,8 +70,7 @@ def calibrate_checkpoint(
     if attempt.watch.reason is not None or log_z is None:
         return attempt.watch.reason
     found = summarize(model, dataset, log_z, config, step=step).to_dict()
-    if not attempt.watch.is_owner:
-        return StopReason.stale
+    attempt.patiently(attempt.watch.confirm)
     attempt.patiently(lambda: attempt.artifacts.put_calibration(model_id, step, found))
     attempt.telemetry.event("calibrated", {"step": step, "model_id": model_id, "calibration": found})
     if report_progress:

@@ -1,4 +1,4 @@
-"""A job's events: a capped Redis stream while it runs, and a copy in S3 from its end on.
+"""A job's events: a capped Redis stream while it runs, and a copy in S3 from its end and from every checkpoint on.
 
 Event ids are stream ids, "milliseconds-sequence": they grow over the whole life of a job, and a reader resumes after
 any of them.
@@ -14,6 +14,8 @@ from datetime import datetime
 from typing import Any
 
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+from redis.exceptions import ResponseError
 
 from worker import lua
 from worker.artifacts import ArtifactMissing, Artifacts, job_prefix
@@ -73,7 +75,7 @@ class EventLog:
         return [JobEvent.model_validate_json(line) for line in lines]
 
     def bring_back(self, job_id: str) -> None:
-        """Load the archived events into Redis if it has none, so that a resumed job goes on with its own stream."""
+        """Load the archived events into Redis if it has none, so that the job goes on with its own stream."""
         if self._redis.exists(events_key(job_id)):
             return
         pipeline = self._redis.pipeline()
@@ -84,8 +86,16 @@ class EventLog:
                 "data": json.dumps(event.data),
             }
             pipeline.xadd(events_key(job_id), fields, id=event.id)
-        with contextlib.suppress(Exception):  # another process was faster: ids must grow
+        with contextlib.suppress(ResponseError):  # another process was faster: ids must grow
             pipeline.execute()
+
+
+async def follow_events(
+    redis: AsyncRedis, job_id: str, after: str, *, block_ms: int = 4000, limit: int = 500
+) -> list[JobEvent]:
+    """Events after an id, waiting up to `block_ms` (at most 4000) for the first; for the service's streams."""
+    found: Any = await redis.xread({events_key(job_id): after}, count=limit, block=min(block_ms, MAX_BLOCK_MS))
+    return events_from_reply(found)
 
 
 def event_from_stream(event_id: bytes, fields: Mapping[bytes, bytes]) -> JobEvent:

@@ -110,7 +110,7 @@ class JobRecord(BaseModel):
     """The model a training makes (given with the job), or the one a job works on."""
     created_at: datetime
     queued_at: datetime
-    """Since when it waits, or waited, for the present attempt."""
+    """Its place in the queue: when it was given, or resumed. A job that lost its worker keeps it, and goes on first."""
     started_at: datetime | None = None
     """Start of the present attempt."""
     finished_at: datetime | None = None
@@ -139,7 +139,7 @@ class JobEvent(BaseModel):
 
     id: str
     type: str
-    """status, started, step, sample, checkpoint, calibration (a round), calibrated, or a notice."""
+    """status, started, step, sample, checkpoint, rollback, calibration (a round), calibrated, or a notice."""
     at: datetime
     data: dict[str, Any]
 
@@ -166,3 +166,36 @@ class Lease(BaseModel):
 def now() -> datetime:
     """The present, UTC."""
     return datetime.now(UTC)
+
+
+def require_held(record: JobRecord, lease: Lease) -> None:
+    """Raises StaleLease unless the lease is the record's latest and the job runs."""
+    if record.status is not JobStatus.running or record.fence != lease.token:
+        raise StaleLease(record.id, lease.token)
+
+
+def ended(record: JobRecord, status: JobStatus, error: str | None) -> JobRecord:
+    """The record in a terminal state."""
+    return record.model_copy(update={"status": status, "error": error, "finished_at": now()})
+
+
+def requeued(record: JobRecord, reason: str) -> JobRecord:
+    """The record back in the queue, at its old place."""
+    update = {"status": JobStatus.queued, "started_at": None, "cancel_requested": False, "error": reason}
+    return record.model_copy(update=update)
+
+
+def resumed(record: JobRecord, spec: dict[str, Any]) -> JobRecord:
+    """The record of a job that had ended, queued anew behind all others."""
+    update = {"queued_at": now(), "attempt": 1, "error": None, "finished_at": None, "spec": spec}
+    return requeued(record, "").model_copy(update=update)
+
+
+def after_loss(record: JobRecord, reason: str, attempt_limit: int) -> JobRecord:
+    """The record after an attempt that went wrong through no fault of the job: queued again, or ended."""
+    if record.cancel_requested:
+        return ended(record, JobStatus.cancelled, reason)
+    if record.attempt >= attempt_limit:
+        return ended(record, JobStatus.failed, f"{reason}; gave up after {record.attempt} attempts")
+    again = requeued(record, f"{reason} (attempt {record.attempt} of {attempt_limit})")
+    return again.model_copy(update={"attempt": record.attempt + 1})

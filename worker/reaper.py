@@ -1,7 +1,7 @@
 """Puts right what died, was lost, or could not be delivered. Runs in a thread of every worker, one at a time acting.
 
 A sweep: jobs back from S3 if Redis was wiped; running jobs without a lease back into the queue; copies in S3 brought up
-to date; a new message for every queued job that has none. Each step is idempotent and guarded by the records.
+to date; messages for queued jobs that have none. Each step is idempotent and guarded by the records.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import structlog
 from redis import Redis
@@ -32,7 +32,7 @@ class Reaper:
         store: RecordStore,
         *,
         name: str,
-        queues: dict[JobKind, str],
+        queues: Collection[str],
         wake_fn: Callable[[JobKind, str], None],
     ) -> None:
         self._store = store
@@ -41,7 +41,7 @@ class Reaper:
         self._name = name
         self._queues = queues
         self._wake_fn = wake_fn
-        self._unmessaged_since: dict[JobKind, dict[str, float]] = {}
+        self._short_since: dict[str, float] = {}
         self._unsaved_before: set[str] = set()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
@@ -85,8 +85,8 @@ class Reaper:
             self._store.restore_from_s3()
         if self._leases_are_meaningful():
             self._requeue_lost()
-        for kind, queue in self._queues.items():
-            self._resend_messages(kind, queue)
+        for queue in self._queues:
+            self._resend_messages(queue)
         self._save_copies()
 
     def _leases_are_meaningful(self) -> bool:
@@ -104,22 +104,23 @@ class Reaper:
                 if record.status is JobStatus.queued:
                     self._wake_fn(record.kind, job_id)
 
-    def _resend_messages(self, kind: JobKind, queue: str) -> None:
-        """A message on its way from the queue to its lease is nowhere to be seen, for a moment; hence the wait."""
-        messaged = self._messaged_ids(queue)
-        waiting = [job_id for job_id in self._store.queued_ids(kind) if job_id not in messaged]
-        now = time.monotonic()
-        before = self._unmessaged_since.get(kind, {})
-        since = {job_id: before.get(job_id, now) for job_id in waiting}
-        for job_id, first_seen in since.items():
-            if now - first_seen >= self._settings.lease_s:
-                log.warning("message_sent_again", job_id=job_id)
-                self._wake_fn(kind, job_id)
-                since[job_id] = now
-        self._unmessaged_since[kind] = since
+    def _resend_messages(self, queue: str) -> None:
+        """Send as many as there are waiting jobs more than messages; whose they are does not matter to a trainer.
 
-    def _messaged_ids(self, queue: str) -> set[str]:
-        return {json.loads(message)["headers"]["id"] for message in self._redis.lrange(queue, 0, -1)}
+        A message on its way from the queue to a lease is nowhere to be seen, for a moment; hence the wait.
+        """
+        waiting, messaged = self._store.waiting_ids(queue), self._messaged_ids(queue)
+        missing, now = len(waiting) - len(messaged), time.monotonic()
+        if missing <= 0:
+            self._short_since.pop(queue, None)
+        elif now - self._short_since.setdefault(queue, now) >= self._settings.lease_s:
+            self._short_since[queue] = now
+            for job_id in [job_id for job_id in waiting if job_id not in messaged][:missing]:
+                log.warning("message_sent_again", job_id=job_id)
+                self._wake_fn(self._store.get(job_id).kind, job_id)
+
+    def _messaged_ids(self, queue: str) -> list[str]:
+        return [json.loads(message)["headers"]["id"] for message in self._redis.lrange(queue, 0, -1)]
 
     def _save_copies(self) -> None:
         """Those that are behind since the last sweep; a younger one is being written by whoever changed the record."""

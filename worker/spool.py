@@ -22,10 +22,11 @@ from pathlib import Path
 import numpy as np
 import structlog
 from numpy.typing import NDArray
+from redis.exceptions import RedisError
 
 from worker.artifacts import Artifacts, StorageUnavailable
 from worker.ids import InvalidId
-from worker.jobs import RecordError
+from worker.jobs import JobNotFound, Lease, RecordError, StaleLease
 from worker.pictures import picture_of
 from worker.records import RecordStore
 
@@ -50,26 +51,29 @@ class _Delivery:
 
 
 class Spool:
-    """Delivers the checkpoints and grids of one attempt; `on_checkpoint(step)` is called once one is committed."""
+    """Delivers the checkpoints and grids of one attempt; `on_checkpoint(step)` is called once one is committed.
+
+    `confirm_fn` is asked right before anything becomes visible: what belongs to a lost lease stays on the disk.
+    """
 
     def __init__(
         self,
         artifacts: Artifacts,
         *,
-        job_id: str,
+        lease: Lease,
         model_id: str,
         directory: Path,
         on_checkpoint: Callable[[int], None],
         on_grid: Callable[[int, str], None],
-        is_owner_fn: Callable[[], bool],
+        confirm_fn: Callable[[], None],
     ) -> None:
         self._artifacts = artifacts
-        self._job_id = job_id
+        self._lease = lease
         self._model_id = model_id
         self._directory = directory
         self._on_checkpoint = on_checkpoint
         self._on_grid = on_grid
-        self._is_owner_fn = is_owner_fn
+        self._confirm_fn = confirm_fn
         self._incoming: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._waiting: deque[_Delivery] = deque()
         self._retry_s = _FIRST_RETRY_S
@@ -148,9 +152,10 @@ class Spool:
         while self._waiting:
             delivery = self._waiting[0]
             try:
-                if self._is_owner_fn():
-                    delivery.send_fn()
-            except StorageUnavailable as error:
+                delivery.send_fn()
+            except StaleLease:
+                log.warning("upload_refused", delivery=delivery.name)
+            except (StorageUnavailable, RedisError, JobNotFound) as error:
                 log.warning("upload_postponed", delivery=delivery.name, error=str(error))
                 self._retry_s = min(2 * self._retry_s, _LAST_RETRY_S)
                 return
@@ -163,12 +168,25 @@ class Spool:
             self._retry_s = _FIRST_RETRY_S
 
     def _send_checkpoint(self, step: int, directory: Path) -> None:
-        self._artifacts.commit_checkpoint(self._model_id, step, directory)
+        commit(self._artifacts, self._lease, self._model_id, step, directory, self._confirm_fn)
         shutil.rmtree(directory, ignore_errors=True)
         self._on_checkpoint(step)
 
     def _send_grid(self, step: int, samples: NDArray[np.float32]) -> None:
-        self._on_grid(step, self._artifacts.put_sample_grid(self._job_id, step, picture_of(samples)))
+        picture = picture_of(samples)
+        self._confirm_fn()
+        self._on_grid(step, self._artifacts.put_sample_grid(self._lease.job_id, step, picture))
+
+
+def commit(
+    artifacts: Artifacts, lease: Lease, model_id: str, step: int, directory: Path, confirm_fn: Callable[[], None]
+) -> bool:
+    """Commit a checkpoint in the name of a lease, whose token its manifest carries.
+
+    False when the step was committed before. Raises StorageUnavailable, and what `confirm_fn` raises.
+    """
+    extra = {"job_id": lease.job_id, "lease": lease.token}
+    return artifacts.commit_checkpoint(model_id, step, directory, extra=extra, confirm_fn=confirm_fn)
 
 
 def remove_finished(store: RecordStore, spool_dir: Path) -> None:
@@ -179,10 +197,12 @@ def remove_finished(store: RecordStore, spool_dir: Path) -> None:
                 shutil.rmtree(directory, ignore_errors=True)
 
 
-def deliver_leftovers(artifacts: Artifacts, model_id: str, job_directory: Path) -> int:
+def deliver_leftovers(
+    artifacts: Artifacts, lease: Lease, model_id: str, job_directory: Path, confirm_fn: Callable[[], None]
+) -> int:
     """Commit the checkpoints that earlier attempts on this machine wrote but did not deliver; returns how many.
 
-    Raises StorageUnavailable.
+    Raises StorageUnavailable, and what `confirm_fn` raises.
     """
     delivered = 0
     for directory in sorted(job_directory.glob(f"*/{_PREFIX}*")):
@@ -190,7 +210,7 @@ def deliver_leftovers(artifacts: Artifacts, model_id: str, job_directory: Path) 
         if not step_text.isdecimal():
             continue
         try:
-            delivered += artifacts.commit_checkpoint(model_id, int(step_text), directory)
+            delivered += commit(artifacts, lease, model_id, int(step_text), directory, confirm_fn)
         except OSError as error:  # its own process, still ending, delivered and removed it
             log.info("leftover_gone", step=step_text, error=type(error).__name__)
         shutil.rmtree(directory, ignore_errors=True)

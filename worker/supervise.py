@@ -26,6 +26,7 @@ from redis.exceptions import RedisError
 
 from worker.exits import Exit, read_reason
 from worker.jobs import JobKind, JobNotFound, JobRecord, JobStatus, Lease, StaleLease
+from worker.messages import TRAIN_QUEUE
 from worker.records import RecordStore
 from worker.settings import Settings
 
@@ -144,7 +145,7 @@ class Supervisor:
         settings: Settings,
         *,
         worker: str,
-        wake_fn: Callable[[str], None],
+        wake_fn: Callable[[JobKind, str], None],
         stop_fn: Callable[[], bool] = lambda: bool(shutdown_flag.value),
     ) -> None:
         self._store = store
@@ -153,18 +154,20 @@ class Supervisor:
         self._wake_fn = wake_fn
         self._stop_fn = stop_fn
 
-    def run(self, job_id: str) -> JobRecord | None:
-        """Run a job to the end of one attempt; None when it was not for us to run, or no longer ours at the end."""
-        try:
-            kind = self._store.get(job_id).kind
-            lease = self._store.acquire_lease(job_id, self._worker)
-        except JobNotFound:
-            lease = None
-        if lease is None:
-            log.info("message_dropped", job_id=job_id)
-            return None
-        with structlog.contextvars.bound_contextvars(job_id=job_id, lease=lease.token):
-            return self._run_leased(kind, lease)
+    def run(self) -> JobRecord | None:
+        """Run the job that is next to the end of one attempt; None when none waits, or it was not ours at the end.
+
+        Which message woke us does not matter: the records, not the broker, say who is next.
+        """
+        for job_id in self._store.waiting_ids(TRAIN_QUEUE):
+            with contextlib.suppress(JobNotFound):
+                kind = self._store.get(job_id).kind
+                lease = self._store.acquire_lease(job_id, self._worker)
+                if lease is not None:
+                    with structlog.contextvars.bound_contextvars(job_id=job_id, lease=lease.token):
+                        return self._run_leased(kind, lease)
+        log.info("message_dropped")
+        return None
 
     def _run_leased(self, kind: JobKind, lease: Lease) -> JobRecord | None:
         job_directory = self._settings.spool_dir / "jobs" / lease.job_id
@@ -179,7 +182,7 @@ class Supervisor:
                 return None
             record = self._insist(lambda: self._end(lease, child, renewal.cancel_requested))
         if record is not None and record.status is JobStatus.queued:
-            self._wake(record.id)
+            self._wake(record)
         elif record is not None:
             shutil.rmtree(job_directory, ignore_errors=True)
         return record
@@ -242,11 +245,11 @@ class Supervisor:
         while time.monotonic() < give_up_at:
             yield 1.0
 
-    def _wake(self, job_id: str) -> None:
+    def _wake(self, record: JobRecord) -> None:
         try:
-            self._wake_fn(job_id)
+            self._wake_fn(record.kind, record.id)
         except Exception as error:  # the reaper sends it later
-            log.warning("wake_failed", job_id=job_id, error=type(error).__name__)
+            log.warning("wake_failed", job_id=record.id, error=type(error).__name__)
 
     def _without_secrets(self, text: str) -> str:
         secrets = [self._settings.redis_url]

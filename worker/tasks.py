@@ -12,7 +12,6 @@ from celery import Celery, Task
 from pydantic import ValidationError
 
 from worker.broker import wake
-from worker.jobs import JobKind
 from worker.messages import (
     CALIBRATE_TASK,
     TRAIN_TASK,
@@ -59,27 +58,19 @@ def _sampler() -> Sampler:
 
 def register_tasks(app: Celery) -> None:
     """Add the tasks to an application."""
-    app.task(name=TRAIN_TASK, bind=True, max_retries=0)(train)
-    app.task(name=CALIBRATE_TASK, bind=True, max_retries=0)(calibrate)
+    for name in (TRAIN_TASK, CALIBRATE_TASK):
+        app.task(name=name, bind=True, max_retries=0)(run_next)
     # Nobody waits any more for a request that was lost with its sampler: no second delivery.
     for request, answer in ((SampleRequest, sample), (DensityRequest, density), (DensityMapRequest, density_map)):
         app.task(name=request.task, acks_late=False, max_retries=0)(answer)
 
 
-def train(task: Task[Any, Any], job_id: str) -> None:
-    """Run the training, if it waits."""
-    _run(task, JobKind.train, job_id)
-
-
-def calibrate(task: Task[Any, Any], job_id: str) -> None:
-    """Run the calibration, if it waits."""
-    _run(task, JobKind.calibrate, job_id)
-
-
-def _run(task: Task[Any, Any], kind: JobKind, job_id: str) -> None:
+def run_next(task: Task[Any, Any], job_id: str) -> None:
+    """Run the job that is next; `job_id`, whose message this is, need not be it."""
     app: Celery = task.app
     worker = str(task.request.hostname or socket.gethostname())
-    Supervisor(_store(), _settings(), worker=worker, wake_fn=lambda id_: wake(app, kind, id_)).run(job_id)
+    log.info("woken", by=job_id)
+    Supervisor(_store(), _settings(), worker=worker, wake_fn=functools.partial(wake, app)).run()
 
 
 def sample(message: dict[str, Any]) -> None:

@@ -9,11 +9,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import structlog
+from redis.exceptions import RedisError
 
 from model.config import CalibrationConfig, TrainConfig, from_dict
 from model.errors import CheckpointError
-from model.events import CheckpointEvent, DoneEvent, SampleEvent, StepEvent, TrainEvent
-from worker.artifacts import ArtifactDamaged, model_prefix
+from model.events import CheckpointEvent, DoneEvent, RollbackEvent, SampleEvent, StepEvent, TrainEvent
+from worker.artifacts import ArtifactDamaged, ArtifactError, ArtifactMissing, model_prefix
 from worker.attempt import Attempt, device_of, main
 from worker.calibrate import calibrate_checkpoint
 from worker.datasets import resolve_dataset
@@ -49,7 +50,14 @@ class TrainingRun(Attempt):
         start_step = snapshot.step if snapshot else 0
         self.telemetry.event("started", {"step": start_step, "attempt": record.attempt, "device": device})
         log.info("training_started", step=start_step, total_steps=config.steps, device=device)
-        events = training.train(config, dataset, snapshot=snapshot, device=device, stop_fn=self.watch.should_stop)
+        events = training.train(
+            config,
+            dataset,
+            snapshot=snapshot,
+            device=device,
+            stop_fn=self.watch.should_stop,
+            earlier_fn=lambda step: self.patiently(lambda: self._snapshot(model_id, step)),
+        )
         for event in events:
             self._deliver(event, spool)
         spool.flush(self._delivery_patience_s)
@@ -62,12 +70,16 @@ class TrainingRun(Attempt):
     def _deliver(self, event: TrainEvent, spool: Spool) -> None:
         match event:
             case StepEvent():
+                log.info("training_step", step=event.step, loss=event.loss)
                 self.telemetry.event("step", asdict(event))
                 self.telemetry.progress(_progress(event), event.loss)
             case SampleEvent():
                 spool.add_grid(event.step, event.samples)
             case CheckpointEvent():
                 spool.add_checkpoint(event.step, event.write)
+            case RollbackEvent():
+                log.warning("training_diverged", step=event.step, to_step=event.to_step, reason=event.reason)
+                self.telemetry.event("rollback", asdict(event))
             case DoneEvent():
                 # Asked to stop after the last step was done: there is nothing left to stop.
                 self._stop_reason = self.watch.reason if event.stopped else None
@@ -76,15 +88,24 @@ class TrainingRun(Attempt):
     def _start_spool(self, model_id: str) -> Spool:
         spool = Spool(
             self.artifacts,
-            job_id=self.lease.job_id,
+            lease=self.lease,
             model_id=model_id,
             directory=self.directory,
-            on_checkpoint=self.telemetry.checkpoint,
+            on_checkpoint=self._committed,
             on_grid=lambda step, key: self.telemetry.event("sample", {"step": step, "key": key}),
-            is_owner_fn=lambda: self.watch.is_owner,
+            confirm_fn=self.watch.confirm,
         )
         spool.start()
         return spool
+
+    def _committed(self, step: int) -> None:
+        """Tell of a checkpoint, and keep what was told so far where a wiped Redis does not reach."""
+        log.info("checkpoint_committed", step=step)
+        self.telemetry.checkpoint(step)
+        try:
+            self.store.events.archive(self.lease.job_id)
+        except (ArtifactError, RedisError) as error:
+            log.warning("events_not_archived", error=type(error).__name__)
 
     @property
     def _delivery_patience_s(self) -> float:
@@ -111,19 +132,25 @@ class TrainingRun(Attempt):
 
     def _newest_snapshot(self, model_id: str) -> Snapshot | None:
         """The newest checkpoint that can be read; what an earlier attempt left in the spool counts."""
+        deliver_leftovers(self.artifacts, self.lease, model_id, self.directory.parent, self.watch.confirm)
+        for checkpoint in reversed(self.artifacts.list_checkpoints(model_id)):
+            if (snapshot := self._snapshot(model_id, checkpoint.step)) is not None:
+                return snapshot
+        return None
+
+    def _snapshot(self, model_id: str, step: int) -> Snapshot | None:
+        """A committed checkpoint, if there is one that can be read. Raises StorageUnavailable."""
         from model.checkpoint import read_snapshot
 
-        deliver_leftovers(self.artifacts, model_id, self.directory.parent)
-        for checkpoint in reversed(self.artifacts.list_checkpoints(model_id)):
-            directory = self.directory / "resume"
-            try:
-                self.artifacts.fetch_checkpoint(model_id, checkpoint.step, directory)
-                return read_snapshot(directory)
-            except (ArtifactDamaged, CheckpointError) as error:
-                self.telemetry.event("notice", {"text": f"checkpoint {checkpoint.step} is unusable: {error}"})
-            finally:
-                shutil.rmtree(directory, ignore_errors=True)
-        return None
+        directory = self.directory / "resume"
+        try:
+            self.artifacts.fetch_checkpoint(model_id, step, directory)
+            return read_snapshot(directory)
+        except (ArtifactMissing, ArtifactDamaged, CheckpointError) as error:
+            self.telemetry.event("notice", {"text": f"checkpoint {step} is unusable: {error}"})
+            return None
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 def _progress(event: StepEvent) -> Progress:

@@ -40,7 +40,8 @@ class Watch:
     def __init__(self, store: RecordStore, lease: Lease) -> None:
         self._store = store
         self._lease = lease
-        self._patience_s = store.settings.lease_s
+        # The lease was last renewed up to `renew_every_s` before a check that found it ours.
+        self._patience_s = store.settings.lease_s - store.settings.renew_every_s
         self._proven_at = time.monotonic()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
@@ -58,10 +59,17 @@ class Watch:
         """Ask the training to checkpoint and end; for signal handlers."""
         self.reason = self.reason or StopReason.interrupted
 
-    @property
-    def is_owner(self) -> bool:
-        """Whether the job may still be ours."""
-        return self.reason is not StopReason.stale
+    def confirm(self) -> None:
+        """Ask now, before something is published, whether the job is ours.
+
+        Raises StaleLease when it is not; RedisError, or JobNotFound while a wiped Redis is refilled, when nobody knows.
+        """
+        try:
+            self._store.check(self._lease)
+        except StaleLease:
+            self._store.get(self._lease.job_id)
+            self.reason = StopReason.stale
+            raise
 
     def should_stop(self) -> bool:
         """Whether to end after this step; returns only when the job is known to be ours, or is to end."""

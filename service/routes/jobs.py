@@ -17,13 +17,15 @@ from model.config import CalibrationConfig, to_dict
 from service.accept import preferred
 from service.configuration import train_config, with_steps
 from service.errors import Problem, documented, field_problem, not_acceptable
+from service.idempotency import IdempotencyKeyDependency
+from service.preference import PreferredWait, WaitDependency
 from service.routes.models import checkpoint_step, describe, parse_model
 from service.schemas import CalibrateRequest, EventBody, JobBody, JobPageBody, ResumeRequest, TrainRequest
 from service.stores import Stores, StoresDependency
 from worker.broker import wake
+from worker.events import follow_events
 from worker.ids import ULID_PATTERN
 from worker.jobs import JobEvent, JobKind, JobRecord, JobStatus
-from worker.records import follow_events
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 log = structlog.get_logger(__name__)
@@ -35,12 +37,33 @@ _FROM_THE_START = "0"
 JobId = Annotated[str, Path(description="Id of a job; GET /jobs lists them", examples=["01JD3Z6M3Q4R5S6T7V8W9X0Y1Z"])]
 
 
-@router.post("/train", operation_id="train", status_code=202, summary="Start a training job")
-def train(request: TrainRequest, response: Response, stores: StoresDependency) -> JobBody:
+_ENDED_ALREADY: dict[int | str, dict[str, Any]] = {
+    200: {"model": JobBody, "description": "It ended within the time that `Prefer: wait` gave it"}
+}
+
+
+@router.post(
+    "/train",
+    operation_id="train",
+    status_code=202,
+    summary="Start a training job",
+    responses={**_ENDED_ALREADY, **documented(409)},
+)
+async def train(
+    request: TrainRequest,
+    response: Response,
+    stores: StoresDependency,
+    key: IdempotencyKeyDependency,
+    wait: WaitDependency,
+) -> JobBody:
     """Checks the request, stores the job and queues it. `Location` is where to look at it; its events tell the rest."""
-    config = train_config(request, stores.settings.datasets_dir)
-    spec = {"config": to_dict(config), "device": request.device}
-    return _submit(stores, response, JobKind.train, spec, name=request.name)
+
+    def submit() -> JobRecord:
+        config = train_config(request, stores.settings.datasets_dir)
+        spec = {"config": to_dict(config), "device": request.device}
+        return key.create(stores, request, lambda job_id: _create(stores, job_id, JobKind.train, spec, request.name))
+
+    return await _answer(stores, response, await run_in_threadpool(submit), wait)
 
 
 @router.post(
@@ -48,16 +71,30 @@ def train(request: TrainRequest, response: Response, stores: StoresDependency) -
     operation_id="calibrate",
     status_code=202,
     summary="Estimate log Z of a checkpoint",
-    responses=documented(404, 409),
+    responses={**_ENDED_ALREADY, **documented(404, 409)},
 )
-def calibrate(request: CalibrateRequest, response: Response, stores: StoresDependency) -> JobBody:
+async def calibrate(
+    request: CalibrateRequest,
+    response: Response,
+    stores: StoresDependency,
+    key: IdempotencyKeyDependency,
+    wait: WaitDependency,
+) -> JobBody:
     """Annealed importance sampling from both sides, in rounds, until they meet; POST /log-density needs it."""
-    model_id, step = parse_model(request.model)
-    describe(stores, model_id)
-    step = checkpoint_step(stores, model_id, step)
-    options = request.model_dump(include={"seed", "num_chains", "tolerance", "max_bridges", "num_leapfrog"})
-    spec = {"config": to_dict(CalibrationConfig(**options)), "step": step, "device": request.device}
-    return _submit(stores, response, JobKind.calibrate, spec, name=request.name, model_id=model_id)
+
+    def submit() -> JobRecord:
+        model_id, wanted = parse_model(request.model)
+        describe(stores, model_id)
+        step = checkpoint_step(stores, model_id, wanted)
+        options = request.model_dump(include={"seed", "num_chains", "tolerance", "max_bridges", "num_leapfrog"})
+        spec = {"config": to_dict(CalibrationConfig(**options)), "step": step, "device": request.device}
+        return key.create(
+            stores,
+            request,
+            lambda job_id: _create(stores, job_id, JobKind.calibrate, spec, request.name, model_id),
+        )
+
+    return await _answer(stores, response, await run_in_threadpool(submit), wait)
 
 
 @router.get("", operation_id="list_jobs", summary="List jobs, newest first")
@@ -74,9 +111,10 @@ def list_jobs(
 
 
 @router.get("/{job_id}", operation_id="get_job", summary="Look at a job", responses=documented(404))
-def get_job(job_id: JobId, stores: StoresDependency) -> JobBody:
-    """The job as it stands."""
-    return _body(stores, stores.records.get(job_id))
+async def get_job(job_id: JobId, stores: StoresDependency, wait: WaitDependency) -> JobBody:
+    """The job as it stands, or with `Prefer: wait=N` as it ended."""
+    record = await wait.record(stores, await run_in_threadpool(stores.records.find, job_id))
+    return await run_in_threadpool(_body, stores, record)
 
 
 @router.get(
@@ -105,7 +143,7 @@ async def follow_job(
     form = preferred(accept, [_SSE, _JSON_LINES])
     if form is None:
         raise not_acceptable([_SSE, _JSON_LINES])
-    await run_in_threadpool(stores.records.get, job_id)  # a job that does not exist is a 404, not an empty stream
+    await run_in_threadpool(stores.records.find, job_id)  # a job that does not exist is a 404, not an empty stream
     events = _events(stores, job_id, last_event_id)
     if form == _JSON_LINES:
         return StreamingResponse(_as_lines(events), media_type=_JSON_LINES)
@@ -123,7 +161,7 @@ async def follow_job(
 )
 def cancel_job(job_id: JobId, response: Response, stores: StoresDependency) -> JobBody:
     """A waiting job is cancelled at once, a running one within a step; its checkpoints stay usable."""
-    before = stores.records.get(job_id)
+    before = stores.records.find(job_id)
     record = stores.records.request_cancel(job_id)
     if before.status.is_terminal:
         response.status_code = 200
@@ -139,27 +177,29 @@ def cancel_job(job_id: JobId, response: Response, stores: StoresDependency) -> J
 )
 def resume_job(job_id: JobId, stores: StoresDependency, request: ResumeRequest | None = None) -> JobBody:
     """Queues the job again, to go on from its last checkpoint, with another number of steps if given."""
-    spec = None
+    before, spec = stores.records.find(job_id), None
     if request is not None and request.steps is not None:
-        spec = _longer_spec(stores.records.get(job_id), request.steps)
+        spec = _longer_spec(before, request.steps)
     record = stores.records.resume(job_id, spec=spec)
     _wake(stores, record)
     return _body(stores, record)
 
 
-def _submit(
-    stores: Stores,
-    response: Response,
-    kind: JobKind,
-    spec: dict[str, Any],
-    *,
-    name: str | None,
-    model_id: str | None = None,
-) -> JobBody:
-    record = stores.records.create(kind, spec, name=name, model_id=model_id)
+def _create(
+    stores: Stores, job_id: str, kind: JobKind, spec: dict[str, Any], name: str | None, model_id: str | None = None
+) -> JobRecord:
+    record = stores.records.create(kind, spec, name=name, model_id=model_id, job_id=job_id)
     _wake(stores, record)
+    return record
+
+
+async def _answer(stores: Stores, response: Response, record: JobRecord, wait: PreferredWait) -> JobBody:
+    """To a request that made a job, after the wait that the client prefers."""
     response.headers["Location"] = f"/jobs/{record.id}"
-    return _body(stores, record)
+    record = await wait.record(stores, record)
+    if wait.seconds is not None and record.status.is_terminal:
+        response.status_code = 200
+    return await run_in_threadpool(_body, stores, record)
 
 
 def _longer_spec(record: JobRecord, steps: int) -> dict[str, object]:

@@ -25,7 +25,7 @@ from model.data import Dataset, load
 from model.energy import MixtureEnergy, energy_and_score
 from model.energy_model import EnergyModel
 from model.errors import DivergenceError
-from model.events import CheckpointEvent, DoneEvent, SampleEvent, StepEvent, TrainEvent
+from model.events import CheckpointEvent, DoneEvent, RollbackEvent, SampleEvent, StepEvent, TrainEvent
 from model.noise import SharedNoise
 from model.training import start, train
 
@@ -66,8 +66,8 @@ def digits() -> Dataset:
     return load("digits")
 
 
-def _run(config: TrainConfig, digits: Dataset, directory: Path) -> list[TrainEvent]:
-    events = list(train(config, digits))
+def _run(config: TrainConfig, dataset: Dataset, directory: Path) -> list[TrainEvent]:
+    events = list(train(config, dataset))
     for event in events:
         if isinstance(event, CheckpointEvent):
             path = directory / str(event.step)
@@ -141,9 +141,66 @@ def test_divergence_is_an_error_with_the_step_and_the_remedy(digits: Dataset) ->
         network=replace(_PAPER.network, spectral_norm=False),
         optimizer=OptimizerConfig(learning_rate=1.0, warmup_steps=0),
     )
-    with pytest.raises(DivergenceError, match="learning rate") as caught:
-        list(train(wild, digits))
+    events: list[TrainEvent] = []
+    with pytest.raises(DivergenceError, match=r"learning rate.* went back to a checkpoint 3 times") as caught:
+        events.extend(train(wild, digits))
     assert 1 <= caught.value.step <= 200
+
+
+_UNSTABLE = TrainConfig(
+    energy="gaussian",
+    dataset="eight_gaussians",
+    network=NetworkConfig(kind="mlp", width=8, num_blocks=1, spectral_norm=False),
+    schedule=ScheduleConfig(kind="log_snr", num_levels=3),
+    chain=ChainConfig(num_steps=1, step_size=0.1),
+    optimizer=OptimizerConfig(learning_rate=0.007, warmup_steps=0),
+    steps=60,
+    batch_size=16,
+    log_every=1,
+    sample_every=1000,
+    checkpoint_every=30,
+    num_preview_samples=1,
+)
+"""Diverges at step 45, and again at half the learning rate; a quarter of it is low enough."""
+
+
+def test_a_run_that_diverges_goes_back_to_its_checkpoint_with_other_noise_and_a_lower_learning_rate() -> None:
+    events = list(train(_UNSTABLE, load("eight_gaussians")))
+    rollbacks = [event for event in events if isinstance(event, RollbackEvent)]
+    assert [(event.to_step, event.rollbacks, event.learning_rate_factor) for event in rollbacks] == [
+        (30, 1, 0.5),
+        (30, 2, 0.25),
+    ]
+    assert all(30 < event.step <= 60 and "diverged at step" in event.reason for event in rollbacks)
+    steps = [event for event in events if isinstance(event, StepEvent)]
+    after = [event for event in steps if event.step == 31]
+    assert [event.learning_rate for event in after] == pytest.approx([0.007, 0.0035, 0.00175])
+    assert len({event.loss for event in after}) == 3
+    assert events[-1] == DoneEvent(step=60, stopped=False)
+
+
+@pytest.mark.parametrize("num_steps", [40, 60], ids=["before", "after"])
+def test_a_run_interrupted_before_or_after_it_went_back_ends_with_the_same_weights(
+    num_steps: int, tmp_path: Path
+) -> None:
+    dataset = load("eight_gaussians")
+    _run(_UNSTABLE, dataset, tmp_path)
+    polls = itertools.count()
+    *_, interrupted, done = train(_UNSTABLE, dataset, stop_fn=lambda: next(polls) >= num_steps)
+    assert isinstance(interrupted, CheckpointEvent)
+    assert done == DoneEvent(step=40 if num_steps == 40 else interrupted.step, stopped=True)
+    for name in ("interrupted", "resumed"):
+        (tmp_path / name).mkdir()
+    interrupted.write(tmp_path / "interrupted")
+    snapshot = read_snapshot(tmp_path / "interrupted")
+    assert snapshot.rollbacks == (0 if num_steps == 40 else 1)
+    *_, last, _ = train(
+        _UNSTABLE, dataset, snapshot=snapshot, earlier_fn=lambda step: read_snapshot(tmp_path / str(step))
+    )
+    assert isinstance(last, CheckpointEvent)
+    last.write(tmp_path / "resumed")
+    for file in ("ema.safetensors", "state.safetensors", "config.json"):
+        assert (tmp_path / "resumed" / file).read_bytes() == (tmp_path / "60" / file).read_bytes()
 
 
 _MIXTURE = MixtureEnergy(

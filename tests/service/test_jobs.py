@@ -10,8 +10,9 @@ from fastapi.testclient import TestClient
 from redis import Redis
 
 from worker.ids import new_id
+from worker.jobs import JobRecord, JobStatus, Lease
 from worker.messages import TRAIN_QUEUE
-from worker.records import JobRecord, JobStatus, Lease, RecordStore
+from worker.records import RecordStore
 
 SMALL = {"preset": "digits", "steps": 44, "seed": 3}
 
@@ -295,3 +296,24 @@ def test_a_calibration_goes_on_without_more_steps(client: TestClient, model_id: 
 
     assert (refused_steps.status_code, "is no training" in refused_steps.json()["detail"]) == (422, True)
     assert resumed.status_code == 202
+
+
+@pytest.mark.parametrize("call", ["get", "events", "cancel", "resume"])
+def test_a_job_is_known_also_right_after_redis_was_wiped(
+    client: TestClient, store: RecordStore, redis: Redis, call: str
+) -> None:
+    job = start(client)
+    store.fail(take(store, job["id"]), "why")
+    redis.flushall()
+    path = f"/jobs/{job['id']}"
+    if call == "get":
+        assert client.get(path).json()["error"] == "why"
+    elif call == "events":
+        told = [
+            json.loads(line)
+            for line in client.get(f"{path}/events", headers={"Accept": "application/jsonl"}).text.splitlines()
+            if line
+        ]
+        assert [event["data"]["status"] for event in told] == ["queued", "running", "failed"]
+    else:
+        assert client.post(f"{path}/{call}").status_code == {"cancel": 200, "resume": 202}[call]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from tests.worker.conftest import make_job
 from worker.artifacts import Artifacts
 from worker.connect import redis_client
 from worker.ids import new_id
-from worker.jobs import JobStatus, Lease, Progress
+from worker.jobs import JobStatus, Lease, Progress, StaleLease
 from worker.records import RecordStore
 from worker.settings import Settings
 from worker.spool import MAX_WAITING, Spool, UndeliveredError, deliver_leftovers, remove_finished
@@ -45,15 +45,28 @@ def _write(directory: Path) -> None:
     (directory / "ema.safetensors").write_bytes(b"weights")
 
 
-def _spool(artifacts: Artifacts, directory: Path, model_id: str, committed: list[int]) -> Spool:
+LEASE = Lease(job_id=new_id(), token=17, worker="w@test")
+
+
+def _holds() -> None:
+    """The lease is ours."""
+
+
+def _spool(
+    artifacts: Artifacts,
+    directory: Path,
+    model_id: str,
+    committed: list[int],
+    confirm_fn: Callable[[], None] = _holds,
+) -> Spool:
     spool = Spool(
         artifacts,
-        job_id=new_id(),
+        lease=LEASE,
         model_id=model_id,
         directory=directory,
         on_checkpoint=committed.append,
         on_grid=lambda *_: None,
-        is_owner_fn=lambda: True,
+        confirm_fn=confirm_fn,
     )
     spool.start()
     return spool
@@ -83,6 +96,29 @@ def test_a_checkpoint_offered_twice_is_delivered_once(gate: Gate, tmp_path: Path
     assert committed == [7]
 
 
+def test_a_checkpoint_names_its_lease_and_one_of_a_lost_lease_is_never_committed(
+    watched: tuple[Watch, Lease], store: RecordStore, tmp_path: Path
+) -> None:
+    watch, lease = watched
+    model_id, committed = new_id(), list[int]()
+    spool = _spool(store.artifacts, tmp_path, model_id, committed, watch.confirm)
+    spool.add_checkpoint(1, _write)
+    wait_until(lambda: committed == [1], 10, "the first commit")
+    store.save_copy(lease.job_id)
+    store.redis.delete(f"job:{lease.job_id}")  # a wiped Redis: nobody knows, until it is refilled
+    spool.add_checkpoint(2, _write)
+    time.sleep(1)
+    assert committed == [1]
+    store.restore_from_s3()
+    wait_until(lambda: committed == [1, 2], 10, "the second commit")
+    store.requeue(lease, "elsewhere")
+    assert store.acquire_lease(lease.job_id, "second@worker") is not None
+    spool.add_checkpoint(3, _write)
+    spool.flush(10)
+    assert [checkpoint.step for checkpoint in store.artifacts.list_checkpoints(model_id)] == [1, 2]
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
+
+
 def test_storage_that_is_away_delays_checkpoints_and_loses_none(gate: Gate, tmp_path: Path) -> None:
     model_id, committed = new_id(), list[int]()
     gate.set_reachable(False)
@@ -108,9 +144,9 @@ def test_a_disk_does_not_fill_up_while_storage_is_away_and_the_next_attempt_deli
         spool.flush(0.1)
     (tmp_path / "job" / "1" / ".partial-9").mkdir()
     gate.set_reachable(True)
-    assert deliver_leftovers(gate, model_id, tmp_path / "job") == MAX_WAITING
+    assert deliver_leftovers(gate, LEASE, model_id, tmp_path / "job", _holds) == MAX_WAITING
     assert [checkpoint.step for checkpoint in gate.list_checkpoints(model_id)] == [4, 5, 6, 7]
-    assert deliver_leftovers(gate, model_id, tmp_path / "job") == 0
+    assert deliver_leftovers(gate, LEASE, model_id, tmp_path / "job", _holds) == 0
 
 
 def test_a_worker_frees_its_disk_of_jobs_that_ended_elsewhere(store: RecordStore, tmp_path: Path) -> None:
@@ -203,7 +239,8 @@ def test_a_training_whose_job_was_given_away_stops(watched: tuple[Watch, Lease],
     store.requeue(lease, "elsewhere")
     wait_until(watch.should_stop, 2, "notice")
     assert watch.reason is StopReason.stale
-    assert not watch.is_owner
+    with pytest.raises(StaleLease):
+        watch.confirm()
 
 
 def test_a_training_pauses_while_redis_is_away_for_longer_than_its_lease_and_then_goes_on(

@@ -9,7 +9,7 @@ from tests.worker.conftest import make_job
 from worker.artifacts import Artifacts
 from worker.broker import make_app, wake
 from worker.jobs import JobKind, JobStatus
-from worker.messages import QUEUES, TRAIN_QUEUE
+from worker.messages import TRAIN_QUEUE
 from worker.reaper import LOCK_KEY, Reaper
 from worker.records import RecordStore
 from worker.settings import Settings
@@ -33,7 +33,7 @@ def reaper(store: RecordStore, woken: Woken) -> Reaper:
     # The test server has just started; only a store whose leases outlive it would wait.
     wait_until(lambda: store.redis.info("server")["uptime_in_seconds"] > store.settings.lease_s, 5, "uptime")
     store.restore_from_s3()
-    return Reaper(store, name="test", queues={JobKind.train: TRAIN_QUEUE}, wake_fn=woken)
+    return Reaper(store, name="test", queues=[TRAIN_QUEUE], wake_fn=woken)
 
 
 def test_a_job_whose_lease_ran_out_is_queued_and_woken_and_a_live_one_left_alone(
@@ -54,7 +54,7 @@ def test_after_a_restart_of_redis_holders_get_time_to_come_back(store: RecordSto
     record, _ = make_job(store, JobStatus.running)
     store.redis.delete(f"lease:{record.id}")
     old = RecordStore(store.redis, store.artifacts, store.settings.model_copy(update={"lease_s": 1e6}))
-    Reaper(old, name="test", queues={}, wake_fn=woken).sweep()
+    Reaper(old, name="test", queues=[], wake_fn=woken).sweep()
     assert store.get(record.id).status is JobStatus.running
 
 
@@ -74,12 +74,25 @@ def test_a_waiting_job_without_a_message_gets_a_new_one_once(
     assert woken == [silent.id]
 
 
+def test_a_message_too_many_of_one_job_wakes_a_trainer_for_another(
+    store: RecordStore, settings: Settings, reaper: Reaper, woken: Woken, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_job(store, JobStatus.queued)
+    running, _ = make_job(store, JobStatus.running)
+    with make_app(settings) as app:
+        wake(app, JobKind.train, running.id)
+    reaper.sweep()
+    start = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: start + settings.lease_s + 1)
+    reaper.sweep()
+    assert woken == []
+
+
 def test_waiting_jobs_of_every_kind_get_their_message(
     store: RecordStore, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     woken: list[tuple[JobKind, str]] = []
-    queues = {kind: queue for kind, (queue, _) in QUEUES.items()}
-    reaper = Reaper(store, name="test", queues=queues, wake_fn=lambda *job: woken.append(job))
+    reaper = Reaper(store, name="test", queues=[TRAIN_QUEUE], wake_fn=lambda *job: woken.append(job))
     waiting = [(kind, store.create(kind, {}).id) for kind in (JobKind.train, JobKind.calibrate)]
     reaper.sweep()
     start = time.monotonic()
@@ -112,7 +125,7 @@ def test_copies_that_storage_did_not_take_are_delivered_later(
 
 
 def test_one_reaper_sweeps_and_another_takes_over(store: RecordStore, reaper: Reaper, woken: Woken) -> None:
-    second = Reaper(store, name="second", queues={}, wake_fn=woken)
+    second = Reaper(store, name="second", queues=[], wake_fn=woken)
     reaper.start()
     wait_until(lambda: store.redis.get(LOCK_KEY) == b"test", 3, "the first sweep")
     second.start()

@@ -9,6 +9,7 @@ from tests.worker.conftest import make_job
 from worker.artifacts import ArtifactMissing, Artifacts, StorageUnavailable, job_prefix
 from worker.ids import InvalidId, new_id
 from worker.jobs import IllegalTransition, JobKind, JobNotFound, JobRecord, JobStatus, Lease, Progress, StaleLease
+from worker.messages import TRAIN_QUEUE
 from worker.records import RecordStore
 from worker.settings import Settings
 
@@ -165,11 +166,12 @@ def test_an_orderly_shutdown_does_not_count_as_an_attempt(store: RecordStore) ->
     assert store.requeue(lease, "shut down").attempt == record.attempt
 
 
-def test_a_lost_job_that_was_to_be_cancelled_is_cancelled(store: RecordStore) -> None:
+@pytest.mark.parametrize("call", ["lose_attempt", "requeue"])
+def test_a_lost_job_that_was_to_be_cancelled_is_cancelled(store: RecordStore, call: str) -> None:
     record, lease = make_job(store, JobStatus.running)
     assert lease is not None
     store.request_cancel(record.id)
-    assert store.lose_attempt(lease, "killed").status is JobStatus.cancelled
+    assert LEASED[call][0](store, lease).status is JobStatus.cancelled
 
 
 def test_progress_shows_in_the_record_and_reaches_storage_with_the_next_transition(
@@ -200,17 +202,21 @@ def test_pages_list_the_newest_first_and_filter(store: RecordStore) -> None:
     assert store.counts()[JobStatus.queued] == 5
 
 
-def test_queue_positions_follow_the_time_of_queueing(store: RecordStore) -> None:
+def test_a_job_that_lost_its_worker_is_next_and_a_resumed_one_waits_behind_all_others(store: RecordStore) -> None:
     first, second, third = (store.create(JobKind.train, {}) for _ in range(3))
     assert [store.queue_position(record) for record in (first, second, third)] == [1, 2, 3]
     lease = _take(store, first.id)
     assert [store.queue_position(record) for record in (first, second, third)] == [None, 1, 2]
-    assert store.queue_position(store.requeue(lease, "shut down")) == 3
+    assert store.queue_position(store.requeue(lease, "shut down")) == 1
+    store.request_cancel(first.id)
+    assert store.queue_position(store.resume(first.id)) == 3
+    assert store.waiting_ids(TRAIN_QUEUE) == [second.id, third.id, first.id]
 
 
 def test_kinds_that_share_a_queue_wait_for_each_other(store: RecordStore) -> None:
     training, calibration, last = (store.create(kind, {}) for kind in (JobKind.train, JobKind.calibrate, JobKind.train))
     assert [store.queue_position(record) for record in (training, calibration, last)] == [1, 2, 3]
+    assert store.waiting_ids(TRAIN_QUEUE) == [training.id, calibration.id, last.id]
 
 
 def test_events_are_read_on_from_any_of_them(store: RecordStore) -> None:
@@ -250,6 +256,8 @@ def test_a_job_that_ended_tells_its_events_from_storage_and_goes_on_with_them_wh
 
 def test_a_wiped_redis_is_rebuilt_from_storage(store: RecordStore) -> None:
     made = {status: make_job(store, status) for status in JobStatus}
+    for job_id in store.unsaved_ids():  # as the reaper does
+        store.save_copy(job_id)
     assert store.was_wiped()
     store.restore_from_s3()
     assert not store.was_wiped()
@@ -265,13 +273,19 @@ def test_a_wiped_redis_is_rebuilt_from_storage(store: RecordStore) -> None:
 def test_the_holder_of_a_running_job_goes_on_after_a_wipe_and_an_older_token_never_does(store: RecordStore) -> None:
     record, lease = make_job(store, JobStatus.running)
     assert lease is not None
+    store.append_event(record.id, "step", {"step": 1}, lease.token)
+    store.events.archive(record.id)
+    store.save_copy(record.id)
+    told = store.read_events(record.id)
     store.redis.flushall()
     with pytest.raises(StaleLease):
         store.renew(lease)
     store.restore_from_s3()
     assert store.has_lease(record.id)  # time for the holder to come back
     assert store.renew(lease) is False
+    assert store.read_events(record.id) == told
     store.requeue(lease, "shut down")
+    assert store.read_events(record.id)[: len(told)] == told
     store.redis.flushall()
     store.restore_from_s3()
     assert _take(store, record.id).token > lease.token
@@ -284,7 +298,7 @@ def test_storage_that_is_away_loses_no_transition(store: RecordStore, settings: 
     cut_off = RecordStore(store.redis, Artifacts.connect(away), away)
     assert cut_off.succeed(lease).status is JobStatus.succeeded
     assert store.unsaved_ids() == [record.id]
-    assert _saved(s3, record.id).status is JobStatus.running
+    assert _saved(s3, record.id).status is JobStatus.queued
     store.save_copy(record.id)
     assert store.unsaved_ids() == []
     assert _saved(s3, record.id).status is JobStatus.succeeded

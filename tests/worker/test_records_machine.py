@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,14 +19,16 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from worker.jobs import IllegalTransition, JobKind, JobStatus, Lease, StaleLease
+from worker.ids import new_id
+from worker.jobs import IllegalTransition, JobKind, JobStatus, Lease, Progress, StaleLease
+from worker.messages import TRAIN_QUEUE
 from worker.records import RecordStore
 
 ENDINGS = {
     "succeed": JobStatus.succeeded,
     "fail": JobStatus.failed,
     "cancel": JobStatus.cancelled,
-    "requeue": JobStatus.queued,
+    "requeue": JobStatus.queued,  # unless it was to be cancelled
 }
 
 
@@ -42,6 +46,11 @@ class Records(RuleBasedStateMachine):
         self.attempts: dict[str, int] = {}
         self.holders: dict[str, Lease] = {}
         self.flagged: set[str] = set()
+        self.places: dict[str, int] = {}
+        """In the queue: given with the job, and anew when it is resumed"""
+        self.specs: dict[str, dict[str, Any]] = {}
+        self.checkpoints: dict[str, int] = {}
+        self.clock = itertools.count()
 
     jobs: Bundle[str] = Bundle("jobs")
     leases: Bundle[Lease] = Bundle("leases")
@@ -65,11 +74,15 @@ class Records(RuleBasedStateMachine):
             self.attempts[job_id] += 1
             self._leave_running(job_id, JobStatus.queued)
 
-    @rule(target=jobs)
-    def create(self) -> str:
-        record = self.store.create(JobKind.train, {})
+    @rule(target=jobs, job_id=st.none() | st.builds(new_id))
+    def create(self, job_id: str | None) -> str:
+        spec = {"steps": next(self.clock)}
+        record = self.store.create(JobKind.train, spec, job_id=job_id)
+        assert record.id == (job_id or record.id)
         self.expected[record.id] = JobStatus.queued
         self.attempts[record.id] = 1
+        self.places[record.id] = next(self.clock)
+        self.specs[record.id] = spec
         return record.id
 
     @rule(target=leases, job_id=jobs, worker=st.sampled_from(["a", "b"]))
@@ -91,6 +104,28 @@ class Records(RuleBasedStateMachine):
             with pytest.raises(StaleLease):
                 self.store.renew(lease)
 
+    @rule(lease=leases, call=st.sampled_from(["check", "progress", "checkpoint", "event"]))
+    def report(self, lease: Lease, call: str) -> None:
+        step = next(self.clock)
+        acts: dict[str, Callable[[], object]] = {
+            "check": lambda: self.store.check(lease),
+            "progress": lambda: self.store.report_progress(lease, Progress(step=step)),
+            "checkpoint": lambda: self.store.report_checkpoint(lease, step),
+            "event": lambda: self.store.append_event(lease.job_id, "step", {"step": step}, lease.token),
+        }
+        act = acts[call]
+        if not self._is_held(lease):
+            with pytest.raises(StaleLease):
+                act()
+            return
+        answer = act()
+        if call == "check":
+            assert answer == (lease.job_id in self.flagged)
+        if call == "checkpoint":
+            self.checkpoints[lease.job_id] = step
+        if call == "event":
+            assert self.store.read_events(lease.job_id)[-1].id == answer
+
     @rule(lease=leases, call=st.sampled_from([*ENDINGS, "lose_attempt"]))
     def end(self, lease: Lease, call: str) -> None:
         arguments = ["why"] if call in ("fail", "requeue", "lose_attempt") else []
@@ -101,6 +136,8 @@ class Records(RuleBasedStateMachine):
         getattr(self.store, call)(lease, *arguments)
         if call == "lose_attempt":
             self._lose(lease.job_id)
+        elif call == "requeue" and lease.job_id in self.flagged:
+            self._leave_running(lease.job_id, JobStatus.cancelled)
         else:
             self._leave_running(lease.job_id, ENDINGS[call])
 
@@ -124,17 +161,31 @@ class Records(RuleBasedStateMachine):
             self.flagged.add(job_id)
 
     @rule(job_id=jobs)
-    def resume(self, job_id: str) -> None:
+    def fail_queued(self, job_id: str) -> None:
+        if self.expected[job_id] is JobStatus.queued:
+            assert self.store.fail_queued(job_id, "nothing can run it").error == "nothing can run it"
+            self.expected[job_id] = JobStatus.failed
+        else:
+            with pytest.raises(IllegalTransition):
+                self.store.fail_queued(job_id, "nothing can run it")
+
+    @rule(job_id=jobs, longer=st.booleans())
+    def resume(self, job_id: str, longer: bool) -> None:
+        spec = {"steps": next(self.clock)} if longer else None
         if self.expected[job_id] in (JobStatus.failed, JobStatus.cancelled):
-            self.store.resume(job_id)
+            self.store.resume(job_id, spec=spec)
             self.attempts[job_id] = 1
+            self.places[job_id] = next(self.clock)
+            self.specs[job_id] = spec or self.specs[job_id]
             self._leave_running(job_id, JobStatus.queued)
         else:
             with pytest.raises(IllegalTransition):
-                self.store.resume(job_id)
+                self.store.resume(job_id, spec=spec)
 
     @rule()
     def wipe_and_restore(self) -> None:
+        for job_id in self.expected:  # as the reaper does; what was only reported is told again by the holder
+            self.store.save_copy(job_id)
         self.store.redis.flushall()
         assert self.store.restore_from_s3() == len(self.expected)
 
@@ -146,14 +197,15 @@ class Records(RuleBasedStateMachine):
     def every_job_is_where_it_should_be(self) -> None:
         for job_id, status in self.expected.items():
             record = self.store.get(job_id)
-            assert (record.status, record.attempt) == (status, self.attempts[job_id])
+            assert (record.status, record.attempt, record.spec) == (status, self.attempts[job_id], self.specs[job_id])
+            assert record.last_checkpoint == self.checkpoints.get(job_id)
             assert record.cancel_requested == (job_id in self.flagged)
             assert (record.finished_at is not None) == status.is_terminal
             assert self.store.has_lease(job_id) <= (status is JobStatus.running)
         counted = {status: count for status, count in self.store.counts().items() if count}
         assert counted == {status: list(self.expected.values()).count(status) for status in set(self.expected.values())}
-        waiting = {job_id for job_id, status in self.expected.items() if status is JobStatus.queued}
-        assert set(self.store.queued_ids(JobKind.train)) == waiting
+        waiting = [job_id for job_id, status in self.expected.items() if status is JobStatus.queued]
+        assert self.store.waiting_ids(TRAIN_QUEUE) == sorted(waiting, key=self.places.__getitem__)
 
 
 def test_any_sequence_of_calls_does_what_was_asked_or_raises_the_named_error(store: RecordStore) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from model.config import NetworkConfig
+from model.config import NetworkConfig, OptimizerConfig
 from tests.conftest import environment_of
 from tests.servers import SeaweedFS, wait_until
 from tests.worker.conftest import ROOT, calibration_spec, tiny_spec
@@ -27,20 +27,24 @@ LONG = {"steps": 1_000_000, "checkpoint_every": 50}
 
 
 class Attempt:
-    """One attempt at a job, in a thread."""
+    """One attempt at the job that is next, in a thread."""
 
-    def __init__(self, store: RecordStore, job_id: str) -> None:
-        self.woken: list[str] = []
+    def __init__(self, store: RecordStore) -> None:
+        self.woken: list[tuple[JobKind, str]] = []
         self.stop = threading.Event()
         self.record: JobRecord | None = None
         self._supervisor = Supervisor(
-            store, store.settings, worker="w@test", wake_fn=self.woken.append, stop_fn=self.stop.is_set
+            store,
+            store.settings,
+            worker="w@test",
+            wake_fn=lambda *job: self.woken.append(job),
+            stop_fn=self.stop.is_set,
         )
-        self._thread = threading.Thread(target=self._run, args=[job_id])
+        self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
-    def _run(self, job_id: str) -> None:
-        self.record = self._supervisor.run(job_id)
+    def _run(self) -> None:
+        self.record = self._supervisor.run()
 
     def end(self, timeout_s: float = 40) -> JobRecord | None:
         """What `Supervisor.run` answered."""
@@ -82,8 +86,8 @@ def test_a_job_delivered_twice_is_trained_once_and_leaves_its_model(
     store: RecordStore, s3: Artifacts, settings: Settings
 ) -> None:
     record = _training(store, sample_every=30)
-    ends = [attempt.end() for attempt in (Attempt(store, record.id), Attempt(store, record.id))]
-    assert Attempt(store, record.id).end() is None
+    ends = [attempt.end() for attempt in (Attempt(store), Attempt(store))]
+    assert Attempt(store).end() is None
     (ended,) = [end for end in ends if end is not None]
     assert (ended.status, ended.error, ended.last_checkpoint) == (JobStatus.succeeded, None, 60)
     assert ended.progress.step == ended.progress.total_steps == 60
@@ -101,7 +105,7 @@ def test_a_job_delivered_twice_is_trained_once_and_leaves_its_model(
 
 def test_cancel_stops_a_training_at_a_checkpoint_that_resume_goes_on_from(store: RecordStore, s3: Artifacts) -> None:
     record = _training(store, **LONG)
-    attempt = Attempt(store, record.id)
+    attempt = Attempt(store)
     _started(s3, record)
     store.request_cancel(record.id)
     cancelled = attempt.end(10)
@@ -111,7 +115,7 @@ def test_cancel_stops_a_training_at_a_checkpoint_that_resume_goes_on_from(store:
     assert step is not None
     assert step >= cancelled.progress.step
     store.resume(record.id, spec=tiny_spec(steps=step + 30, checkpoint_every=50))
-    resumed = Attempt(store, record.id).end()
+    resumed = Attempt(store).end()
     assert resumed is not None
     assert (resumed.status, resumed.last_checkpoint) == (JobStatus.succeeded, step + 30)
     started = [event.data["step"] for event in store.read_events(record.id, limit=10_000) if event.type == "started"]
@@ -122,13 +126,13 @@ def test_a_shutdown_checkpoints_and_queues_the_job_without_counting_the_attempt(
     store: RecordStore, s3: Artifacts
 ) -> None:
     record = _training(store, **LONG)
-    attempt = Attempt(store, record.id)
+    attempt = Attempt(store)
     _started(s3, record)
     attempt.stop.set()
     queued = attempt.end(15)
     assert queued is not None
     assert (queued.status, queued.attempt) == (JobStatus.queued, 1)
-    assert attempt.woken == [record.id]
+    assert attempt.woken == [(record.kind, record.id)]
     assert queued.last_checkpoint is not None
     assert queued.last_checkpoint % 50 != 0 or queued.last_checkpoint >= queued.progress.step
 
@@ -139,7 +143,7 @@ def test_a_killed_training_is_tried_again_and_fails_at_the_limit_with_the_reason
     twice = RecordStore(store.redis, s3, store.settings.model_copy(update={"attempt_limit": 2}))
     record = _training(twice, **LONG)
     for expected in (JobStatus.queued, JobStatus.failed):
-        attempt = Attempt(twice, record.id)
+        attempt = Attempt(twice)
         wait_until(lambda: twice.read_events(record.id)[-1].type == "step", 40, "training")
         (child,) = trainings()
         child.send_signal(signal.SIGKILL)
@@ -152,7 +156,7 @@ def test_a_killed_training_is_tried_again_and_fails_at_the_limit_with_the_reason
 
 def test_a_training_whose_supervisor_lost_the_job_is_ended_at_once(store: RecordStore, s3: Artifacts) -> None:
     record = _training(store, **LONG)
-    attempt = Attempt(store, record.id)
+    attempt = Attempt(store)
     _started(s3, record)
     store.requeue(Lease(job_id=record.id, token=store.get(record.id).fence, worker="w@test"), "taken away")
     assert attempt.end(5) is None
@@ -167,11 +171,21 @@ def test_a_training_whose_supervisor_lost_the_job_is_ended_at_once(store: Record
     ],
 )
 def test_a_job_that_cannot_run_fails_with_the_reason(store: RecordStore, changes: dict[str, str], words: str) -> None:
-    record = _training(store, **changes)
-    ended = Attempt(store, record.id).end()
+    _training(store, **changes)
+    ended = Attempt(store).end()
     assert ended is not None
     assert ended.status is JobStatus.failed
     assert words in (ended.error or "")
+
+
+def test_a_training_that_diverges_goes_back_three_times_and_then_fails_with_the_reason(store: RecordStore) -> None:
+    record = _training(store, optimizer=OptimizerConfig(learning_rate=1.0, warmup_steps=0))
+    ended = Attempt(store).end()
+    assert ended is not None
+    assert ended.status is JobStatus.failed
+    assert "training diverged at step" in (ended.error or "")
+    told = [event.data for event in store.read_events(record.id) if event.type == "rollback"]
+    assert [(data["rollbacks"], data["learning_rate_factor"]) for data in told] == [(1, 0.5), (2, 0.25), (3, 0.125)]
 
 
 def test_a_broken_environment_is_told_from_the_output_without_secrets(
@@ -180,8 +194,8 @@ def test_a_broken_environment_is_told_from_the_output_without_secrets(
     assert settings.s3_secret_key is not None
     secret = settings.s3_secret_key.get_secret_value()
     monkeypatch.setenv("RECOVERY_LEASE_S", secret)  # pydantic quotes the value it refuses
-    record = _training(store)
-    ended = Attempt(store, record.id).end()
+    _training(store)
+    ended = Attempt(store).end()
     assert ended is not None
     assert ended.status is JobStatus.failed
     assert "lease_s" in (ended.error or "")
@@ -190,7 +204,7 @@ def test_a_broken_environment_is_told_from_the_output_without_secrets(
 
 def test_training_goes_on_while_storage_is_away(store: RecordStore, s3: Artifacts, seaweedfs: SeaweedFS) -> None:
     record = _training(store, steps=1000, checkpoint_every=250, log_every=50)
-    attempt = Attempt(store, record.id)
+    attempt = Attempt(store)
     wait_until(lambda: store.read_events(record.id)[-1].type == "step", 40, "training")
     seaweedfs.stop()
     try:
@@ -207,7 +221,8 @@ def test_training_goes_on_while_storage_is_away(store: RecordStore, s3: Artifact
 
 def _trained(store: RecordStore, **changes: object) -> str:
     """The id of a model with a checkpoint of step 20."""
-    ended = Attempt(store, _training(store, steps=20, **changes).id).end()
+    _training(store, steps=20, **changes)
+    ended = Attempt(store).end()
     assert ended is not None
     assert (ended.status, ended.error) == (JobStatus.succeeded, None)
     assert ended.model_id is not None
@@ -220,7 +235,7 @@ def test_a_calibration_stores_both_sides_and_the_held_out_score_and_tells_every_
     model_id = _trained(store)
     assert s3.list_calibrations(model_id) == []
     record = store.create(JobKind.calibrate, calibration_spec(max_bridges=2, tolerance=1e-6), model_id=model_id)
-    ended = Attempt(store, record.id).end()
+    ended = Attempt(store).end()
     assert ended is not None
     assert (ended.status, ended.error, ended.model_id) == (JobStatus.succeeded, None, model_id)
     assert (ended.progress.step, ended.progress.total_steps, ended.progress.percent) == (2, 2, 100)
@@ -237,7 +252,7 @@ def test_a_calibration_stores_both_sides_and_the_held_out_score_and_tells_every_
 
 def test_a_training_that_calibrates_ends_with_its_last_checkpoint_calibrated(store: RecordStore, s3: Artifacts) -> None:
     record = _training(store, steps=20, calibrate=True)
-    ended = Attempt(store, record.id).end()
+    ended = Attempt(store).end()
     assert ended is not None
     assert (ended.status, ended.progress.step, ended.last_checkpoint) == (JobStatus.succeeded, 20, 20)
     assert ended.model_id is not None
@@ -252,7 +267,7 @@ ENDLESS: dict[str, Any] = {"num_chains": 512, "max_bridges": 4096, "tolerance": 
 def test_a_calibration_is_cancelled_within_a_move_and_stores_nothing(store: RecordStore, s3: Artifacts) -> None:
     model_id = _trained(store)
     record = store.create(JobKind.calibrate, calibration_spec(**ENDLESS), model_id=model_id)
-    attempt = Attempt(store, record.id)
+    attempt = Attempt(store)
     wait_until(lambda: store.get(record.id).progress.step >= 2, 40, "two rounds")
     store.request_cancel(record.id)
     cancelled = attempt.end(5)
@@ -260,7 +275,7 @@ def test_a_calibration_is_cancelled_within_a_move_and_stores_nothing(store: Reco
     assert (cancelled.status, cancelled.error) == (JobStatus.cancelled, None)
     assert s3.list_calibrations(model_id) == []
     store.resume(record.id, spec=calibration_spec(max_bridges=1))
-    resumed = Attempt(store, record.id).end()
+    resumed = Attempt(store).end()
     assert resumed is not None
     assert resumed.status is JobStatus.succeeded
     assert s3.list_calibrations(model_id) == [20]
@@ -269,13 +284,13 @@ def test_a_calibration_is_cancelled_within_a_move_and_stores_nothing(store: Reco
 def test_a_shutdown_puts_a_calibration_back_into_the_queue(store: RecordStore) -> None:
     model_id = _trained(store)
     record = store.create(JobKind.calibrate, calibration_spec(**ENDLESS), model_id=model_id)
-    attempt = Attempt(store, record.id)
+    attempt = Attempt(store)
     wait_until(lambda: store.get(record.id).progress.step >= 1, 40, "a round")
     attempt.stop.set()
     queued = attempt.end(5)
     assert queued is not None
     assert (queued.status, queued.attempt) == (JobStatus.queued, 1)
-    assert attempt.woken == [record.id]
+    assert attempt.woken == [(record.kind, record.id)]
 
 
 def test_a_training_interrupted_while_it_calibrates_keeps_its_checkpoint_and_calibrates_in_the_next_attempt(
@@ -283,7 +298,7 @@ def test_a_training_interrupted_while_it_calibrates_keeps_its_checkpoint_and_cal
 ) -> None:
     slow = NetworkConfig(kind="mlp", width=128, num_blocks=4, spectral_norm=False)
     record = _training(store, steps=20, calibrate=True, network=slow)
-    attempt = Attempt(store, record.id)
+    attempt = Attempt(store)
     wait_until(lambda: "checkpoint" in [e.type for e in store.read_events(record.id)], 40, "the last checkpoint")
     attempt.stop.set()
     queued = attempt.end(10)
@@ -291,15 +306,15 @@ def test_a_training_interrupted_while_it_calibrates_keeps_its_checkpoint_and_cal
     assert (queued.status, queued.attempt, queued.last_checkpoint) == (JobStatus.queued, 1, 20)
     assert queued.model_id is not None
     assert s3.list_calibrations(queued.model_id) == []
-    ended = Attempt(store, record.id).end(60)
+    ended = Attempt(store).end(60)
     assert ended is not None
     assert ended.status is JobStatus.succeeded
     assert s3.list_calibrations(queued.model_id) == [20]
 
 
 def test_a_calibration_of_a_checkpoint_that_is_gone_fails_with_the_reason(store: RecordStore) -> None:
-    record = store.create(JobKind.calibrate, calibration_spec(), model_id=new_id())
-    ended = Attempt(store, record.id).end()
+    store.create(JobKind.calibrate, calibration_spec(), model_id=new_id())
+    ended = Attempt(store).end()
     assert ended is not None
     assert ended.status is JobStatus.failed
     assert "is not in storage" in (ended.error or "")

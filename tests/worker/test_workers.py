@@ -116,6 +116,38 @@ def test_a_job_whose_whole_worker_is_killed_goes_on_elsewhere_to_the_same_weight
     assert _weights(s3, ended, 1000) == _weights(s3, undisturbed, 1000)
 
 
+def test_a_worker_that_was_frozen_past_its_lease_wakes_up_to_stop_and_commits_nothing(
+    store: RecordStore, s3: Artifacts, start_worker: StartWorker
+) -> None:
+    workers = {f"{name}@test": start_worker(name, TRAINER) for name in ("first", "second")}
+    record = _submit(store, steps=1000, checkpoint_every=100, log_every=50)
+    _reach(store, record, 100)
+    holder = store.get(record.id).worker
+    assert holder is not None
+    frozen = workers[holder].family()
+    (training,) = (process for process in frozen if "worker.train" in process.cmdline())
+    for process in frozen:
+        process.suspend()
+    try:
+        wait_until(lambda: store.get(record.id).worker != holder, 20, "another worker")
+        reached = store.get(record.id).last_checkpoint or 0
+        _reach(store, record, reached + 100)
+    finally:
+        for process in frozen:
+            process.resume()
+    assert psutil.wait_procs([training], timeout=10)[1] == []
+    ended = _end(store, record)
+    assert (ended.status, ended.attempt) == (JobStatus.succeeded, 2)
+    assert ended.worker != holder
+    assert record.model_id is not None
+    manifests = [s3.get_manifest(record.model_id, found.step) for found in s3.list_checkpoints(record.model_id)]
+    by_time = sorted(manifests, key=lambda manifest: manifest["created_at"])
+    tokens = [manifest["lease"] for manifest in by_time]
+    assert tokens == sorted(tokens)
+    assert len(set(tokens)) == 2
+    assert [manifest["step"] for manifest in by_time] == sorted(manifest["step"] for manifest in manifests)
+
+
 def test_sigterm_puts_the_job_back_with_a_checkpoint_and_the_next_worker_finishes_it(
     store: RecordStore, start_worker: StartWorker
 ) -> None:

@@ -1,0 +1,72 @@
+"""What a training reports between two events: means of its steps, and of its pairs by level."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from model.events import PerLevel, Phase, StepEvent
+
+
+class Meter:
+    """Sums since the last report, kept on the device."""
+
+    _NAMES = ("positive_energy", "negative_energy", "displacement", "acceptance_rate")
+
+    def __init__(self, num_levels: int, device: str) -> None:
+        self._num_levels, self._device = num_levels, device
+        self._reset()
+
+    def _reset(self) -> None:
+        self._steps, self._loss, self._gradient_norm, self._learning_rate = 0, 0.0, 0.0, 0.0
+        self._sums = torch.zeros(len(self._NAMES), self._num_levels, device=self._device)
+        self._counts = torch.zeros(self._num_levels, device=self._device)
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leave out of the rate what happened since the last step (previews)."""
+        self._since, self._timed_steps = time.monotonic(), 0
+
+    def add(self, *, loss: float, gradient_norm: float, learning_rate: float) -> None:
+        """One step's scalars."""
+        self._steps += 1
+        self._timed_steps += 1
+        self._loss += loss
+        self._gradient_norm += gradient_norm
+        self._learning_rate = learning_rate
+
+    def add_levels(self, level: Tensor, *values: Tensor) -> None:
+        """Per-pair values (B,) in the order of `_NAMES`."""
+        rows = torch.stack([v.detach().float() for v in values])
+        self._sums.index_add_(1, level, rows)
+        self._counts.index_add_(0, level, torch.ones_like(level, dtype=torch.float32))
+
+    def report(self, *, step: int, total_steps: int, phase: Phase) -> StepEvent:
+        """Means since the last report."""
+        seen = (self._counts > 0).tolist()
+        means = (self._sums / self._counts.clamp(min=1)).tolist()
+        levels: dict[str, PerLevel] = {
+            name: [value if has else None for value, has in zip(row, seen, strict=True)]
+            for name, row in zip(self._NAMES, means, strict=True)
+        }
+        event = StepEvent(
+            step=step,
+            total_steps=total_steps,
+            phase=phase,
+            loss=self._loss / self._steps,
+            learning_rate=self._learning_rate,
+            gradient_norm=self._gradient_norm / self._steps,
+            steps_per_second=self._timed_steps / max(1e-9, time.monotonic() - self._since),
+            **levels,
+        )
+        self._reset()
+        return event
+
+
+def mean_by_level(values: Tensor, level: Tensor, num_levels: int) -> tuple[Tensor, Tensor]:
+    """(means, counts), (T,) each; the mean of a level without values is 0."""
+    total = torch.zeros(num_levels, device=values.device).index_add_(0, level, values.detach().float())
+    count = torch.bincount(level, minlength=num_levels)
+    return total / count.clamp(min=1), count

@@ -1,0 +1,54 @@
+"""`Prefer: wait=N` (RFC 7240): an answer that may come later, with the job's end if that is near."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from typing import Annotated
+
+from fastapi import Depends, Header, Response
+from redis.exceptions import RedisError
+from starlette.concurrency import run_in_threadpool
+
+from service.stores import Stores
+from worker.jobs import JobRecord
+
+MAX_WAIT_S = 60
+"""Longer ones are cut to this: proxies and clients give up soon after."""
+_POLL_S = 0.2
+_WAIT = re.compile(r'(?:^|[,;])\s*wait\s*=\s*"?(\d{1,9})"?\s*(?=[,;]|$)', re.IGNORECASE)
+
+
+class PreferredWait:
+    """How long the client would like the answer to wait for the job's end; what cannot be read is ignored."""
+
+    def __init__(
+        self,
+        response: Response,
+        prefer: Annotated[
+            str | None,
+            Header(
+                description=f"`wait=N`: answer when the job has ended, after at most N seconds (not over {MAX_WAIT_S})",
+                examples=["wait=1"],
+            ),
+        ] = None,
+    ) -> None:
+        found = _WAIT.search(prefer or "")
+        self.seconds = min(int(found[1]), MAX_WAIT_S) if found else None
+        if self.seconds is not None:
+            response.headers["Preference-Applied"] = f"wait={self.seconds}"
+
+    async def record(self, stores: Stores, record: JobRecord) -> JobRecord:
+        """The record once the job has ended, or as it is when the time is up."""
+        give_up_at = time.monotonic() + (self.seconds or 0)
+        while not record.status.is_terminal and (remaining_s := give_up_at - time.monotonic()) > 0:
+            await asyncio.sleep(min(_POLL_S, remaining_s))
+            try:
+                record = await run_in_threadpool(stores.records.find, record.id)
+            except RedisError:
+                break  # the job is made, and the caller should learn its id
+        return record
+
+
+WaitDependency = Annotated[PreferredWait, Depends()]

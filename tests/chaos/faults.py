@@ -1,0 +1,161 @@
+"""What goes wrong, in an order and at times drawn from a seed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+
+import psutil
+
+from tests.chaos.evidence import Collector
+from tests.chaos.stack import TRAINERS, Stack
+from tests.servers import wait_until
+
+S3_OUTAGE_S = 20.0
+REDIS_DOWN_S = 1.0
+VICTIM_KILLS = 3
+_PLAN = {
+    "kill training": 5,
+    "kill worker": 3,
+    "kill reaper's host": 2,
+    "stop worker": 1,
+    "restart Redis": 2,
+    "wipe Redis": 1,
+    "stop S3": 1,
+}
+"""Besides the kills of the victim. All of it happens in every run; when, and to whom, is the seed's."""
+_PAUSE_S = (1.5, 4.0)
+_PATIENCE_S = 120.0
+_VICTIM_STEPS = 25
+"""Steps an attempt at the victim must have trained before it is killed."""
+
+
+@dataclass(frozen=True)
+class Blow:
+    """Something that was done."""
+
+    at: float
+    what: str
+    whom: str
+
+
+@dataclass
+class Faults:
+    """Does the harm, one thing after another, in a thread."""
+
+    stack: Stack
+    collector: Collector
+    random: Random
+    victim: str
+    """The job whose training is killed `VICTIM_KILLS` times, whatever else happens to it"""
+    report_fn: Callable[[Blow], None]
+    blows: list[Blow] = field(default_factory=list)
+    refusals: Counter[str] = field(default_factory=Counter)
+    """Kinds of problem the API answered with while a store was away."""
+
+    def __post_init__(self) -> None:
+        self._helpers: list[threading.Thread] = []
+
+    def run(self) -> None:
+        """Everything in the plan; returns when all is up again."""
+        for what in self._order():
+            time.sleep(self.random.uniform(*_PAUSE_S))
+            self._do(what)
+        for helper in self._helpers:
+            helper.join()
+
+    def _order(self) -> list[str]:
+        """Shuffled, with the victim's kills spread over it and the longest outage not at the end."""
+        plan = [what for what, count in _PLAN.items() for _ in range(count)]
+        self.random.shuffle(plan)
+        for index in range(VICTIM_KILLS):
+            plan.insert(round((index + 0.5) * len(plan) / VICTIM_KILLS), "kill the victim")
+        return plan
+
+    def _do(self, what: str) -> None:
+        whom = {
+            "kill the victim": self._kill_victim,
+            "kill training": self._kill_training,
+            "kill worker": lambda: self._kill_worker(self.random.choice(TRAINERS)),
+            "kill reaper's host": self._kill_reaper_host,
+            "stop worker": self._stop_worker,
+            "restart Redis": self._restart_redis,
+            "wipe Redis": self._wipe_redis,
+            "stop S3": self._stop_s3,
+        }[what]()
+        blow = Blow(time.time(), what, whom)
+        self.blows.append(blow)
+        self.report_fn(blow)
+
+    def _kill_victim(self) -> str:
+        def kill_in_the_midst() -> bool:
+            attempts = self.collector.attempts(self.victim)
+            return len(attempts[-1].steps) >= _VICTIM_STEPS and self._kill(self.victim) if attempts else False
+
+        wait_until(kill_in_the_midst, _PATIENCE_S, "the victim's training")
+        return self.victim
+
+    def _kill_training(self) -> str:
+        def kill_any() -> str | None:
+            running = sorted(self.stack.trainings())
+            job_id = self.random.choice(running) if running else None
+            return job_id if job_id and self._kill(job_id) else None
+
+        return str(wait_until(kill_any, _PATIENCE_S, "a training"))
+
+    def _kill(self, job_id: str) -> bool:
+        try:
+            self.stack.trainings()[job_id].kill()
+        except (KeyError, psutil.NoSuchProcess):  # it ended at this moment
+            return False
+        return True
+
+    def _kill_worker(self, name: str) -> str:
+        whole = self.random.random() < 0.5
+        self.stack.kill_worker(name, whole=whole)
+        self.stack.restart_worker(name)
+        return f"{name}, {'and all its processes' if whole else 'main process'}"
+
+    def _kill_reaper_host(self) -> str:
+        return self._kill_worker(wait_until(self.stack.reaper_host, _PATIENCE_S, "a reaper"))
+
+    def _stop_worker(self) -> str:
+        name = self.random.choice(TRAINERS)
+        worker = self.stack.workers[name]
+        self.stack.killed += worker.family()
+        worker.stop(60)
+        self.stack.restart_worker(name)
+        return f"{name}, SIGTERM"
+
+    def _restart_redis(self) -> str:
+        self.stack.valkey.stop()
+        self._ask_away("GET", "/jobs")
+        time.sleep(REDIS_DOWN_S)
+        self.stack.valkey.start()
+        return f"killed, {REDIS_DOWN_S:g} s down"
+
+    def _wipe_redis(self) -> str:
+        self.stack.store.redis.flushall()
+        return "FLUSHALL"
+
+    def _stop_s3(self) -> str:
+        """Other harm goes on meanwhile."""
+        self.stack.weed.stop()
+
+        def come_back() -> None:
+            self._ask_away("POST", "/jobs/train", json={"preset": "digits"})
+            time.sleep(S3_OUTAGE_S)
+            self.stack.weed.start()
+
+        self._helpers.append(threading.Thread(target=come_back))
+        self._helpers[-1].start()
+        return f"killed, {S3_OUTAGE_S:g} s down"
+
+    def _ask_away(self, method: str, path: str, **more: object) -> None:
+        answer = self.stack.ask(method, path, **more)
+        told = answer.json()["type"].rpartition(":")[2] if answer is not None and answer.status_code == 503 else None
+        self.refusals[told or f"{path} answered {answer}"] += 1

@@ -1,0 +1,166 @@
+"""How jobs are asked for: `Idempotency-Key` and `Prefer: wait=N`."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi.testclient import TestClient
+from redis import Redis
+
+from service.app import create_app
+from service.client import Recovery
+from service.preference import MAX_WAIT_S
+from service.settings import ServiceSettings
+from tests.service.test_jobs import SMALL, take
+from worker.jobs import JobStatus
+from worker.messages import TRAIN_QUEUE
+from worker.records import RecordStore
+
+KEY = {"Idempotency-Key": "client-7/first try"}
+
+
+def post(client: TestClient, *, headers: dict[str, str], **changes: Any) -> Any:
+    return client.post("/jobs/train", json={**SMALL, **changes}, headers=headers)
+
+
+def test_the_same_request_with_the_same_key_gets_the_same_job(client: TestClient, redis: Redis) -> None:
+    first, second = (post(client, headers=KEY, seed=None) for _ in range(2))
+
+    assert (first.status_code, second.status_code) == (202, 202)
+    assert second.json()["id"] == first.json()["id"]
+    assert second.json()["seed"] == first.json()["seed"]
+    assert second.headers["Location"] == first.headers["Location"]
+    assert len(client.get("/jobs").json()["jobs"]) == redis.llen(TRAIN_QUEUE) == 1
+
+
+def test_another_key_no_key_and_another_client_make_another_job(client: TestClient) -> None:
+    given: list[dict[str, str]] = [KEY, {"Idempotency-Key": "other"}, {}, {}, KEY | {"Authorization": "Bearer x"}]
+
+    assert len({post(client, headers=headers).json()["id"] for headers in given}) == len(given)
+
+
+def test_a_key_that_came_with_another_request_is_refused(client: TestClient, model_id: str) -> None:
+    post(client, headers=KEY)
+
+    for answer in (
+        post(client, headers=KEY, steps=45),
+        client.post("/jobs/calibrate", json={"model": model_id}, headers=KEY),
+    ):
+        assert answer.status_code == 422
+        assert answer.json()["type"].endswith("idempotency-key-reused")
+        assert "new key" in answer.json()["detail"]
+
+
+def test_a_request_under_way_is_not_started_again_until_it_is_given_up(client: TestClient, redis: Redis) -> None:
+    job_id = post(client, headers=KEY).json()["id"]
+    redis.delete(f"job:{job_id}")  # as it is between the binding of the key and the writing of the job
+    during = post(client, headers=KEY)
+
+    assert (during.status_code, during.headers["Retry-After"]) == (409, "1")
+    assert during.json()["type"].endswith("request-in-flight")
+    redis.delete(*redis.keys("idempotency:*"))  # it expired
+    assert post(client, headers=KEY).json()["id"] != job_id
+
+
+def test_a_request_that_failed_may_be_sent_again(client: TestClient, service_settings: ServiceSettings) -> None:
+    away = service_settings.model_copy(update={"s3_endpoint_url": "http://127.0.0.1:9"})
+    with TestClient(create_app(away), raise_server_exceptions=False) as cut_off:
+        refused = post(cut_off, headers=KEY)
+
+    assert (refused.status_code, "S3 storage is away" in refused.json()["detail"]) == (503, True)
+    assert post(client, headers=KEY).status_code == 202
+
+
+def test_a_job_whose_request_died_before_its_answer_is_found_by_the_key(
+    client: TestClient, store: RecordStore, redis: Redis
+) -> None:
+    job_id = post(client, headers=KEY).json()["id"]
+    (name,) = redis.keys("idempotency:*")
+    redis.expire(name, 5)  # as it is until the job is made
+
+    assert post(client, headers=KEY).json()["id"] == job_id
+    assert store.get(job_id).status is JobStatus.queued
+
+
+def test_an_answer_waits_for_the_end_of_the_job_if_the_client_prefers_that(
+    client: TestClient, store: RecordStore
+) -> None:
+    job_id = client.post("/jobs/train", json=SMALL).json()["id"]
+    lease = take(store, job_id)
+    timer = threading.Timer(0.5, store.succeed, [lease])
+    timer.start()
+    answer = client.get(f"/jobs/{job_id}", headers={"Prefer": "respond-async, wait=20"})
+    timer.join()
+
+    assert (answer.status_code, answer.json()["status"]) == (200, "succeeded")
+    assert answer.headers["Preference-Applied"] == "wait=20"
+
+
+def test_a_wait_ends_with_the_job_as_it_is(client: TestClient) -> None:
+    began_at = time.monotonic()
+    answer = post(client, headers={"Prefer": "wait=1"})
+
+    assert 1 <= time.monotonic() - began_at < 8
+    assert (answer.status_code, answer.json()["status"]) == (202, "queued")
+    assert answer.headers["Preference-Applied"] == "wait=1"
+
+
+def test_a_job_that_ends_while_its_maker_waits_is_answered_with_200(client: TestClient, store: RecordStore) -> None:
+    def end_it() -> None:
+        while not (waiting := store.waiting_ids(TRAIN_QUEUE)):
+            time.sleep(0.05)
+        store.fail(take(store, waiting[0]), "why")
+
+    worker = threading.Thread(target=end_it)
+    worker.start()
+    answer = post(client, headers={"Prefer": "wait=20"})
+    worker.join()
+
+    assert (answer.status_code, answer.json()["error"]) == (200, "why")
+
+
+@pytest.mark.parametrize(
+    ("prefer", "applied"),
+    [("wait=999999", f"wait={MAX_WAIT_S}"), ("wait=-1", None), ("wait=soon", None), ("awaited=5", None), ("", None)],
+)
+def test_a_long_wait_is_cut_and_an_unreadable_one_ignored(
+    client: TestClient, store: RecordStore, prefer: str, applied: str | None
+) -> None:
+    job_id = client.post("/jobs/train", json=SMALL).json()["id"]
+    store.request_cancel(job_id)
+    answer = client.get(f"/jobs/{job_id}", headers={"Prefer": prefer})
+
+    assert (answer.status_code, answer.headers.get("Preference-Applied")) == (200, applied)
+
+
+@pytest.fixture
+def breaking(client: TestClient) -> Iterator[tuple[Recovery, list[int]]]:
+    """A client whose connection breaks after the service has done the first thing it was asked for."""
+    calls: list[int] = []
+
+    def pass_on(request: httpx2.Request) -> httpx2.Response:
+        headers = {name: value for name, value in request.headers.items() if name != "host"}
+        answer = client.request(request.method, request.url.path, content=request.content, headers=headers)
+        calls.append(answer.status_code)
+        if len(calls) == 1:
+            raise httpx2.RemoteProtocolError("the connection broke", request=request)
+        return httpx2.Response(answer.status_code, content=answer.content)
+
+    with Recovery("http://test") as recovery:
+        recovery._http = httpx2.Client(base_url="http://test", transport=httpx2.MockTransport(pass_on))
+        yield recovery, calls
+
+
+def test_the_client_asks_again_when_the_answer_got_lost_and_gets_the_one_job(
+    breaking: tuple[Recovery, list[int]], store: RecordStore
+) -> None:
+    recovery, calls = breaking
+    job = recovery.train(**SMALL)
+
+    assert calls == [202, 202]
+    assert [record.id for record in store.list().records] == [job["id"]]
