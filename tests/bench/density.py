@@ -75,12 +75,13 @@ class PlanarRow:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Mean log density of held-out data, nats, by either side of log Z."""
+    """Mean log density of held-out data, nats."""
 
     mean: float
     lower: float
-    """with the upper side of log Z"""
+    """by the upper side of log Z and its standard error"""
     upper: float
+    """by the lower side of log Z and its standard error"""
 
 
 @dataclass(frozen=True)
@@ -179,8 +180,8 @@ def digits() -> Digits:
     return Digits(
         model=Estimate(
             float(mean),
-            float(normalized(model, energy, log_z.upper).mean()),
-            float(normalized(model, energy, log_z.lower).mean()),
+            float(normalized(model, energy, log_z.upper + log_z.upper_std_error).mean()),
+            float(normalized(model, energy, log_z.lower - log_z.lower_std_error).mean()),
         ),
         gaussian_mixture=_gaussian_mixture(train_set, held_out.flatten(1).numpy()),
         kernel_density=_kernel_density(train_set, held_out.flatten(1).numpy()),
