@@ -102,7 +102,7 @@ def _bad_nan(path: Path) -> None:
 
 
 def _bad_range(path: Path) -> None:
-    np.save(path, np.full((4, 1, 3, 3), 7.0))
+    np.save(path, np.full((4, 1, 4, 4), 7.0))
 
 
 def _bad_shape(path: Path) -> None:
@@ -120,7 +120,7 @@ def _bad_constant(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "write", "words"),
     [
-        ("x.npy", _bad_pickle, "plain numpy array"),
+        ("x.npy", _bad_pickle, "never unpickled"),
         ("x.npy", _bad_nan, "not finite in item 1"),
         ("x.npy", _bad_range, "from −1 to 1"),
         ("x.npy", _bad_shape, "shape"),
