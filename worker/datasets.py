@@ -13,6 +13,7 @@ from pathlib import Path
 
 from model.errors import DataError
 from model.intake.limits import Summary
+from model.intake.normalize import FORMATS
 from model.presets import BUILT_IN_DATASETS
 from worker import hub_datasets, s3_datasets
 from worker.bucket import ArtifactMissing, Bucket
@@ -72,6 +73,14 @@ def resolve_dataset(name: str, datasets_dir: Path | None) -> str:
     if not found:
         raise DataError(f"there is no dataset {name!r}; {known}, others are relative paths in the datasets folder")
     return str(path)
+
+
+def folder_datasets(datasets_dir: Path | None) -> list[str]:
+    """What lies directly in the folder of datasets and looks like one, by name."""
+    if datasets_dir is None or not datasets_dir.is_dir():
+        return []
+    found = (path for path in datasets_dir.iterdir() if not path.name.startswith("."))
+    return sorted(path.name for path in found if path.is_dir() or path.suffix.lower() in FORMATS)
 
 
 def _stored(dataset_id: str, bucket: Bucket) -> StoredDataset:

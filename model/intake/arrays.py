@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import struct
+import tokenize
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -32,6 +33,17 @@ _BLOCK_BYTES = 2**24
 """Converted at once"""
 _LAYOUTS = "(N, D) rows, (N, H, W[, C]) uint8 images or (N, C, H, W) float images"
 _MEMBERS = ("data", "images", "x")
+# numpy reads a header as Python does, and falls back to its tokenizer.
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    KeyError,
+    OverflowError,
+    SyntaxError,
+    tokenize.TokenError,
+    MemoryError,
+    RecursionError,
+)
 
 Array = npt.NDArray[Any]
 
@@ -112,8 +124,9 @@ def read_header(file: IO[bytes], name: str) -> Header:
     read = np.lib.format.read_array_header_1_0 if start[6] == 1 else np.lib.format.read_array_header_2_0
     try:
         shape, is_fortran, dtype = read(io.BytesIO(text))
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, OverflowError, KeyError) as error:
-        raise DataError(f"{name} is not a plain numpy array file: its header cannot be read ({error})") from error
+    except _UNREADABLE as error:
+        told = str(error).partition(":")[0]  # what follows quotes the header
+        raise DataError(f"{name} is not a plain numpy array file: its header cannot be read ({told})") from error
     return Header(shape, is_fortran, dtype, 8 + len(text))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from model.errors import DataError
+from model.errors import DataError, DataTooLarge
 from model.intake.limits import ReadLimits, Summary, require_bytes, require_count, require_side, shortened
 from model.intake.writer import ArrayWriter
 
@@ -63,6 +63,11 @@ def decode(name: str, data: bytes, limits: ReadLimits) -> Pixels:
             return np.asarray(image.convert("RGB"))
     except DataError:
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise DataTooLarge(
+            f"{shortened(name)} promises more pixels than any picture; expected at most {limits.max_side} "
+            "in each direction"
+        ) from None
     except Exception as error:  # Pillow's decoders raise whatever hostile bytes lead them to; the file is named
         reason = str(error) or type(error).__name__
         if "BytesIO" in reason:  # quotes its argument

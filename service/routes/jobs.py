@@ -38,7 +38,7 @@ JobId = Annotated[str, Path(description="Id of a job; GET /jobs lists them", exa
 @router.post("/train", operation_id="train", status_code=202, summary="Start a training job")
 def train(request: TrainRequest, response: Response, stores: StoresDependency) -> JobBody:
     """Checks the request, stores the job and queues it. `Location` is where to look at it; its events tell the rest."""
-    config = train_config(request, stores.settings.datasets_dir)
+    config = train_config(request, stores.settings, stores.artifacts)
     spec = {"config": to_dict(config), "device": request.device}
     return _submit(stores, response, JobKind.train, spec, name=request.name)
 
