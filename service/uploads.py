@@ -76,10 +76,10 @@ def _received(file: IO[bytes], path: Path, file_name: str, name: str | None) -> 
 
 @contextlib.contextmanager
 def room_on_disk() -> Iterator[None]:
-    """Raises Problem 507 when the disk is full."""
+    """Raises Problem 507 when the disk, or what this process may use of it, is full."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise Problem(507, "insufficient-storage", "the server's disk is full; try again later, or send less") from None
