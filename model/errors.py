@@ -17,6 +17,10 @@ class DataError(ModelError, ValueError):
     """A dataset is missing, unreadable or holds values that cannot be trained on."""
 
 
+class DataTooLarge(DataError):
+    """A dataset is larger than what is accepted; names the member, its size and the limit."""
+
+
 class CheckpointError(ModelError):
     """A checkpoint is absent, incomplete, damaged or of an unknown version."""
 

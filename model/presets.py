@@ -18,8 +18,16 @@ from model.config import (
     TrainConfig,
 )
 from model.errors import ConfigError
+from model.intake.limits import Summary
 
-BUILT_IN_DATASETS = ("digits", "eight_gaussians", "two_moons", "checkerboard", "rings")
+_PLANAR = Summary(kind="vectors", count=100_000, event_shape=(2,))
+BUILT_IN_DATASETS: dict[str, Summary] = {
+    "digits": Summary(kind="images", count=1797, event_shape=(1, 8, 8)),
+    "eight_gaussians": _PLANAR,
+    "two_moons": _PLANAR,
+    "checkerboard": _PLANAR,
+    "rings": _PLANAR,
+}
 
 _DIGITS = TrainConfig(
     schedule=ScheduleConfig(kind="log_snr", num_levels=14, log_snr_max=5.5, log_snr_min=-4.0),

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from service import progress
+from service import cli_datasets, progress
 from service.child import ChildDiedError, LocalStackError
-from service.client import DEFAULT_URL, URL_VARIABLE, ClientError, Recovery
+from service.cli_options import AsJson, Url, show
+from service.client import DEFAULT_URL, ClientError, Recovery
 from service.demo import Demo, DemoError
 from service.local import LocalStack, interruptible_by_signals
 from service.version import version
@@ -26,11 +25,7 @@ application = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-Url = Annotated[
-    str,
-    typer.Option(envvar=URL_VARIABLE, help="Where the service listens", show_default=True, rich_help_panel="Server"),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts")]
+application.add_typer(cli_datasets.application, name="datasets")
 
 
 def main() -> None:
@@ -98,7 +93,10 @@ def demo(
 @application.command()
 def train(
     preset: Annotated[str, typer.Argument(help="Name of a configuration")] = "digits",
-    dataset: Annotated[str | None, typer.Option(help="Another dataset than the preset's")] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="Another than the preset's: an id or name of `recovery datasets list`, s3://…, hf://…"),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="For people")] = None,
     seed: Annotated[int | None, typer.Option(help="Drawn at random if absent")] = None,
     steps: Annotated[int | None, typer.Option(help="Another number of training steps")] = None,
@@ -123,7 +121,7 @@ def jobs(as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
         [job["id"], job["name"] or "", job["status"], f"{job['progress']['percent']:.0f} %", job["error"] or ""]
         for job in found
     ]
-    _print(found, ["id", "name", "status", "done", "error"], rows, as_json=as_json)
+    show(found, ["id", "name", "status", "done", "error"], rows, as_json=as_json)
 
 
 @application.command()
@@ -165,7 +163,7 @@ def models(as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
         ]
         for model in found
     ]
-    _print(found, ["id", "name", "dataset", "checkpoints"], rows, as_json=as_json)
+    show(found, ["id", "name", "dataset", "checkpoints"], rows, as_json=as_json)
 
 
 @application.command()
@@ -227,7 +225,7 @@ def log_density(
         [name, *("" if item[c] is None else f"{item[c]:.4f}" for c in columns)]
         for name, item in zip(names, found["items"], strict=True)
     ]
-    _print(found, ["item", *columns], rows, as_json=as_json)
+    show(found, ["item", *columns], rows, as_json=as_json)
     if not as_json:
         Console(highlight=False).print(f"all ± {found['std_error']:.4f} nats, the error of log Z")
         if not found["converged"]:
@@ -242,19 +240,6 @@ def _watch(client: Recovery, job_id: str) -> None:
     job = client.job(job_id)
     if job["status"] != "succeeded":
         raise ClientError(f"job {job_id} ended as {job['status']}: {job['error'] or 'no reason given'}")
-
-
-def _print(
-    found: list[dict[str, Any]] | dict[str, Any], headings: list[str], rows: list[list[str]], *, as_json: bool
-) -> None:
-    console = Console(highlight=False)
-    if as_json:
-        console.print(json.dumps(found, indent=2), markup=False, soft_wrap=True)
-        return
-    table = Table(*headings)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
 
 
 if __name__ == "__main__":

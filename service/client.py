@@ -12,16 +12,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import httpx2
 import numpy as np
 import numpy.typing as npt
 
+from service.folder_zip import zipped
+
 DEFAULT_URL = "http://127.0.0.1:8000"
 URL_VARIABLE = "RECOVERY_URL"
 _TIMEOUT = httpx2.Timeout(10.0, read=180.0)
 """a /sample call answers when the samples are there"""
+_UPLOAD_TIMEOUT = httpx2.Timeout(10.0, read=1800.0, write=180.0)
+"""an upload answers when all of it was decoded"""
 
 _IN_FLIGHT = "urn:recovery:problem:request-in-flight"
 
@@ -127,6 +131,34 @@ class Recovery:
         return self._json(
             "POST", f"/jobs/{_quoted(job_id)}/resume", json={"steps": steps} if steps is not None else None
         )
+
+    def upload_dataset(self, source: Path | BinaryIO, *, file_name: str | None = None, name: str | None = None) -> Json:
+        """Upload a .zip of images, .npy, .npz or .csv, or a folder of images; the dataset, whose id trainings take.
+
+        An open file, read once from its beginning, needs a `file_name`. Raises OSError for what cannot be read.
+        """
+        if isinstance(source, Path) and source.is_dir():
+            with zipped(source) as packed:
+                return self.upload_dataset(packed, file_name=f"{source.name}.zip", name=name)
+        if isinstance(source, Path):
+            with source.open("rb") as file:
+                return self.upload_dataset(file, file_name=file_name or source.name, name=name)
+        form = {"file": (file_name or "data", source)}
+        fields = {} if name is None else {"name": name}
+        return self._json("POST", "/datasets", files=form, data=fields, timeout=_UPLOAD_TIMEOUT)
+
+    def datasets(self) -> list[Json]:
+        """All datasets: uploaded ones, newest first, built-in ones, those in the server's folder."""
+        found: list[Json] = self._json("GET", "/datasets")["datasets"]
+        return found
+
+    def dataset(self, dataset_id: str) -> Json:
+        """One uploaded or built-in dataset."""
+        return self._json("GET", f"/datasets/{_quoted(dataset_id)}")
+
+    def delete_dataset(self, dataset_id: str) -> None:
+        """Delete an uploaded dataset that no job uses."""
+        self._ask("DELETE", f"/datasets/{_quoted(dataset_id)}")
 
     def models(self) -> list[Json]:
         """All models, newest first."""

@@ -5,25 +5,29 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from model.config import TrainConfig, from_dict, to_dict
 from model.errors import ConfigError, DataError
-from model.presets import BUILT_IN_DATASETS, PRESETS, override, preset
+from model.intake.limits import Summary
+from model.presets import PRESETS, override, preset
 from service.errors import FieldProblem, Problem, field_problem
 from service.schemas import TrainRequest, random_seed
-from worker.datasets import resolve_dataset
+from worker.bucket import Bucket
+from worker.datasets import require_dataset
+from worker.settings import Settings
 
 _OVERRIDES = ("dataset", "seed", "steps", "batch_size", "checkpoint_every", "sample_every", "calibrate")
-_IMAGE_DATASETS = ("digits",)
 _CONFIG = TypeAdapter(TrainConfig)
 
 
-def train_config(request: TrainRequest, datasets_dir: Path | None) -> TrainConfig:
-    """The preset, with the configuration laid over it, with the overrides; a seed is drawn unless one is given."""
+def train_config(request: TrainRequest, settings: Settings, bucket: Bucket) -> TrainConfig:
+    """The preset, with the configuration laid over it, with the overrides; a seed is drawn unless one is given.
+
+    The bucket knows the uploaded datasets.
+    """
     if request.preset is None and request.config is None:
         raise field_problem(["body", "preset"], f"give `preset` (one of {', '.join(PRESETS)}) or `config`")
     config = _base(request)
@@ -31,8 +35,7 @@ def train_config(request: TrainRequest, datasets_dir: Path | None) -> TrainConfi
     if "seed" not in changes and "seed" not in (request.config or {}):
         changes["seed"] = random_seed()
     config = _checked_override(config, changes)
-    _require_dataset(config.dataset, datasets_dir)
-    _require_matching_network(config)
+    _require_matching_network(config, _known_dataset(config.dataset, settings, bucket))
     return config
 
 
@@ -90,16 +93,15 @@ def _checked_override(config: TrainConfig, changes: Mapping[str, Any]) -> TrainC
         raise field_problem(["body"], str(error)) from None
 
 
-def _require_dataset(name: str, datasets_dir: Path | None) -> None:
+def _known_dataset(name: str, settings: Settings, bucket: Bucket) -> Summary | None:
     try:
-        resolve_dataset(name, datasets_dir)
+        return require_dataset(name, settings, bucket)
     except DataError as error:
         raise field_problem(["body", "dataset"], str(error)) from None
 
 
-def _require_matching_network(config: TrainConfig) -> None:
-    vectors = config.dataset in BUILT_IN_DATASETS and config.dataset not in _IMAGE_DATASETS
-    if vectors and config.network.kind == "resnet":
+def _require_matching_network(config: TrainConfig, dataset: Summary | None) -> None:
+    if dataset is not None and dataset.kind == "vectors" and config.network.kind == "resnet":
         raise field_problem(
             ["body", "dataset"],
             f"{config.dataset} holds vectors and network.kind 'resnet' takes images; use preset 'density-2d', "

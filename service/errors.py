@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 
-from model.errors import ConfigError
+from model.errors import ConfigError, DataError, DataTooLarge
 from worker.artifacts import ArtifactDamaged, ArtifactMissing, StorageUnavailable
 from worker.ids import InvalidId
 from worker.jobs import IllegalTransition, JobNotFound
@@ -135,6 +135,7 @@ def install(app: FastAPI) -> None:
         HTTPException,
         RequestValidationError,
         ConfigError,
+        DataError,
         InvalidId,
         JobNotFound,
         IllegalTransition,
@@ -168,6 +169,10 @@ def problem_of(error: Exception, request: Request) -> Problem:
             return Problem(409, "illegal-transition", str(error))
         case ArtifactMissing():
             return Problem(404, "unknown-artifact", f"{error}; GET /models lists what there is")
+        case DataTooLarge():
+            return Problem(413, "dataset-too-large", str(error))
+        case DataError():
+            return Problem(422, "invalid-dataset", str(error))
         case ConfigError():
             return field_problem(["body"], str(error))
         case StorageUnavailable():

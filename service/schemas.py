@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.config import CalibrationConfig
-from model.presets import BUILT_IN_DATASETS, PRESET_SUMMARIES
+from model.presets import PRESET_SUMMARIES
+from service.dataset_schemas import DATASET_NAMES
 from service.settings import MAX_IMAGES, MAX_ITEM_PATHS, MAX_ITEMS, MAX_LEVELS, MAX_SCALE
 from worker.jobs import JobKind, JobRecord, JobStatus
 
@@ -55,8 +56,8 @@ class TrainRequest(_Request):
     )
     dataset: str | None = Field(
         None,
-        max_length=200,
-        description=f"A built-in dataset ({', '.join(BUILT_IN_DATASETS)}), or a path below the server's dataset folder",
+        max_length=500,
+        description=DATASET_NAMES,
         examples=["digits"],
     )
     name: str | None = Field(None, min_length=1, max_length=100, description="For people", examples=["my first model"])

@@ -7,6 +7,7 @@ from pydantic import Field
 from worker.settings import Settings
 
 LOG_DENSITY_PATH = "/log-density"
+DATASETS_PATH = "/datasets"
 MAX_IMAGES = 256
 """Samples of one request; part of the contract, so that the schema can say it."""
 MAX_SCALE = 32
@@ -24,9 +25,12 @@ class ServiceSettings(Settings):
     """Larger requests get 413; a training configuration is a few kilobytes."""
     max_density_body_bytes: int = Field(default=67_108_864, ge=1024)
     """The same for POST /log-density, which carries data: 1,024 32×32 images in colour are 12 MB as .npy."""
+    max_dataset_bytes: int = Field(default=512 * 2**20, ge=1024)
+    """The same for POST /datasets; what such a file may become is said by the `dataset_max_…` of the workers."""
     sample_timeout_s: float = Field(default=120.0, gt=0)
     """How long POST /sample and POST /log-density wait for a sampler."""
 
     def body_limit_bytes(self, path: str) -> int:
         """How large a request to that path may be."""
-        return self.max_density_body_bytes if path == LOG_DENSITY_PATH else self.max_body_bytes
+        carrying_data = {LOG_DENSITY_PATH: self.max_density_body_bytes, DATASETS_PATH: self.max_dataset_bytes}
+        return carrying_data.get(path, self.max_body_bytes)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
+from anyio import CapacityLimiter
 from celery import Celery
 from fastapi import Depends, Request
 from redis.asyncio import Redis as AsyncRedis
@@ -14,9 +15,12 @@ from service.settings import ServiceSettings
 from worker.artifacts import Artifacts
 from worker.broker import make_app
 from worker.connect import async_redis_client
+from worker.dataset_store import DatasetStore
 from worker.messages import SAMPLE_QUEUE, TRAIN_QUEUE
 from worker.presence import live_workers
 from worker.records import RecordStore
+
+_DECODING_THREADS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,13 @@ class Stores:
     artifacts: Artifacts
     redis: AsyncRedis
     broker: Celery
+    decoding: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_DECODING_THREADS))
+    """Uploads are decoded so many at a time, in threads of their own, so that they hold up nothing else."""
+
+    @property
+    def datasets(self) -> DatasetStore:
+        """Uploaded datasets."""
+        return DatasetStore(self.artifacts)
 
     @classmethod
     def connect(cls, settings: ServiceSettings) -> Stores:

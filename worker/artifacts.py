@@ -9,56 +9,40 @@ A checkpoint is committed by its manifest, written last and only if there is non
 checkpoint. Its files are named by their content, so that a late upload by a worker that lost its lease, or the rest of
 an interrupted one, can never damage a committed checkpoint. Ids are checked by a pattern; user text is never a key.
 
-This is the only file that knows boto3; its exceptions leave as ArtifactMissing or StorageUnavailable.
+Plain objects are bucket.py; datasets are dataset_store.py.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import boto3
-from boto3.exceptions import Boto3Error
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
-
+from worker.bucket import (
+    ArtifactDamaged,
+    ArtifactError,
+    ArtifactMissing,
+    Bucket,
+    StorageUnavailable,
+    connect_s3,
+    sha256_of,
+)
+from worker.bucket import packed as _packed
 from worker.ids import ULID_PATTERN, checked_id
 from worker.settings import Settings
 
-if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
+# What the bucket raises is part of this interface.
+__all__ = ["ArtifactDamaged", "ArtifactError", "ArtifactMissing", "Artifacts", "Checkpoint", "StorageUnavailable"]
 
 MANIFEST = "manifest.json"
 _FILE_NAME = re.compile(r"[a-z0-9_]+\.[a-z]+\Z")
 _ID = re.compile(ULID_PATTERN)
-_MISSING = {"404", "NoSuchKey", "NotFound"}
-_NOT_ABSENT = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
-
-
-class ArtifactError(Exception):
-    """Root of the errors of this file."""
-
-
-class ArtifactMissing(ArtifactError):
-    """Storage answered, and what was asked for is not there."""
-
-
-class ArtifactDamaged(ArtifactError):
-    """What storage holds differs from its manifest."""
-
-
-class StorageUnavailable(ArtifactError):
-    """Storage did not answer, or refused us; trying again later may help."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,139 +87,13 @@ def sample_key(job_id: str, step: int) -> str:
     return f"{job_prefix(job_id)}samples/{step:d}.png"
 
 
-@contextlib.contextmanager
-def _translated(what: str) -> Iterator[None]:
-    try:
-        yield
-    except ClientError as error:
-        code = error.response.get("Error", {}).get("Code", "")
-        if code in _MISSING:
-            raise ArtifactMissing(f"{what} is not in storage") from None
-        raise StorageUnavailable(f"storage refused {what}: {code}") from error
-    except (BotoCoreError, Boto3Error) as error:
-        # Not the message itself: it may quote the endpoint with credentials.
-        raise StorageUnavailable(f"storage did not answer for {what}: {type(error).__name__}") from error
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal digest of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def connect_s3(settings: Settings) -> S3Client:
-    """A boto3 client for these settings; safe to share among threads."""
-    own_store = settings.s3_endpoint_url is not None
-    return boto3.client(
-        "s3",
-        endpoint_url=settings.s3_endpoint_url,
-        region_name=settings.s3_region,
-        aws_access_key_id=settings.s3_access_key.get_secret_value() if settings.s3_access_key else None,
-        aws_secret_access_key=settings.s3_secret_key.get_secret_value() if settings.s3_secret_key else None,
-        config=Config(
-            connect_timeout=3,
-            read_timeout=20,
-            retries={"mode": "standard", "total_max_attempts": 3},
-            max_pool_connections=16,
-            # Since 1.36 boto3 sends checksums that stores other than AWS may refuse.
-            request_checksum_calculation="when_required" if own_store else "when_supported",
-            response_checksum_validation="when_required" if own_store else "when_supported",
-            s3={"addressing_style": "path" if own_store else "auto"},
-        ),
-    )
-
-
-class Artifacts:
-    """One bucket. Every method raises StorageUnavailable when storage is away or refuses us."""
-
-    def __init__(self, client: S3Client, bucket: str) -> None:
-        self._client = client
-        self.bucket = bucket
+class Artifacts(Bucket):
+    """The service's own bucket. Every method raises StorageUnavailable when storage is away or refuses us."""
 
     @classmethod
     def connect(cls, settings: Settings) -> Artifacts:
         """The bucket these settings name; nothing is sent yet."""
         return cls(connect_s3(settings), settings.s3_bucket)
-
-    # Plain objects
-
-    def ping(self) -> None:
-        """Raises ArtifactMissing when the bucket does not exist."""
-        with _translated(f"bucket {self.bucket}"):
-            self._client.head_bucket(Bucket=self.bucket)
-
-    def ensure_bucket(self) -> None:
-        """Create the bucket unless it exists."""
-        try:
-            self.ping()
-        except ArtifactMissing:
-            with _translated(f"bucket {self.bucket}"):
-                self._client.create_bucket(Bucket=self.bucket)
-
-    def put_bytes(self, key: str, data: bytes, content_type: str = "application/octet-stream") -> None:
-        """Write an object, whole or not at all."""
-        with _translated(key):
-            self._client.put_object(Bucket=self.bucket, Key=key, Body=data, ContentType=content_type)
-
-    def put_bytes_if_absent(self, key: str, data: bytes, content_type: str = "application/octet-stream") -> bool:
-        """Write an object unless there is one; of several writers exactly one gets True."""
-        with _translated(key):
-            try:
-                self._client.put_object(
-                    Bucket=self.bucket, Key=key, Body=data, ContentType=content_type, IfNoneMatch="*"
-                )
-            except ClientError as error:
-                if error.response.get("Error", {}).get("Code", "") in _NOT_ABSENT:
-                    return False
-                raise
-        return True
-
-    def put_json(self, key: str, value: object) -> None:
-        """Write an object as JSON."""
-        self.put_bytes(key, _packed(value), "application/json")
-
-    def get_bytes(self, key: str) -> bytes:
-        """An object's content. Raises ArtifactMissing."""
-        with _translated(key):
-            return self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
-
-    def get_json(self, key: str) -> Any:
-        """An object's JSON value. Raises ArtifactMissing, ArtifactDamaged."""
-        try:
-            return json.loads(self.get_bytes(key))
-        except ValueError as error:
-            raise ArtifactDamaged(f"{key} is not JSON") from error
-
-    def exists(self, key: str) -> bool:
-        """Whether there is such an object."""
-        try:
-            with _translated(key):
-                self._client.head_object(Bucket=self.bucket, Key=key)
-        except ArtifactMissing:
-            return False
-        return True
-
-    def delete(self, key: str) -> None:
-        """Remove an object; nothing happens when there is none."""
-        with _translated(key):
-            self._client.delete_object(Bucket=self.bucket, Key=key)
-
-    def list_keys(self, prefix: str) -> Iterator[tuple[str, int, datetime]]:
-        """(key, size in bytes, time of writing) of all objects below a prefix."""
-        with _translated(prefix):
-            for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
-                for item in page.get("Contents", []):
-                    yield item["Key"], item["Size"], item["LastModified"]
-
-    def list_folders(self, prefix: str) -> Iterator[str]:
-        """Names directly below a prefix that ends in '/'."""
-        with _translated(prefix):
-            pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.bucket, Prefix=prefix, Delimiter="/"
-            )
-            for page in pages:
-                for item in page.get("CommonPrefixes", []):
-                    yield item["Prefix"].removeprefix(prefix).rstrip("/")
 
     # Jobs
 
@@ -344,8 +202,7 @@ class Artifacts:
             raise ValueError(f"a checkpoint may not hold a file named {path.name[:60]!r}")
         digest = sha256_of(path)
         key = f"{prefix}{digest[:16]}.{path.name}"
-        with _translated(key):
-            self._client.upload_file(str(path), self.bucket, key)
+        self.upload_file(path, key)
         return {"key": key, "sha256": digest, "size_bytes": path.stat().st_size}
 
     def list_checkpoints(self, model_id: str) -> list[Checkpoint]:
@@ -404,11 +261,6 @@ class Artifacts:
         if not _FILE_NAME.match(name):
             raise ArtifactDamaged(f"a manifest names the file {name[:60]!r}")
         path = directory / name
-        with _translated(entry["key"]):
-            self._client.download_file(self.bucket, entry["key"], str(path))
+        self.download_file(entry["key"], path)
         if sha256_of(path) != entry["sha256"]:
             raise ArtifactDamaged(f"{entry['key']} does not have the sha256 its manifest names")
-
-
-def _packed(value: object) -> bytes:
-    return json.dumps(value, allow_nan=False, ensure_ascii=False, indent=1).encode()

@@ -15,7 +15,7 @@ import structlog
 
 from model.config import CalibrationConfig, from_dict
 from worker.attempt import Attempt, device_of, main
-from worker.datasets import resolve_dataset
+from worker.datasets import fetch_dataset
 from worker.jobs import JobRecord, Progress
 from worker.watch import StopReason
 
@@ -52,7 +52,8 @@ def calibrate_checkpoint(
     model = _load(attempt, model_id, step, device_of(record))
     attempt.use_threads(model.config.network, tuple(model.event_shape), config.num_chains)
     # before the chains: a dataset that is gone should not cost an hour
-    dataset = data.load(resolve_dataset(model.config.dataset, attempt.settings.datasets_dir))
+    location = attempt.patiently(lambda: fetch_dataset(model.config.dataset, attempt.settings, attempt.artifacts))
+    dataset = data.load(location, attempt.settings.read_limits)
     rounds, log_z, began_at = 0, None, time.monotonic()
     for log_z in density.calibrate(
         model,

@@ -1,11 +1,57 @@
-"""From the dataset's name in a job to what `model.data.load` takes. Imports no torch: the service checks too."""
+"""From the dataset's name in a job to the data. Imports no torch: the service checks names too.
+
+digits, two_moons …             built in
+01JD3Z6M3Q…                     uploaded: an id
+s3://bucket/prefix              in a bucket that the settings allow
+hf://owner/name:split/column    of the Hugging Face hub
+anything else                   a path below the folder of datasets
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from model.errors import DataError
+from model.intake.limits import Summary
+from model.intake.normalize import FORMATS
 from model.presets import BUILT_IN_DATASETS
+from worker import hub_datasets, s3_datasets
+from worker.bucket import ArtifactMissing, Bucket
+from worker.dataset_cache import DatasetCache
+from worker.dataset_store import DatasetStore, StoredDataset, is_dataset_id
+from worker.settings import Settings
+
+
+def fetch_dataset(name: str, settings: Settings, bucket: Bucket) -> str:
+    """What `model.data.load` takes: the built-in name, or a path on this machine, fetched if it was not there.
+
+    Raises DataError, StorageUnavailable, ArtifactDamaged.
+    """
+    cache = DatasetCache(settings.spool_dir / "datasets", settings.dataset_cache_bytes)
+    if is_dataset_id(name):
+        stored, store = _stored(name, bucket), DatasetStore(bucket)
+        return str(cache.fetch(stored.data_sha256, lambda path: store.fetch(name, path)))
+    if name.startswith(s3_datasets.SCHEME):
+        return str(s3_datasets.fetch_prefix(name, settings, bucket, cache))
+    if name.startswith(hub_datasets.SCHEME):
+        return str(_fetch_from_hub(name, settings, cache))
+    return resolve_dataset(name, settings.datasets_dir)
+
+
+def require_dataset(name: str, settings: Settings, bucket: Bucket) -> Summary | None:
+    """What is known of a dataset before anything is fetched. Raises DataError when a training could not find it."""
+    if name in BUILT_IN_DATASETS:
+        return BUILT_IN_DATASETS[name]
+    if is_dataset_id(name):
+        stored = _stored(name, bucket)
+        return Summary(kind=stored.kind, count=stored.count, event_shape=stored.event_shape)
+    if name.startswith(s3_datasets.SCHEME):
+        s3_datasets.require_prefix(name, settings, bucket)
+    elif name.startswith(hub_datasets.SCHEME):
+        hub_datasets.parse_hub_name(name)  # whether the hub has it, the trainer finds out
+    else:
+        resolve_dataset(name, settings.datasets_dir)
+    return None
 
 
 def resolve_dataset(name: str, datasets_dir: Path | None) -> str:
@@ -15,7 +61,7 @@ def resolve_dataset(name: str, datasets_dir: Path | None) -> str:
     """
     if name in BUILT_IN_DATASETS:
         return name
-    known = f"built in are {', '.join(BUILT_IN_DATASETS)}"
+    known = f"built in are {', '.join(BUILT_IN_DATASETS)}; GET /datasets lists those that were uploaded"
     if datasets_dir is None:
         raise DataError(f"there is no dataset {name!r}; {known}, and no folder of other datasets is set up")
     folder = datasets_dir.resolve()
@@ -27,3 +73,24 @@ def resolve_dataset(name: str, datasets_dir: Path | None) -> str:
     if not found:
         raise DataError(f"there is no dataset {name!r}; {known}, others are relative paths in the datasets folder")
     return str(path)
+
+
+def folder_datasets(datasets_dir: Path | None) -> list[str]:
+    """What lies directly in the folder of datasets and looks like one, by name."""
+    if datasets_dir is None or not datasets_dir.is_dir():
+        return []
+    found = (path for path in datasets_dir.iterdir() if not path.name.startswith("."))
+    return sorted(path.name for path in found if path.is_dir() or path.suffix.lower() in FORMATS)
+
+
+def _stored(dataset_id: str, bucket: Bucket) -> StoredDataset:
+    try:
+        return DatasetStore(bucket).get(dataset_id)
+    except ArtifactMissing:
+        raise DataError(f"there is no dataset {dataset_id}; GET /datasets lists them. Was it deleted?") from None
+
+
+def _fetch_from_hub(name: str, settings: Settings, cache: DatasetCache) -> Path:
+    """Kept by content, since the hub may change; `datasets` has a cache of its own for what it downloads."""
+    mirror, limits = settings.datasets_dir, settings.read_limits
+    return cache.add(lambda path: hub_datasets.store_hub_dataset(name, path, mirror=mirror, limits=limits))

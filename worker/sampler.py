@@ -20,7 +20,6 @@ import structlog
 
 from model.errors import CalibrationError, CheckpointError, ModelError, ShapeError
 from worker.artifacts import ArtifactDamaged, ArtifactMissing, Artifacts, StorageUnavailable
-from worker.datasets import resolve_dataset
 from worker.messages import (
     DensityMapReply,
     DensityMapRequest,
@@ -38,6 +37,7 @@ from worker.messages import (
 
 if TYPE_CHECKING:
     from model.calibration import Calibration
+    from model.data import Dataset
     from model.energy_model import EnergyModel
 
 log = structlog.get_logger(__name__)
@@ -117,11 +117,11 @@ class Sampler:
         *,
         cached_models: int,
         device: str | None = None,
-        datasets_dir: Path | None = None,
+        load_dataset_fn: Callable[[str], Dataset],
     ) -> None:
         self._artifacts = artifacts
         self._cache = ModelCache(artifacts, directory, cached_models, device or _best_device())
-        self._datasets_dir = datasets_dir
+        self._load_dataset_fn = load_dataset_fn
         self._computing = threading.Lock()
 
     def draw(self, request: SampleRequest) -> SampleReply:
@@ -140,7 +140,7 @@ class Sampler:
         """A picture of the density."""
 
         def compute(model: EnergyModel, step: int) -> DensityMapReply:
-            return _draw_map(request, model, self._calibration(request.model_id, step), self._datasets_dir)
+            return _draw_map(request, model, self._calibration(request.model_id, step), self._load_dataset_fn)
 
         return self._answer(DensityMapReply, request, compute)
 
@@ -255,12 +255,15 @@ def _score(request: DensityRequest, model: EnergyModel, calibration: Calibration
 
 
 def _draw_map(
-    request: DensityMapRequest, model: EnergyModel, calibration: Calibration, datasets_dir: Path | None
+    request: DensityMapRequest,
+    model: EnergyModel,
+    calibration: Calibration,
+    load_dataset_fn: Callable[[str], Dataset],
 ) -> DensityMapReply:
     """Raises ShapeError, DataError."""
     import torch
 
-    from model import data, density
+    from model import density
     from worker.pictures import density_map, map_grid
 
     if tuple(model.event_shape) != (2,):
@@ -268,7 +271,7 @@ def _draw_map(
             f"the model's events have shape {tuple(model.event_shape)}; a density can be drawn of vectors of two "
             "numbers only. POST /log-density scores others"
         )
-    dataset = data.load(resolve_dataset(model.config.dataset, datasets_dir))
+    dataset = load_dataset_fn(model.config.dataset)
     points = (dataset.train[:_MAP_POINTS] * dataset.std + dataset.mean).numpy()
     columns, rows, grid = map_grid(points)
     _use_threads(model, len(grid))

@@ -7,10 +7,13 @@ never reach a log, an event or an error.
 from __future__ import annotations
 
 import tempfile
+from dataclasses import fields
 from pathlib import Path
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from model.intake.limits import ReadLimits
 
 
 class Settings(BaseSettings):
@@ -51,11 +54,31 @@ class Settings(BaseSettings):
     """Checkpoints on their way to storage, and models fetched from it."""
     datasets_dir: Path | None = None
     """Dataset names that are not built in are paths below it; None offers the built-in ones only."""
+    dataset_buckets: str = ""
+    """Buckets, separated by commas, whose prefixes may be named as datasets, `s3://bucket/prefix`; none by default.
+    Who may start a training may then train on anything in them: never list the service's own."""
+    dataset_cache_bytes: int = Field(default=20 * 2**30, ge=0)
+    """Arrays a worker keeps in its spool for the next job; the least recently used give way."""
+    dataset_max_array_bytes: int = Field(default=ReadLimits.max_array_bytes, ge=1024)
+    """Of the array that a dataset becomes, and of what is unpacked on the way; this and the limits below hold for
+    uploads, for `s3://`, for `hf://` and for the folder of datasets."""
+    dataset_max_members: int = Field(default=ReadLimits.max_members, ge=2)
+    dataset_max_ratio: int = Field(default=ReadLimits.max_ratio, ge=1)
+    """Bytes that a compressed byte of a zip may become, once a member is larger than a megabyte."""
+    dataset_max_side: int = Field(default=ReadLimits.max_side, ge=4)
+    """Pixels of an image in either direction."""
+    dataset_max_items: int = Field(default=ReadLimits.max_items, ge=2)
+    dataset_max_columns: int = Field(default=ReadLimits.max_columns, ge=1)
     cached_models: int = Field(default=4, ge=1)
     """Models a sampler keeps in memory."""
     worker_metrics_port: int | None = Field(default=None, ge=1, le=65535)
     """Where a worker serves its Prometheus series; None serves none."""
     worker_metrics_host: str = "127.0.0.1"
+
+    @property
+    def read_limits(self) -> ReadLimits:
+        """How much a dataset may hold, wherever it comes from."""
+        return ReadLimits(**{field.name: getattr(self, f"dataset_{field.name}") for field in fields(ReadLimits)})
 
     @property
     def renew_every_s(self) -> float:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import socket
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 from celery import Celery, Task
 from pydantic import ValidationError
 
 from worker.broker import wake
+from worker.datasets import fetch_dataset
 from worker.messages import (
     CALIBRATE_TASK,
     TRAIN_TASK,
@@ -29,6 +30,9 @@ from worker.records import RecordStore
 from worker.sampler import Sampler
 from worker.settings import Settings
 from worker.supervise import Supervisor
+
+if TYPE_CHECKING:
+    from model.data import Dataset
 
 log = structlog.get_logger(__name__)
 
@@ -52,8 +56,15 @@ def _sampler() -> Sampler:
         _store().artifacts,
         settings.spool_dir / "models",
         cached_models=settings.cached_models,
-        datasets_dir=settings.datasets_dir,
+        load_dataset_fn=_load_dataset,
     )
+
+
+def _load_dataset(name: str) -> Dataset:
+    from model import data  # torch
+
+    settings = _settings()
+    return data.load(fetch_dataset(name, settings, _store().artifacts), settings.read_limits)
 
 
 def register_tasks(app: Celery) -> None:

@@ -17,7 +17,7 @@ from model.events import CheckpointEvent, DoneEvent, RollbackEvent, SampleEvent,
 from worker.artifacts import ArtifactDamaged, ArtifactError, ArtifactMissing, model_prefix
 from worker.attempt import Attempt, device_of, main
 from worker.calibrate import calibrate_checkpoint
-from worker.datasets import resolve_dataset
+from worker.datasets import fetch_dataset
 from worker.jobs import JobRecord, Progress
 from worker.spool import Spool, deliver_leftovers
 from worker.watch import StopReason
@@ -36,11 +36,11 @@ class TrainingRun(Attempt):
     def work(self, record: JobRecord) -> StopReason | None:
         """Train, deliver, and calibrate the last checkpoint if the configuration says so."""
         config = from_dict(TrainConfig, record.spec["config"])
-        dataset_location = resolve_dataset(config.dataset, self.settings.datasets_dir)
+        location = self.patiently(lambda: fetch_dataset(config.dataset, self.settings, self.artifacts))
         from model import data, training  # torch takes seconds; signals and threads are in place by now
 
         device = device_of(record)
-        dataset = data.load(dataset_location)
+        dataset = data.load(location, self.settings.read_limits)
         batch_size = max(config.batch_size, config.score_matching.batch_size)
         self.use_threads(config.network, dataset.event_shape, batch_size)
         model_id = record.model_id or record.id

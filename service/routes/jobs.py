@@ -59,7 +59,7 @@ async def train(
     """Checks the request, stores the job and queues it. `Location` is where to look at it; its events tell the rest."""
 
     def submit() -> JobRecord:
-        config = train_config(request, stores.settings.datasets_dir)
+        config = train_config(request, stores.settings, stores.artifacts)
         spec = {"config": to_dict(config), "device": request.device}
         return key.create(stores, request, lambda job_id: _create(stores, job_id, JobKind.train, spec, request.name))
 

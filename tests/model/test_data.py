@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import tempfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -12,7 +14,10 @@ import torch
 from PIL import Image
 
 from model.data import load
-from model.errors import DataError
+from model.errors import DataError, DataTooLarge
+from model.intake.images import decode
+from model.intake.limits import ReadLimits, Summary
+from model.intake.normalize import normalize
 from model.planar import PLANAR_DENSITIES
 
 
@@ -102,7 +107,7 @@ def _bad_nan(path: Path) -> None:
 
 
 def _bad_range(path: Path) -> None:
-    np.save(path, np.full((4, 1, 3, 3), 7.0))
+    np.save(path, np.full((4, 1, 4, 4), 7.0))
 
 
 def _bad_shape(path: Path) -> None:
@@ -120,7 +125,7 @@ def _bad_constant(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "write", "words"),
     [
-        ("x.npy", _bad_pickle, "plain numpy array"),
+        ("x.npy", _bad_pickle, "never unpickled"),
         ("x.npy", _bad_nan, "not finite in item 1"),
         ("x.npy", _bad_range, "from −1 to 1"),
         ("x.npy", _bad_shape, "shape"),
@@ -156,3 +161,70 @@ def test_images_of_mixed_sizes_are_named(folder: Path) -> None:
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(DataError, match="eight_gaussians"):
         load("nothing")
+
+
+def test_the_held_out_items_are_fixed_by_the_content(folder: Path, tmp_path: Path) -> None:
+    dataset = load(str(folder))
+    images = np.stack([np.full((5, 6), 20 * index, np.uint8) for index in (0, 1, 10, 11, *range(2, 10))])
+    by_name = sorted((f"inner/{i}.png" if i % 2 else f"{i}.png", i) for i in range(12))
+    np.save(tmp_path / "same.npy", np.stack([np.full((5, 6), 20 * i, np.uint8) for _, i in by_name]))
+    np.save(tmp_path / "other.npy", images)
+    assert torch.equal(load(str(tmp_path / "same.npy")).held_out, dataset.held_out)
+    assert torch.equal(load(str(tmp_path / "same.npy")).train, dataset.train)
+    assert not torch.equal(load(str(tmp_path / "other.npy")).train, dataset.train)
+
+
+def test_large_and_small_values_are_standardised_without_overflow(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(100, 3)) * [1e30, 1e-30, 1.0] + [0.0, 0.0, 1e6]
+    np.save(tmp_path / "rows.npy", rows)
+    dataset = load(str(tmp_path / "rows.npy"))
+    scaled = torch.cat([dataset.train, dataset.held_out])
+    torch.testing.assert_close(scaled[:, :2].std(0, correction=0), torch.ones(2), atol=1e-3, rtol=0)
+    torch.testing.assert_close(scaled[:, 2].std(0, correction=0), torch.ones(()), atol=0.1, rtol=0)
+
+
+def test_nothing_is_left_of_reading(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    load(str(folder))
+    with pytest.raises(DataTooLarge, match="expected at most 100"):
+        load(str(folder), ReadLimits(max_array_bytes=100))
+    with pytest.raises(DataTooLarge, match="12 images; expected at most 5"):
+        load(str(folder), ReadLimits(max_members=5))
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+_FORMS = {
+    "PNG": ("1", "L", "LA", "P", "RGB", "RGBA"),
+    "JPEG": ("L", "RGB", "CMYK"),
+    "WEBP": ("L", "RGB", "RGBA"),
+    "BMP": ("1", "L", "P", "RGB", "RGBA"),
+    "GIF": ("1", "L", "P", "RGB"),
+    "TIFF": ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK"),
+}
+
+
+@pytest.mark.parametrize(("form", "mode"), [(form, mode) for form, modes in _FORMS.items() for mode in modes])
+def test_pictures_of_every_usual_form_are_read(form: str, mode: str) -> None:
+    grey = Image.fromarray(np.arange(0, 240, dtype=np.uint8).reshape(12, 20))
+    buffer = io.BytesIO()
+    grey.convert(mode).save(buffer, form)
+    pixels = decode("x", buffer.getvalue(), ReadLimits())
+    assert pixels.shape == (12, 20, 3)
+    assert pixels.dtype == np.uint8
+    if mode != "1":
+        assert np.abs(pixels[..., 1].astype(int) - np.asarray(grey)).mean() < 5  # a palette of few colours
+
+
+def test_a_table_is_read_in_one_pass_of_little_memory(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(20_000, 8)).astype(np.float32)
+    np.savetxt(tmp_path / "rows.csv", rows, delimiter=",", fmt="%.9g")
+    tracemalloc.start()
+    try:
+        summary = normalize(tmp_path / "rows.csv", tmp_path / "data.npy")
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert summary == Summary(kind="vectors", count=20_000, event_shape=(8,))
+    np.testing.assert_array_equal(np.load(tmp_path / "data.npy"), rows)
+    assert peak_bytes < 4_000_000

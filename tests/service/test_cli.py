@@ -33,11 +33,12 @@ def test_help_names_every_command() -> None:
         "sample",
         "calibrate",
         "log-density",
+        "datasets",
     ):
         assert f" {command} " in text
 
 
-@pytest.mark.parametrize("arguments", [["jobs"], ["models"], ["train", "digits"], ["watch", "x"]])
+@pytest.mark.parametrize("arguments", [["jobs"], ["models"], ["train", "digits"], ["watch", "x"], ["datasets", "list"]])
 def test_a_server_that_is_away_is_one_line_and_status_1(arguments: list[str]) -> None:
     url = f"http://127.0.0.1:{free_ports(1)[0]}"
 

@@ -5,7 +5,20 @@ import sys
 
 import pytest
 
-LIGHT = ["settings", "ids", "jobs", "messages", "records", "artifacts", "events", "datasets", "presence", "connect"]
+LIGHT = [
+    "settings",
+    "ids",
+    "jobs",
+    "messages",
+    "records",
+    "bucket",
+    "artifacts",
+    "dataset_store",
+    "datasets",
+    "events",
+    "presence",
+    "connect",
+]
 
 
 def _loaded(module: str) -> set[str]:
@@ -15,7 +28,7 @@ def _loaded(module: str) -> set[str]:
 
 @pytest.mark.parametrize("module", LIGHT)
 def test_records_and_their_neighbours_need_neither_torch_nor_celery(module: str) -> None:
-    assert not _loaded(module) & {"torch", "celery", "fastapi"}
+    assert not _loaded(module) & {"torch", "celery", "fastapi", "datasets", "pyarrow"}
 
 
 @pytest.mark.parametrize("module", ["broker", "app", "train", "calibrate"])

@@ -1,0 +1,230 @@
+"""Arrays in .npy and .npz files: the header is read and judged before the data, and nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import tokenize
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from model.errors import DataError, DataTooLarge
+from model.intake.archive import Archive, open_archive
+from model.intake.limits import (
+    CHANNELS,
+    ReadLimits,
+    Summary,
+    require_bytes,
+    require_count,
+    require_side,
+    shortened,
+)
+from model.intake.writer import ArrayWriter
+
+_MAGIC = b"\x93NUMPY"
+_MAX_HEADER_BYTES = 10_000
+_MAX_ITEM_BYTES = 8
+_BLOCK_BYTES = 2**24
+"""Converted at once"""
+_LAYOUTS = "(N, D) rows, (N, H, W[, C]) uint8 images or (N, C, H, W) float images"
+_MEMBERS = ("data", "images", "x")
+# numpy reads a header as Python does, and falls back to its tokenizer.
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    KeyError,
+    OverflowError,
+    SyntaxError,
+    tokenize.TokenError,
+    MemoryError,
+    RecursionError,
+)
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a .npy file says about itself."""
+
+    shape: tuple[int, ...]
+    is_fortran: bool
+    dtype: np.dtype[Any]
+    size_bytes: int
+    """Of the header itself"""
+
+
+def store_npy(source: Path, target: Path, *, name: str, limits: ReadLimits) -> Summary:
+    """Check the array of a .npy file and write it to `target` as bytes or float32. Raises DataError, DataTooLarge."""
+    with source.open("rb") as file:
+        header = read_header(file, name)
+    _require_numbers(name, header.dtype)
+    _require_layout(name, header, limits)
+    data_bytes = math.prod(header.shape) * header.dtype.itemsize
+    there = source.stat().st_size - header.size_bytes
+    if there != data_bytes:
+        raise DataError(f"{name} holds {there:,} bytes of data; its header promises {data_bytes:,}. It is damaged")
+    order = "F" if header.is_fortran else "C"
+    array: Array = np.memmap(source, header.dtype, "r", header.size_bytes, header.shape, order)  # type: ignore[call-overload]
+    return store_array(array, target, name=name)
+
+
+def store_npz(source: Path, target: Path, *, name: str, limits: ReadLimits) -> Summary:
+    """The only array of the archive, or the one named `data`, `images` or `x`; no other may be pickled either."""
+    with open_archive(source, name, limits) as archive:
+        members = [member.removesuffix(".npy") for member in archive.names({".npy"})]
+        wanted = members if len(members) == 1 else [member for member in _MEMBERS if member in members]
+        if not wanted:
+            told = ", ".join(map(shortened, members[:10])) or "no arrays"
+            raise DataError(f"{name} holds {told}; expected one array, or one named {', '.join(_MEMBERS)}")
+        for member in members:
+            if member != wanted[0]:
+                _unpacked_header(archive, member)
+        return _store_member(archive, wanted[0], target, limits)
+
+
+def _store_member(archive: Archive, member: str, target: Path, limits: ReadLimits) -> Summary:
+    unpacked = target.with_name(f"{target.name}.member")
+    try:
+        with unpacked.open("wb") as file:
+            archive.unpack(f"{member}.npy", file)
+        return store_npy(unpacked, target, name=_in(archive, member), limits=limits)
+    finally:
+        unpacked.unlink(missing_ok=True)
+
+
+def _unpacked_header(archive: Archive, member: str) -> None:
+    header = read_header(io.BytesIO(archive.read(f"{member}.npy")), _in(archive, member))
+    if header.dtype.hasobject:
+        raise _pickled(_in(archive, member))
+
+
+def _in(archive: Archive, member: str) -> str:
+    return f"{shortened(member)}.npy in {archive.name}"
+
+
+def read_header(file: IO[bytes], name: str) -> Header:
+    """The header at the beginning of `file`. Raises DataError, DataTooLarge when it is longer than a header can be."""
+    start = file.read(8)
+    if len(start) < 8 or not start.startswith(_MAGIC):
+        raise DataError(f"{name} is not a plain numpy array file: it does not begin as a .npy file does")
+    form = "<H" if start[6] == 1 else "<I"
+    length_field = file.read(struct.calcsize(form))
+    if start[6] not in (1, 2, 3) or len(length_field) < struct.calcsize(form):
+        raise DataError(f"{name} is not a plain numpy array file: its format {start[6]}.{start[7]} is not known")
+    (length,) = struct.unpack(form, length_field)
+    if length > _MAX_HEADER_BYTES:
+        raise DataTooLarge(f"{name} has a header of {length:,} bytes; expected at most {_MAX_HEADER_BYTES:,}")
+    text = length_field + file.read(length)
+    read = np.lib.format.read_array_header_1_0 if start[6] == 1 else np.lib.format.read_array_header_2_0
+    try:
+        shape, is_fortran, dtype = read(io.BytesIO(text))
+    except _UNREADABLE as error:
+        told = str(error).partition(":")[0]  # what follows quotes the header
+        raise DataError(f"{name} is not a plain numpy array file: its header cannot be read ({told})") from error
+    return Header(shape, is_fortran, dtype, 8 + len(text))
+
+
+def _require_numbers(name: str, dtype: np.dtype[Any]) -> None:
+    if dtype.hasobject:
+        raise _pickled(name)
+    if dtype.kind not in "fiu" or dtype.itemsize > _MAX_ITEM_BYTES:
+        raise DataError(
+            f"{name} has dtype {shortened(str(dtype))}; expected numbers: uint8 images, float images or rows"
+        )
+
+
+def _pickled(name: str) -> DataError:
+    return DataError(f"{name} holds pickled objects, which are never unpickled; expected an array of plain numbers")
+
+
+def _require_layout(name: str, header: Header, limits: ReadLimits) -> None:
+    """From the header alone. Raises DataError, DataTooLarge."""
+    shape, is_bytes = header.shape, header.dtype == np.uint8
+    if any(isinstance(size, bool) or size < 0 for size in shape):
+        raise DataError(f"{name} has the impossible shape {shape}")
+    if len(shape) == 2:
+        _require_columns(name, shape[1], limits)
+    elif len(shape) == 4 or (len(shape) == 3 and is_bytes):
+        _require_image_shape(name, shape, is_bytes, limits)
+    else:
+        raise DataError(f"{name} has shape {shape}; expected {_LAYOUTS}")
+    require_count(name, shape[0], limits)
+    is_image_bytes = is_bytes and len(shape) > 2
+    require_bytes(name, shape, max(header.dtype.itemsize, 1 if is_image_bytes else 4), limits)
+
+
+def _require_columns(name: str, num_columns: int, limits: ReadLimits) -> None:
+    if num_columns < 1:
+        raise DataError(f"{name} has rows of no columns; expected at least one")
+    if num_columns > limits.max_columns:
+        raise DataTooLarge(f"{name} has {num_columns:,} columns; expected at most {limits.max_columns:,}")
+
+
+def _require_image_shape(name: str, shape: tuple[int, ...], is_bytes: bool, limits: ReadLimits) -> None:
+    if is_bytes:
+        height, width, channels = (*shape[1:], 1) if len(shape) == 3 else shape[1:]
+    else:
+        channels, height, width = shape[1:]
+    if channels not in CHANNELS:
+        layout = "(N, H, W, C) of uint8" if is_bytes else "(N, C, H, W) of floats"
+        raise DataError(f"{name} has shape {shape}, {channels} channels as {layout}; expected 1, 3 or 4. Move the axis")
+    require_side(f"an image of {name}", width, height, limits)
+
+
+def store_array(array: Array, target: Path, *, name: str) -> Summary:
+    """Write an array of an accepted layout to `target`, a block at a time.
+
+    uint8 images become (N, H, W, C) uint8, everything else float32 as it is shaped. Raises DataError.
+    """
+    if array.ndim == 2:
+        _require_spread(*_copy(array, target, np.dtype(np.float32), name), name)
+        return Summary(kind="vectors", count=len(array), event_shape=array.shape[1:])
+    if array.dtype == np.uint8:
+        pixels = array[..., None] if array.ndim == 3 else array
+        _copy(pixels, target, np.dtype(np.uint8), name)
+        count, height, width, channels = pixels.shape
+        return Summary(kind="images", count=count, event_shape=(channels, height, width))
+    low, high = _copy(array, target, np.dtype(np.float32), name)
+    if (largest := max(-low.min(), high.max())) > 1:
+        raise DataError(f"{name} holds float images up to ±{largest:g}; expected values from −1 to 1, or uint8")
+    return Summary(kind="images", count=len(array), event_shape=array.shape[1:])
+
+
+def _require_spread(low: Array, high: Array, name: str) -> None:
+    """Vectors are divided by their spread. Raises DataError."""
+    with np.errstate(over="ignore"):
+        spread = high - low
+    if (spread == 0).any():
+        column = int(np.argmax(spread == 0))
+        raise DataError(f"{name} has a constant column, {column}; a density cannot be put on it. Remove it")
+    if not np.isfinite(spread).all():
+        column = int(np.argmin(np.isfinite(spread)))
+        raise DataError(f"{name} spreads beyond 32-bit numbers in column {column}; rescale it")
+
+
+def _copy(array: Array, target: Path, dtype: np.dtype[Any], name: str) -> tuple[Array, Array]:
+    """Convert into a .npy file; the least and the greatest item, coordinate by coordinate. Raises DataError."""
+    block = max(1, _BLOCK_BYTES // (math.prod(array.shape[1:]) * array.dtype.itemsize))
+    low = high = np.empty(0, dtype)
+    with ArrayWriter(target, dtype, array.shape) as file:
+        for start in range(0, len(array), block):
+            with np.errstate(over="ignore", invalid="ignore"):  # becomes inf, and is refused
+                items = array[start : start + block].astype(dtype)
+            _require_finite(items, start, name)
+            file.append(items)
+            low = np.minimum(low, items.min(0)) if start else items.min(0)
+            high = np.maximum(high, items.max(0)) if start else items.max(0)
+    return low, high
+
+
+def _require_finite(items: Array, start: int, name: str) -> None:
+    finite = np.isfinite(items.reshape(len(items), -1)).all(1)
+    if not finite.all():
+        index = start + int(np.argmin(finite))
+        raise DataError(f"{name} has a value that is not finite in item {index}, as a 32-bit number; remove or fill it")

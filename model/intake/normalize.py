@@ -1,0 +1,61 @@
+"""A folder or file from anybody -> one validated .npy file, or a DataError that names the offending member.
+
+The array is (N, H, W, C) uint8 or (N, C, H, W) float32 in [−1, 1] for images, (N, D) float32 for vectors, in the order
+of the rows or of the names; that order, with the count, fixes which items are held out. Memory stays at one member or
+block; disk at the limits. Used by the service on uploads, by workers on what they fetch, by `model.data` on paths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from model.errors import DataError, DataTooLarge
+from model.intake.archive import open_archive
+from model.intake.arrays import store_npy, store_npz
+from model.intake.images import IMAGE_SUFFIXES, store_images
+from model.intake.limits import ReadLimits, Summary, shortened
+from model.intake.tables import store_csv
+
+LOCATIONS = "a folder or .zip of images, or a .npy, .npz or .csv file"
+
+
+class _Store(Protocol):
+    def __call__(self, source: Path, target: Path, *, name: str, limits: ReadLimits) -> Summary: ...
+
+
+def normalize(source: Path, target: Path, *, name: str | None = None, limits: ReadLimits | None = None) -> Summary:
+    """Write the dataset at `source` to `target`, a new .npy file beside which there may be others for a while.
+
+    `name` is how errors call it, and decides what it is by its ending. Raises DataError, DataTooLarge.
+    """
+    shown = shortened(name or source.name)
+    store_fn = _store_folder if source.is_dir() else store_fn_of(shown)
+    return store_fn(source, target, name=shown, limits=limits or ReadLimits())
+
+
+def store_fn_of(name: str) -> _Store:
+    """What reads a file of that name. Raises DataError when nothing does."""
+    try:
+        return FORMATS[Path(name).suffix.lower()]
+    except KeyError:
+        raise DataError(f"{name} is not a dataset: expected {LOCATIONS}") from None
+
+
+def _store_zip(source: Path, target: Path, *, name: str, limits: ReadLimits) -> Summary:
+    with open_archive(source, name, limits) as archive:
+        members = archive.names(IMAGE_SUFFIXES)
+        return store_images(members, lambda index: archive.read(members[index]), target, name=name, limits=limits)
+
+
+def _store_folder(source: Path, target: Path, *, name: str, limits: ReadLimits) -> Summary:
+    paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    if len(paths) > limits.max_members:
+        raise DataTooLarge(f"{name} holds {len(paths):,} images; expected at most {limits.max_members:,}")
+    names = [str(path.relative_to(source)) for path in paths]
+    read_fn: Callable[[int], bytes] = lambda index: paths[index].read_bytes()  # noqa: E731
+    return store_images(names, read_fn, target, name=name, limits=limits)
+
+
+FORMATS: dict[str, _Store] = {".zip": _store_zip, ".npy": store_npy, ".npz": store_npz, ".csv": store_csv}

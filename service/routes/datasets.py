@@ -1,0 +1,130 @@
+"""Datasets: upload, list, look at, delete. What an upload may hold is said in model.intake."""
+
+from __future__ import annotations
+
+import functools
+from typing import Annotated
+
+from anyio import to_thread
+from fastapi import APIRouter, Path, Request, Response
+
+from model.presets import BUILT_IN_DATASETS
+from service.dataset_schemas import DatasetBody, DatasetListBody
+from service.errors import Problem, documented
+from service.settings import DATASETS_PATH
+from service.stores import Stores, StoresDependency
+from service.uploads import MAX_NAME, read_form, room_on_disk, store_upload
+from worker.artifacts import ArtifactMissing
+from worker.dataset_store import StoredDataset, is_dataset_id
+from worker.datasets import folder_datasets
+from worker.jobs import JobStatus
+
+router = APIRouter(prefix=DATASETS_PATH, tags=["datasets"])
+
+MULTIPART = "multipart/form-data"
+_FORM_SCHEMA = {
+    "type": "object",
+    "required": ["file"],
+    "properties": {
+        "file": {
+            "type": "string",
+            "format": "binary",
+            "description": "A .zip of images of one size; a .npy or .npz array: (N, H, W[, C]) uint8 or (N, C, H, W) "
+            "float images in [−1, 1], or (N, D) rows; or a .csv of numbers, with or without a line of headings",
+        },
+        "name": {"type": "string", "minLength": 1, "maxLength": MAX_NAME, "description": "For people"},
+    },
+}
+
+DatasetId = Annotated[
+    str, Path(description="Id of a dataset; GET /datasets lists them", examples=["01JD3Z6M3Q9A0B1C2D3E4F5G6H"])
+]
+
+
+@router.post(
+    "",
+    operation_id="upload_dataset",
+    summary="Upload data to train on",
+    status_code=201,
+    responses={
+        200: {"model": DatasetBody, "description": "The same file was uploaded before: the dataset that exists"},
+        **documented(400, 415, 507),
+    },
+    openapi_extra={"requestBody": {"required": True, "content": {MULTIPART: {"schema": _FORM_SCHEMA}}}},
+)
+async def upload_dataset(request: Request, response: Response, stores: StoresDependency) -> DatasetBody:
+    """Everything is checked before anything is stored; what is refused is named. The answer's id is a `dataset`."""
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != MULTIPART:
+        raise Problem(
+            415, "unsupported-media-type", f"the body is {content_type[:80] or 'of no type'}; send {MULTIPART}"
+        )
+    with room_on_disk():
+        async with request.form(max_files=1, max_fields=4) as form:
+            file, name = read_form(form)
+            work = functools.partial(store_upload, stores, file, name)
+            stored, is_new = await to_thread.run_sync(work, limiter=stores.decoding)
+    response.status_code = 201 if is_new else 200
+    response.headers["Location"] = f"{DATASETS_PATH}/{stored.id}"
+    return DatasetBody.uploaded(stored)
+
+
+@router.get("", operation_id="list_datasets", summary="List datasets")
+def list_datasets(stores: StoresDependency) -> DatasetListBody:
+    """What a training can be started on by name or id; `s3://` and `hf://` datasets come on top."""
+    return DatasetListBody(
+        datasets=[
+            *map(DatasetBody.uploaded, stores.datasets.list()),
+            *(DatasetBody.built_in(name, summary) for name, summary in BUILT_IN_DATASETS.items()),
+            *map(DatasetBody.in_folder, folder_datasets(stores.settings.datasets_dir)),
+        ]
+    )
+
+
+@router.get("/{dataset_id}", operation_id="get_dataset", summary="Look at a dataset", responses=documented(404))
+def get_dataset(dataset_id: DatasetId, stores: StoresDependency) -> DatasetBody:
+    """An uploaded or a built-in dataset."""
+    if dataset_id in BUILT_IN_DATASETS:
+        return DatasetBody.built_in(dataset_id, BUILT_IN_DATASETS[dataset_id])
+    return DatasetBody.uploaded(_stored(stores, dataset_id))
+
+
+@router.delete(
+    "/{dataset_id}",
+    operation_id="delete_dataset",
+    summary="Delete an uploaded dataset",
+    status_code=204,
+    responses=documented(404, 409),
+)
+def delete_dataset(dataset_id: DatasetId, stores: StoresDependency) -> None:
+    """Refused while a job that trains on it waits or runs. Models trained on it stay; their jobs cannot be resumed."""
+    if dataset_id in BUILT_IN_DATASETS:
+        raise Problem(409, "dataset-built-in", f"{dataset_id} comes with the program; only uploaded datasets go")
+    stored = _stored(stores, dataset_id)
+    if job_ids := _jobs_using(stores, stored.id):
+        told = ", ".join(job_ids[:3]) + (f" and {len(job_ids) - 3} more" if len(job_ids) > 3 else "")
+        raise Problem(409, "dataset-in-use", f"dataset {stored.id} is in use by {told}; cancel first, or wait")
+    stores.datasets.delete(stored.id)
+
+
+def _stored(stores: Stores, dataset_id: str) -> StoredDataset:
+    try:
+        if is_dataset_id(dataset_id):
+            return stores.datasets.get(dataset_id)
+    except ArtifactMissing:
+        pass
+    raise Problem(404, "unknown-dataset", f"there is no dataset {dataset_id[:40]}; GET {DATASETS_PATH} lists them")
+
+
+def _jobs_using(stores: Stores, dataset_id: str) -> list[str]:
+    """Jobs that wait or run and name the dataset in their configuration."""
+    found: list[str] = []
+    for status in (JobStatus.queued, JobStatus.running):
+        cursor: str | None = None
+        while True:
+            page = stores.records.list(status=status, cursor=cursor, limit=200)
+            found += [job.id for job in page.records if job.spec.get("config", {}).get("dataset") == dataset_id]
+            cursor = page.next_cursor
+            if cursor is None:
+                break
+    return found

@@ -1,0 +1,298 @@
+"""Where a worker finds data: uploads, allowed buckets, the hub's column formats; what it keeps and what it refuses."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import datasets as hub
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from model.data import load
+from model.errors import DataError, DataTooLarge
+from model.intake.limits import Summary
+from tests.servers import BUCKET
+from tests.service.hostile_datasets import npy, picture, rows
+from worker import dataset_store
+from worker.artifacts import Artifacts
+from worker.bucket import ArtifactDamaged, ArtifactMissing, Bucket, StorageUnavailable
+from worker.dataset_cache import DatasetCache
+from worker.dataset_store import DatasetStore, StoredDataset, Upload
+from worker.datasets import fetch_dataset, require_dataset
+from worker.ids import InvalidId, new_id
+from worker.settings import Settings
+
+PICTURES = "recovery-test-pictures"
+
+
+@pytest.fixture
+def settings(settings: Settings, tmp_path: Path) -> Settings:
+    """With a bucket and a folder of datasets."""
+    (tmp_path / "sets").mkdir()
+    return settings.model_copy(
+        update={"dataset_buckets": f"{PICTURES}, absent-bucket", "datasets_dir": tmp_path / "sets"}
+    )
+
+
+@pytest.fixture
+def pictures(s3: Artifacts) -> Iterator[Bucket]:
+    """A bucket beside the service's own, emptied."""
+    bucket = s3.other(PICTURES)
+    bucket.ensure_bucket()
+    yield bucket
+    for key, _, _ in bucket.list_keys(""):
+        bucket.delete(key)
+
+
+def add(s3: Bucket, path: Path) -> StoredDataset:
+    """An uploaded dataset of twenty rows."""
+    np.save(path, rows().astype(np.float32))
+    summary = Summary(kind="vectors", count=20, event_shape=(2,))
+    return DatasetStore(s3).add(path, summary, Upload(name=None, file_name="x.npy", sha256="0" * 64, size_bytes=1))
+
+
+def array_of(name: str, settings: Settings, s3: Bucket) -> np.ndarray[Any, Any]:
+    """What a training would read."""
+    return np.asarray(np.load(fetch_dataset(name, settings, s3), allow_pickle=False))
+
+
+def test_an_upload_is_fetched_once_and_found_again(s3: Artifacts, settings: Settings, tmp_path: Path) -> None:
+    dataset = add(s3, tmp_path / "x.npy")
+    first = fetch_dataset(dataset.id, settings, s3)
+    s3.delete(f"datasets/{dataset.id}/data.npy")
+    assert fetch_dataset(dataset.id, settings, s3) == first
+    assert Path(first).name == f"{dataset.data_sha256}.npy"
+    np.testing.assert_array_equal(np.load(first), rows().astype(np.float32))
+    assert require_dataset(dataset.id, settings, s3) == Summary(kind="vectors", count=20, event_shape=(2,))
+
+
+def test_a_damaged_upload_is_never_trained_on(s3: Artifacts, settings: Settings, tmp_path: Path) -> None:
+    dataset = add(s3, tmp_path / "x.npy")
+    s3.put_bytes(f"datasets/{dataset.id}/data.npy", npy(rows() + 1))
+    with pytest.raises(ArtifactDamaged, match="sha256"):
+        fetch_dataset(dataset.id, settings, s3)
+    assert list((settings.spool_dir / "datasets").iterdir()) == []
+    s3.put_bytes(f"datasets/{dataset.id}/manifest.json", b'{"id": 1}')
+    with pytest.raises(ArtifactDamaged, match="manifest"):
+        DatasetStore(s3).get(dataset.id)
+    assert DatasetStore(s3).list() == []
+
+
+def test_a_deleted_dataset_says_so(s3: Artifacts, settings: Settings, tmp_path: Path) -> None:
+    dataset = add(s3, tmp_path / "x.npy")
+    DatasetStore(s3).delete(dataset.id)
+    for call in (fetch_dataset, require_dataset):
+        with pytest.raises(DataError, match="deleted"):
+            call(dataset.id, settings, s3)
+    with pytest.raises(ArtifactMissing):
+        DatasetStore(s3).get(dataset.id)
+    for text in ("..", "../x", dataset.id.lower(), ""):
+        with pytest.raises(InvalidId):
+            DatasetStore(s3).delete(text)
+
+
+def test_what_a_dead_process_left_goes_after_a_day(
+    s3: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, abandoned = add(s3, tmp_path / "x.npy"), f"datasets/{new_id()}/data.npy"
+    s3.put_bytes(abandoned, b"array")
+    DatasetStore(s3).remove_abandoned()
+    assert s3.exists(abandoned)
+    monkeypatch.setattr(dataset_store, "datetime", _Tomorrow)
+    DatasetStore(s3).remove_abandoned()
+    assert not s3.exists(abandoned)
+    assert DatasetStore(s3).get(kept.id) == kept
+
+
+class _Tomorrow(datetime):
+    @classmethod
+    def now(cls, tz: Any = None) -> Any:
+        return datetime.now(tz or UTC) + timedelta(days=2)
+
+
+def test_the_cache_drops_what_was_used_least_recently(tmp_path: Path) -> None:
+    cache = DatasetCache(tmp_path / "cache", max_bytes=25)
+
+    def use(digest: str) -> Path:
+        return cache.fetch(digest, lambda path: path.write_bytes(bytes(10)))
+
+    for age, digest in enumerate(("c", "b", "a")):
+        used = time.time() - 100 * (3 - age)
+        os.utime(use(digest), (used, used)) if digest != "a" else use(digest)
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["a.npy", "b.npy"]
+    use("b")
+    os.utime(tmp_path / "cache" / "a.npy", (1, 1))
+    use("d")
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["b.npy", "d.npy"]
+    with pytest.raises(ZeroDivisionError):
+        cache.fetch("e", lambda path: path.write_bytes(bytes(1 // 0)))
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["b.npy", "d.npy"]
+
+
+def test_a_prefix_of_images_in_an_allowed_bucket_is_a_dataset(
+    s3: Artifacts, settings: Settings, pictures: Bucket
+) -> None:
+    for index, name in enumerate(("b.png", "a/c.png", "a/d.png")):
+        pictures.put_bytes(f"sets/one/{name}", picture(10 * index))
+    pictures.put_bytes("sets/one/readme.txt", b"hello")
+    pictures.put_bytes("sets/one-more/x.png", picture(99))
+    name = f"s3://{PICTURES}/sets/one/"
+    assert require_dataset(name, settings, s3) is None
+    assert array_of(name, settings, s3)[:, 0, 0, 0].tolist() == [10, 20, 0]
+    first = fetch_dataset(name, settings, s3)
+    assert fetch_dataset(f"s3://{PICTURES}/sets/one", settings, s3) == first
+    pictures.put_bytes("sets/one/z.png", picture(70))
+    assert array_of(name, settings, s3)[:, 0, 0, 0].tolist() == [10, 20, 0, 70]
+    assert load(first).event_shape == (1, 8, 8)
+
+
+def test_a_file_in_an_allowed_bucket_is_a_dataset(s3: Artifacts, settings: Settings, pictures: Bucket) -> None:
+    pictures.put_bytes("tables/rows.npy", npy(rows()))
+    for name in (f"s3://{PICTURES}/tables/rows.npy", f"s3://{PICTURES}/tables"):
+        np.testing.assert_array_equal(array_of(name, settings, s3), rows().astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (f"s3://{BUCKET}/jobs", "not open to datasets"),
+        ("s3://absent-bucket/x", "no bucket absent-bucket"),
+        (f"s3://{PICTURES}/nothing", "holds nothing"),
+        (f"s3://{PICTURES}/mixed", "1 images and 1 other"),
+        (f"s3://{PICTURES}/", "expected s3://"),
+        (f"s3://{PICTURES}", "expected s3://"),
+        ("s3://UPPER/x", "expected s3://"),
+    ],
+)
+def test_other_prefixes_are_refused_before_a_job_exists(
+    name: str, words: str, s3: Artifacts, settings: Settings, pictures: Bucket
+) -> None:
+    pictures.put_bytes("mixed/a.png", picture())
+    pictures.put_bytes("mixed/a.csv", b"1,2\n3,4\n")
+    for call in (require_dataset, fetch_dataset):
+        with pytest.raises(DataError, match=words):
+            call(name, settings, s3)
+
+
+def test_the_same_checks_hold_in_a_bucket(s3: Artifacts, settings: Settings, pictures: Bucket) -> None:
+    pictures.put_bytes("bad/a.png", picture())
+    pictures.put_bytes("bad/b.png", b"hello")
+    pictures.put_bytes("many/rows.npy", npy(rows(100)))
+    with pytest.raises(DataError, match=r"bad/b\.png is not an image"):
+        fetch_dataset(f"s3://{PICTURES}/bad", settings, s3)
+    small = settings.model_copy(update={"dataset_max_array_bytes": 1024})
+    with pytest.raises(DataTooLarge, match="1,024"):
+        fetch_dataset(f"s3://{PICTURES}/many/rows.npy", small, s3)
+    assert list((settings.spool_dir / "datasets").iterdir()) == []
+    away = Bucket(Artifacts.connect(settings.model_copy(update={"s3_endpoint_url": "http://127.0.0.1:9"}))._client, "x")
+    with pytest.raises(StorageUnavailable):
+        fetch_dataset(f"s3://{PICTURES}/many/rows.npy", settings, away)
+
+
+@pytest.fixture
+def saved(settings: Settings) -> Path:
+    """A dataset of the hub's own format, where the hub would be asked for someone/things."""
+    images = [{"bytes": picture(index, mode="RGB"), "path": None} for index in range(6)]
+    table = hub.Dataset.from_dict(
+        {"picture": images, "points": rows(6).tolist(), "label": ["x"] * 6},
+        features=hub.Features(
+            {"picture": hub.Image(), "points": hub.List(hub.Value("float32")), "label": hub.Value("string")}
+        ),
+    )
+    assert settings.datasets_dir is not None
+    folder = settings.datasets_dir / "someone" / "things"
+    hub.DatasetDict(train=table, test=table.select(range(2))).save_to_disk(str(folder))
+    return folder
+
+
+def test_a_column_of_images_is_a_dataset(saved: Path, s3: Artifacts, settings: Settings) -> None:
+    assert saved.is_dir()
+    for name in ("hf://someone/things", "hf://someone/things:train/picture"):
+        assert require_dataset(name, settings, s3) is None
+        assert array_of(name, settings, s3)[:, 0, 0, 0].tolist() == list(range(6))
+    assert len(array_of("hf://someone/things:test", settings, s3)) == 2
+    assert len(list((settings.spool_dir / "datasets").iterdir())) == 2
+
+
+def test_a_column_of_lists_is_a_dataset(saved: Path, s3: Artifacts, settings: Settings) -> None:
+    assert saved.is_dir()
+    np.testing.assert_array_equal(
+        array_of("hf://someone/things:train/points", settings, s3), rows(6).astype(np.float32)
+    )
+
+
+def test_a_folder_of_parquet_is_read_by_the_library_itself(
+    s3: Artifacts, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    assert settings.datasets_dir is not None
+    table = hub.Dataset.from_dict({"points": rows(30).tolist()})
+    (settings.datasets_dir / "me" / "table").mkdir(parents=True)
+    table.to_parquet(str(settings.datasets_dir / "me" / "table" / "train-00000.parquet"))
+    assert array_of("hf://me/table", settings, s3).shape == (30, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("hf://someone/things:valid", "no split 'valid'; there are train, test"),
+        ("hf://someone/things:train/pixels", "no column 'pixels'; there are picture, points, label"),
+        ("hf://someone/things:train/label", "expected images, or lists of numbers"),
+        ("hf://someone", "expected hf://owner/name"),
+        ("hf://someone/../things", "expected hf://owner/name"),
+        ("hf://../someone/things", "expected hf://owner/name"),
+    ],
+)
+def test_what_the_hub_does_not_have_is_said_in_a_line(
+    name: str, words: str, saved: Path, s3: Artifacts, settings: Settings
+) -> None:
+    assert saved.is_dir()
+    with pytest.raises(DataError, match=words) as caught:
+        fetch_dataset(name, settings, s3)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_nobody_has_is_said_in_a_line(
+    s3: Artifacts, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # as HF_HUB_OFFLINE=1, which is read early
+    with pytest.raises(DataError, match="hf://someone/absent cannot be loaded from the Hugging Face hub") as caught:
+        fetch_dataset("hf://someone/absent", settings, s3)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_ragged_column_is_refused(s3: Artifacts, settings: Settings) -> None:
+    assert settings.datasets_dir is not None
+    hub.Dataset.from_dict({"points": [[1.0, 2.0], [3.0]]}).save_to_disk(str(settings.datasets_dir / "a" / "ragged"))
+    with pytest.raises(DataError, match="expected 2 numbers in each"):
+        fetch_dataset("hf://a/ragged", settings, s3)
+
+
+def test_a_path_in_a_table_opens_no_file(
+    s3: Artifacts, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "private.png").write_bytes(picture())
+    paths = [{"bytes": None, "path": str(tmp_path / "private.png")}] * 2
+    table = pa.table({"picture": paths}, schema=hub.Features({"picture": hub.Image()}).arrow_schema)
+    assert settings.datasets_dir is not None
+    (settings.datasets_dir / "a" / "paths").mkdir(parents=True)
+    pq.write_table(table, settings.datasets_dir / "a" / "paths" / "train.parquet")
+    with pytest.raises(DataError, match="row 0 of hf://a/paths has no image in it"):
+        fetch_dataset("hf://a/paths", settings, s3)
+
+
+def test_without_the_extra_the_way_out_is_named(
+    s3: Artifacts, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DataError, match=r"recovery-likelihood\[hf\]"):
+        fetch_dataset("hf://someone/things", settings, s3)

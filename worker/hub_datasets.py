@@ -1,0 +1,166 @@
+"""Datasets of the Hugging Face hub: `hf://owner/name[:split[/column]]`, a column of images or of lists of numbers.
+
+A folder owner/name below the folder of datasets takes the hub's place, for machines without a way out: one that
+`datasets` saved, or one with files that it reads. Needs the extra `hf`. No code of a dataset is ever run: `datasets`
+has given that up.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from model.errors import DataError
+from model.intake.arrays import store_npy
+from model.intake.images import store_images
+from model.intake.limits import ReadLimits, Summary, require_bytes, require_count, shortened
+from model.intake.writer import ArrayWriter
+
+if TYPE_CHECKING:
+    import datasets
+
+SCHEME = "hf://"
+_NAME = re.compile(
+    r"hf://(?P<repository>\w[\w.-]{0,95}/\w[\w.-]{0,95})(:(?P<split>\w[\w.-]{0,95})(/(?P<column>[^/\0]{1,95}))?)?",
+    re.ASCII,
+)
+_NUMBERS = ("float", "int", "uint")
+_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class HubName:
+    """What is asked of the hub; what is None is chosen if there is one choice."""
+
+    repository: str
+    split: str | None
+    column: str | None
+
+
+def parse_hub_name(name: str) -> HubName:
+    """Raises DataError."""
+    found = _NAME.fullmatch(name)
+    if found is None or ".." in found["repository"]:
+        raise DataError(f"dataset is {shortened(name)!r}; expected hf://owner/name, hf://owner/name:split/column")
+    return HubName(found["repository"], found["split"], found["column"])
+
+
+def store_hub_dataset(name: str, target: Path, *, mirror: Path | None, limits: ReadLimits) -> Summary:
+    """Read a column and write it as a validated array. Raises DataError."""
+    wanted = parse_hub_name(name)
+    rows = _split(name, wanted, _load(name, wanted, mirror))
+    column = wanted.column or _only_column(name, rows)
+    if column not in rows.column_names:
+        raise DataError(f"{name} has no column {column!r}; there are {', '.join(rows.column_names)}")
+    if _is_image(rows.features[column]):
+        return _store_images(name, rows, column, target, limits)
+    if _is_vector(rows.features[column]):
+        return _store_vectors(name, rows, column, target, limits)
+    raise DataError(f"column {column!r} of {name} holds {rows.features[column]}; expected images, or lists of numbers")
+
+
+def _load(name: str, wanted: HubName, mirror: Path | None) -> Any:
+    """All splits, or the one of a dataset that has no splits."""
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(
+            f"{name} needs the package `datasets` on the trainer; install it with pip install 'recovery-likelihood[hf]'"
+        ) from None
+    datasets.disable_progress_bars()
+    folder = mirror / wanted.repository if mirror is not None else None
+    try:
+        if folder is not None and folder.is_dir():
+            is_saved = any((folder / one).exists() for one in ("state.json", "dataset_dict.json"))
+            return datasets.load_from_disk(str(folder)) if is_saved else datasets.load_dataset(str(folder))
+        if Path(wanted.repository).exists():  # which `datasets` would take for the dataset, whatever it is
+            raise DataError(f"{name} is also a folder where this worker runs; start the worker in another one")
+        return datasets.load_dataset(wanted.repository)
+    except DataError:
+        raise
+    except Exception as error:  # of many packages: the hub's client, pyarrow, pandas; told, not hidden
+        told = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{name} cannot be loaded from the Hugging Face hub: {shortened(told)}") from error
+
+
+def _split(name: str, wanted: HubName, found: Any) -> datasets.Dataset:
+    splits = dict(found) if isinstance(found, dict) else {wanted.split or "train": found}
+    split = wanted.split or ("train" if "train" in splits else next(iter(splits)))
+    if split not in splits:
+        raise DataError(f"{name} has no split {split!r}; there are {', '.join(splits)}")
+    rows: datasets.Dataset = splits[split]
+    return rows
+
+
+def _only_column(name: str, rows: datasets.Dataset) -> str:
+    fitting = [column for column, kind in rows.features.items() if _is_image(kind)]
+    fitting = fitting or [column for column, kind in rows.features.items() if _is_vector(kind)]
+    if len(fitting) == 1:
+        return str(fitting[0])
+    told = "several columns" if fitting else "no column"
+    raise DataError(
+        f"{name} has {told} of images or lists of numbers among {', '.join(rows.column_names)}; "
+        "name one: hf://owner/name:split/column"
+    )
+
+
+def _is_image(feature: Any) -> bool:
+    import datasets
+
+    return isinstance(feature, datasets.Image)
+
+
+def _is_vector(feature: Any) -> bool:
+    import datasets
+
+    return isinstance(feature, datasets.List | datasets.LargeList) and str(
+        getattr(feature.feature, "dtype", "")
+    ).startswith(_NUMBERS)
+
+
+def _store_images(name: str, rows: datasets.Dataset, column: str, target: Path, limits: ReadLimits) -> Summary:
+    import datasets
+
+    encoded = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    names = [f"row {index} of {name}" for index in range(len(encoded))]
+    return store_images(
+        names, lambda index: _image_bytes(encoded[index][column], names[index]), target, name=name, limits=limits
+    )
+
+
+def _image_bytes(image: Any, name: str) -> bytes:
+    """Of an image in the table itself: a path in a table from outside must not open a file here."""
+    data = image and image["bytes"]
+    if not isinstance(data, bytes):
+        raise DataError(f"{name} has no image in it; expected a dataset that holds its images, as Parquet or Arrow")
+    return data
+
+
+def _store_vectors(name: str, rows: datasets.Dataset, column: str, target: Path, limits: ReadLimits) -> Summary:
+    require_count(name, len(rows), limits)
+    width = len(rows[0][column] or ())
+    require_bytes(name, (len(rows), width), 8, limits)
+    raw = target.with_name(f"{target.name}.column")
+    try:
+        with ArrayWriter(raw, np.float64, (len(rows), width)) as file:
+            done = 0
+            for batch in rows.select_columns([column]).iter(_BATCH):
+                file.append(_numbers(batch[column], width, f"{name}, rows {done} to {done + _BATCH - 1}"))
+                done += _BATCH
+        return store_npy(raw, target, name=name, limits=limits)
+    finally:
+        raw.unlink(missing_ok=True)
+
+
+def _numbers(lists: Any, width: int, where: str) -> Any:
+    try:
+        numbers = np.array(lists, np.float64)
+    except (ValueError, TypeError):
+        numbers = np.empty(0)
+    if numbers.ndim != 2 or numbers.shape[1] != width:
+        raise DataError(f"{where}: expected {width} numbers in each, as in the first row")
+    return numbers
