@@ -6,15 +6,19 @@ import secrets
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from model.config import CalibrationConfig
 from model.presets import BUILT_IN_DATASETS, PRESET_SUMMARIES
 from service.settings import MAX_IMAGES, MAX_ITEM_PATHS, MAX_ITEMS, MAX_LEVELS, MAX_SCALE
+from worker.ids import ULID_PATTERN
 from worker.jobs import JobKind, JobRecord, JobStatus
+from worker.redaction import redact, redact_all
 
 _JOB_ID = "01JD3Z6M3Q4R5S6T7V8W9X0Y1Z"
 _MODEL_ID = "01JD3Z6M3QMDE0N5K7C2B8F4GH"
+# In the document only: what does not fit is a model that does not exist, 404.
+_MODEL_PATTERN: dict[str, Any] = {"pattern": ULID_PATTERN.removesuffix("$") + "(@[0-9]{1,9})?$"}
 _RANDOM_SEEDS = 2**32
 """random seeds stay small enough to be typed again"""
 
@@ -46,6 +50,7 @@ class TrainRequest(_Request):
         description="Name of a configuration. "
         + "; ".join(f"`{name}`: {summary}" for name, summary in PRESET_SUMMARIES.items()),
         examples=list(PRESET_SUMMARIES),
+        json_schema_extra={"enum": [*PRESET_SUMMARIES, None]},
     )
     config: dict[str, Any] | None = Field(
         None,
@@ -85,7 +90,10 @@ class CalibrateRequest(_Request):
     model_config = ConfigDict(json_schema_extra={"examples": [{"model": _MODEL_ID}]})
 
     model: str = Field(
-        max_length=64, description="Id of a model, or `id@step`; the newest checkpoint without", examples=[_MODEL_ID]
+        max_length=64,
+        description="Id of a model, or `id@step`; the newest checkpoint without",
+        examples=[_MODEL_ID],
+        json_schema_extra=_MODEL_PATTERN,
     )
     name: str | None = Field(None, min_length=1, max_length=100, description="For people", examples=["log Z"])
     seed: Seed = Field(CalibrationConfig.seed, description="Of the chains; the same seed gives the same numbers")
@@ -153,7 +161,9 @@ class JobBody(BaseModel):
     progress: ProgressBody
     last_loss: float | None = Field(examples=[0.0123])
     last_checkpoint: int | None = Field(description="Step of the newest committed checkpoint", examples=[2000])
-    error: str | None = Field(description="In words, why it failed or what ended its latest attempt")
+    error: Annotated[str, AfterValidator(redact)] | None = Field(
+        description="In words, why it failed or what ended its latest attempt"
+    )
 
     @classmethod
     def of(cls, record: JobRecord, *, queue_position: int | None) -> JobBody:
@@ -189,7 +199,7 @@ class EventBody(BaseModel):
         description="status, started, step, sample, checkpoint, calibration, calibrated, or a notice", examples=["step"]
     )
     at: datetime
-    data: dict[str, Any] = Field(examples=[{"step": 20, "loss": 0.4}])
+    data: Annotated[dict[str, Any], AfterValidator(redact_all)] = Field(examples=[{"step": 20, "loss": 0.4}])
 
 
 class LogZBody(BaseModel):
@@ -279,6 +289,7 @@ class SampleRequestBody(_Request):
         max_length=64,
         description="Id of a model, or `id@step` for one of its earlier checkpoints; GET /models lists them",
         examples=[_MODEL_ID, f"{_MODEL_ID}@2000"],
+        json_schema_extra=_MODEL_PATTERN,
     )
     num_images: int = Field(1, ge=1, le=MAX_IMAGES, description=f"1…{MAX_IMAGES} samples", examples=[64])
     seed: Seed | None = Field(None, description="Drawn at random when absent; always in X-Seed", examples=[0])
@@ -322,7 +333,12 @@ class LogDensityOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str = Field(max_length=64, description="Id of a model, or `id@step`", examples=[_MODEL_ID])
+    model: str = Field(
+        max_length=64,
+        description="Id of a model, or `id@step`",
+        examples=[_MODEL_ID],
+        json_schema_extra=_MODEL_PATTERN,
+    )
     path: bool = Field(False, description="Also the second, independent estimate along the diffusion path; slower")
     num_paths: int = Field(
         4, ge=1, le=64, description=f"Paths it averages; items times paths are at most {MAX_ITEM_PATHS}", examples=[4]

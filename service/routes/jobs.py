@@ -17,6 +17,7 @@ from model.config import CalibrationConfig, to_dict
 from service.accept import preferred
 from service.configuration import train_config, with_steps
 from service.errors import Problem, documented, field_problem, not_acceptable
+from service.limits import JobSlot
 from service.routes.models import checkpoint_step, describe, parse_model
 from service.schemas import CalibrateRequest, EventBody, JobBody, JobPageBody, ResumeRequest, TrainRequest
 from service.stores import Stores, StoresDependency
@@ -30,12 +31,17 @@ log = structlog.get_logger(__name__)
 
 _SSE = "text/event-stream"
 _JSON_LINES = "application/jsonl"
+_SSE_SCHEMA = {
+    "type": "object",
+    "description": "One event of the stream",
+    "properties": {name: {"type": "string"} for name in ("id", "event", "data")},
+}
 _FROM_THE_START = "0"
 
 JobId = Annotated[str, Path(description="Id of a job; GET /jobs lists them", examples=["01JD3Z6M3Q4R5S6T7V8W9X0Y1Z"])]
 
 
-@router.post("/train", operation_id="train", status_code=202, summary="Start a training job")
+@router.post("/train", operation_id="train", status_code=202, summary="Start a training job", dependencies=[JobSlot])
 def train(request: TrainRequest, response: Response, stores: StoresDependency) -> JobBody:
     """Checks the request, stores the job and queues it. `Location` is where to look at it; its events tell the rest."""
     config = train_config(request, stores.settings.datasets_dir)
@@ -49,6 +55,7 @@ def train(request: TrainRequest, response: Response, stores: StoresDependency) -
     status_code=202,
     summary="Estimate log Z of a checkpoint",
     responses=documented(404, 409),
+    dependencies=[JobSlot],
 )
 def calibrate(request: CalibrateRequest, response: Response, stores: StoresDependency) -> JobBody:
     """Annealed importance sampling from both sides, in rounds, until they meet; POST /log-density needs it."""
@@ -88,7 +95,7 @@ def get_job(job_id: JobId, stores: StoresDependency) -> JobBody:
         200: {
             "description": "Events from the first, or after `Last-Event-ID`, until the job ends. Each has an `id`, "
             "a type and, as `data`, an EventBody",
-            "content": {_SSE: {"schema": {"type": "string"}}, _JSON_LINES: {"schema": {"type": "string"}}},
+            "content": {_SSE: {"schema": _SSE_SCHEMA}, _JSON_LINES: {"schema": {"type": "string"}}},
         },
         **documented(404, 406),
     },
@@ -136,6 +143,7 @@ def cancel_job(job_id: JobId, response: Response, stores: StoresDependency) -> J
     summary="Go on with a failed or cancelled job",
     status_code=202,
     responses=documented(404, 409),
+    dependencies=[JobSlot],
 )
 def resume_job(job_id: JobId, stores: StoresDependency, request: ResumeRequest | None = None) -> JobBody:
     """Queues the job again, to go on from its last checkpoint, with another number of steps if given."""

@@ -33,6 +33,8 @@ def test_help_names_every_command() -> None:
         "sample",
         "calibrate",
         "log-density",
+        "serve",
+        "keys",
     ):
         assert f" {command} " in text
 
