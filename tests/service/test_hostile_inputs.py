@@ -61,6 +61,7 @@ def target(valkey: Valkey, seaweedfs: SeaweedFS, tmp_path_factory: pytest.TempPa
     text, _ = KeyFile(directory / "keys.json").create("tests", [Scope.admin])
     (directory / "datasets").mkdir()
     s3, redis = Artifacts.connect(settings), Redis.from_url(valkey.url)
+    redis.flushall()  # what other tests left may expire meanwhile, and would look like a change
     store_model(s3, directory, "digits", model_id=MODEL)
     s3.put_calibration(MODEL, 100, calibration((1, 8, 8)).to_dict())
     redis.set("worker:sample:tests", "")  # whatever a sampler might be asked would stay in its queue
