@@ -11,11 +11,15 @@ COPY service service
 
 FROM base AS service
 RUN pip install --constraint constraints.txt .
+# Hashes of API keys; the process listens on every address, so it starts only when there is one.
+ENV RECOVERY_KEYS_FILE=/keys/keys.json
+RUN mkdir /keys && chown recovery /keys
+VOLUME /keys
 USER recovery
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s \
     CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/healthz', timeout=2)"]
-CMD ["uvicorn", "service.app:app", "--host", "0.0.0.0", "--port", "8000"]
+CMD ["recovery", "serve", "--host", "0.0.0.0", "--port", "8000"]
 
 FROM base AS worker
 RUN pip install --constraint constraints.txt '.[worker]'

@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test lint format clean bench-density chaos
+.PHONY: help install demo test fuzz lint format clean bench-density chaos
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -22,6 +22,9 @@ demo: $(STAMP) ## train, sample and judge a model of handwritten digits on this 
 
 test: $(STAMP) ## every test
 	$(BIN)/python -m pytest
+
+fuzz: $(STAMP) ## generated requests against the real service, more of them than in `make test`
+	RECOVERY_FUZZ_EXAMPLES=60 $(BIN)/python -m pytest tests/service/test_fuzz.py
 
 bench-density: $(STAMP) ## train the planar densities and compare log Z and log p with the truth; writes bench-results/
 	$(BIN)/python -m tests.bench.density

@@ -10,13 +10,14 @@ A directory is complete or refused: reading is strict about versions, names, sha
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from model.config import TrainConfig, from_dict, to_dict
@@ -29,6 +30,9 @@ EMA_FILE = "ema.safetensors"
 STATE_FILE = "state.safetensors"
 SAMPLING_FILES = (CONFIG_FILE, EMA_FILE)
 """All that `load_model` reads."""
+_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "U8", "BOOL")
+_OF_THE_DATA = ("data_mean", "data_std")
+"""scalar for images, (D,) for vectors; the configuration does not say which"""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ def load_model(directory: Path, device: str = "cpu") -> EnergyModel:
     """The averaged model of a checkpoint, ready for sampling. Raises CheckpointError."""
     config, event_shape, _, _ = _read_description(directory)
     model = EnergyModel(config, event_shape)
-    load_weights(model, _read_tensors(directory / EMA_FILE))
+    load_weights(model, _read_tensors(directory / EMA_FILE, like=model.state_dict()))
     return model.to(device).eval()
 
 
@@ -80,8 +84,8 @@ def read_snapshot(directory: Path) -> Snapshot:
 
 def load_weights(model: EnergyModel, weights: dict[str, Tensor]) -> None:
     """Copy `weights` into `model`, whose names and shapes they must match exactly. Raises CheckpointError."""
-    for name, buffer in (("data_mean", model.data_mean), ("data_std", model.data_std)):
-        if name in weights and weights[name].shape != buffer.shape:  # scalar for images, (D,) for vectors
+    for name in _OF_THE_DATA:
+        if name in weights and weights[name].shape != getattr(model, name).shape:
             setattr(model, name, torch.empty_like(weights[name]))
     try:
         model.load_state_dict(weights)
@@ -109,8 +113,9 @@ def _read_description(directory: Path) -> tuple[TrainConfig, tuple[int, ...], in
         raise CheckpointError(f"{path} does not describe a model: {error}") from error
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def _read_tensors(path: Path, *, like: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     try:
+        _check_header(path, like)
         tensors = safetensors.torch.load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
@@ -118,3 +123,22 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     if broken:
         raise CheckpointError(f"{path} has values that are not finite in {broken[0]}")
     return tensors
+
+
+def _check_header(path: Path, like: Mapping[str, Tensor] | None) -> None:
+    """Refuse by its header alone what cannot be meant, before a tensor takes memory. Raises CheckpointError.
+
+    safetensors itself refuses, when it opens a file, a header that promises more than the file holds.
+    """
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 (no dict)
+            tensor = file.get_slice(name)
+            if tensor.get_dtype() not in _DTYPES:
+                raise CheckpointError(f"{path} holds {name} as {tensor.get_dtype()}; expected {', '.join(_DTYPES)}")
+            if like is None or name in _OF_THE_DATA:
+                continue
+            if name not in like or list(like[name].shape) != tensor.get_shape():
+                shape = tensor.get_shape()
+                raise CheckpointError(
+                    f"the weights do not belong to this configuration: {path} holds {name} of shape {shape}"
+                )

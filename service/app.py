@@ -11,9 +11,11 @@ from prometheus_client import CollectorRegistry
 
 from service import errors
 from service.envelope import Envelope
+from service.limits import RateLimit
 from service.metrics import FleetCollector, RequestMetrics
+from service.openapi import complete
 from service.routes import datasets, health, jobs, log_density, models, sample
-from service.schemas import LogDensityBody, LogDensityRequestBody, SampleBody
+from service.security import Door
 from service.settings import ServiceSettings
 from service.stores import Stores
 from service.version import version
@@ -24,7 +26,8 @@ score data under them.
 
 Start a job with `POST /jobs/train`, follow it at `/jobs/{id}/events`, then `POST /sample` from its model;
 `POST /jobs/calibrate` once, then `POST /log-density`.
-Every error is `application/problem+json` (RFC 9457) and says what to do."""
+Every error is `application/problem+json` (RFC 9457) and says what to do. Where the service has keys, send one as
+`Authorization: Bearer KEY`; an operation's security entry names the scope that it needs."""
 
 
 def create_app(settings: ServiceSettings | None = None) -> FastAPI:
@@ -34,11 +37,14 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        configure_logging()
-        stores = Stores.connect(settings or ServiceSettings())
+        known = settings or ServiceSettings()
+        configure_logging(settings=known)
+        app.state.door = Door(known.keys_file)
+        stores = Stores.connect(known)
         collector = FleetCollector(stores.fleet)
         registry.register(collector)
         app.state.stores = stores
+        app.state.rate_limit = RateLimit(stores.redis, known)
         try:
             yield
         finally:
@@ -51,7 +57,6 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
         version=version(),
         lifespan=lifespan,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
-        responses=errors.documented(413, 422, 500, 503),
     )
     app.state.registry = registry
     app.add_middleware(Envelope, metrics=metrics)
@@ -62,19 +67,10 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
 
 
 class _Application(FastAPI):
-    """Adds to the OpenAPI document the schemas that routes refer to by name only."""
+    """Completes the OpenAPI document."""
 
     def openapi(self) -> dict[str, Any]:
-        document = super().openapi()
-        schemas = document["components"]["schemas"]
-        for model in (errors.ProblemBody, SampleBody, LogDensityRequestBody, LogDensityBody):
-            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-            schemas.update(schema.pop("$defs", {}))
-            schemas[model.__name__] = schema
-        # FastAPI's own body of a 422, which is never sent.
-        schemas.pop("HTTPValidationError", None)
-        schemas.pop("ValidationError", None)
-        return document
+        return complete(super().openapi())
 
 
 app = create_app()

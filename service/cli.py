@@ -9,12 +9,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from service import cli_datasets, progress
+from service import cli_datasets, cli_keys, progress
 from service.child import ChildDiedError, LocalStackError
-from service.cli_options import AsJson, Url, show
+from service.cli_options import ApiKey, AsJson, Url, show
 from service.client import DEFAULT_URL, ClientError, Recovery
 from service.demo import Demo, DemoError
-from service.local import LocalStack, interruptible_by_signals
+from service.keys import KeysError
+from service.local import LOOPBACK, LocalStack, interruptible_by_signals
 from service.version import version
 
 EXIT_FAILED = 1
@@ -26,6 +27,7 @@ application = typer.Typer(
     pretty_exceptions_enable=False,
 )
 application.add_typer(cli_datasets.application, name="datasets")
+application.add_typer(cli_keys.application, name="keys")
 
 
 def main() -> None:
@@ -37,7 +39,7 @@ def main() -> None:
         errors.print(error.log_tail, markup=False, style="dim")
         errors.print(f"recovery: {error}", markup=False)
         sys.exit(EXIT_FAILED)
-    except (LocalStackError, ClientError, DemoError, OSError) as error:
+    except (LocalStackError, ClientError, DemoError, KeysError, OSError) as error:
         errors.print(f"recovery: {error}", markup=False)
         sys.exit(EXIT_FAILED)
     except KeyboardInterrupt:
@@ -50,17 +52,18 @@ def up(
         "recovery-data"
     ),
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Of the API; 8000 or a free one if absent")] = None,
+    host: Annotated[str, typer.Option(help="Address of the API; any but loopback needs keys")] = LOOPBACK,
 ) -> None:
     """Start the whole service on this machine: storage, queue, a trainer, a sampler and the API."""
     console = Console(highlight=False)
     with interruptible_by_signals():
         try:
-            _serve(LocalStack(data, port=port), console)
+            _run(LocalStack(data, port=port, host=host), console)
         except KeyboardInterrupt:
             console.print("stopped")
 
 
-def _serve(stack: LocalStack, console: Console) -> None:
+def _run(stack: LocalStack, console: Console) -> None:
     with console.status("starting") as status:
         stack.report_fn = status.update
         stack.start()
@@ -75,6 +78,17 @@ def _serve(stack: LocalStack, console: Console) -> None:
         with console.status("stopping") as status:
             stack.report_fn = status.update
             stack.stop()
+
+
+@application.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on; any but loopback needs keys")] = LOOPBACK,
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+) -> None:
+    """Start the API alone, with its stores and limits from the environment (RECOVERY_...)."""
+    from service.serve import serve as serve_until_stopped
+
+    serve_until_stopped(host, port)
 
 
 @application.command()
@@ -102,10 +116,11 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Another number of training steps")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end")] = False,
     url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
 ) -> None:
     """Start a training job; prints its id."""
     wanted = {"preset": preset, "dataset": dataset, "name": name, "seed": seed, "steps": steps}
-    with Recovery(url) as client:
+    with Recovery(url, api_key=api_key) as client:
         job = client.train(**{key: value for key, value in wanted.items() if value is not None})
         Console(highlight=False).print(job["id"])
         if wait:
@@ -113,9 +128,9 @@ def train(
 
 
 @application.command()
-def jobs(as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
+def jobs(as_json: AsJson = False, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
     """List jobs, newest first."""
-    with Recovery(url) as client:
+    with Recovery(url, api_key=api_key) as client:
         found = client.jobs()
     rows = [
         [job["id"], job["name"] or "", job["status"], f"{job['progress']['percent']:.0f} %", job["error"] or ""]
@@ -125,16 +140,16 @@ def jobs(as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
 
 
 @application.command()
-def watch(job_id: str, url: Url = DEFAULT_URL) -> None:
+def watch(job_id: str, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
     """Follow a job with a progress bar until it ends."""
-    with Recovery(url) as client:
+    with Recovery(url, api_key=api_key) as client:
         _watch(client, job_id)
 
 
 @application.command()
-def cancel(job_id: str, url: Url = DEFAULT_URL) -> None:
+def cancel(job_id: str, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
     """End a job; its checkpoints stay."""
-    with Recovery(url) as client:
+    with Recovery(url, api_key=api_key) as client:
         Console(highlight=False).print(client.cancel(job_id)["status"])
 
 
@@ -143,16 +158,17 @@ def resume(
     job_id: str,
     steps: Annotated[int | None, typer.Option(help="New number of all training steps")] = None,
     url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
 ) -> None:
     """Go on with a failed or cancelled job."""
-    with Recovery(url) as client:
+    with Recovery(url, api_key=api_key) as client:
         Console(highlight=False).print(client.resume(job_id, steps=steps)["status"])
 
 
 @application.command()
-def models(as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
+def models(as_json: AsJson = False, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
     """List models, newest first."""
-    with Recovery(url) as client:
+    with Recovery(url, api_key=api_key) as client:
         found = client.models()
     rows = [
         [
@@ -174,10 +190,11 @@ def sample(
     scale: Annotated[int, typer.Option(help="Magnification")] = 8,
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG to write")] = Path("samples.png"),
     url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
 ) -> None:
     """Draw samples from a model into a PNG."""
     more = {} if seed is None else {"seed": seed}
-    with Recovery(url) as client:
+    with Recovery(url, api_key=api_key) as client:
         out.write_bytes(client.sample_png(model, num, scale=scale, **more))
     Console(highlight=False).print(str(out))
 
@@ -192,6 +209,7 @@ def calibrate(
     seed: Annotated[int | None, typer.Option(help="0 if absent")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end")] = False,
     url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
 ) -> None:
     """Estimate log Z of a checkpoint, which log-density needs; prints the job's id."""
     wanted = {
@@ -201,7 +219,7 @@ def calibrate(
         "num_leapfrog": num_leapfrog,
         "seed": seed,
     }
-    with Recovery(url) as client:
+    with Recovery(url, api_key=api_key) as client:
         job = client.calibrate(model, **{key: value for key, value in wanted.items() if value is not None})
         Console(highlight=False).print(job["id"])
         if wait:
@@ -215,9 +233,10 @@ def log_density(
     path: Annotated[bool, typer.Option("--path", help="Also the estimate along the diffusion path")] = False,
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
 ) -> None:
     """Score data under a model: log densities in nats."""
-    with Recovery(url) as client:
+    with Recovery(url, api_key=api_key) as client:
         found = client.log_density(model, files, path=path)
     names = [file.name for file in files] if len(files) == len(found["items"]) else map(str, range(len(found["items"])))
     columns = [name for name, value in found["items"][0].items() if value is not None]

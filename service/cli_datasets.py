@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import wrap_file
 
-from service.cli_options import AsJson, Url, show
+from service.cli_options import ApiKey, AsJson, Url, show
 from service.client import DEFAULT_URL, Recovery
 from service.folder_zip import zipped
 
@@ -24,6 +24,7 @@ def upload(
     path: Annotated[Path, typer.Argument(help="A folder or .zip of images, a .npy, .npz or .csv", exists=True)],
     name: Annotated[str | None, typer.Option(help="For people")] = None,
     url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
 ) -> None:
     """Upload data to train on; prints the dataset's id, the same again for the same file."""
     is_folder = path.is_dir()
@@ -32,7 +33,7 @@ def upload(
         wrap_file(
             file, os.fstat(file.fileno()).st_size, description="uploading", console=Console(stderr=True)
         ) as reader,
-        Recovery(url) as client,
+        Recovery(url, api_key=api_key) as client,
     ):
         found = client.upload_dataset(
             reader, file_name=f"{path.resolve().name}{'.zip' if is_folder else ''}", name=name
@@ -42,9 +43,9 @@ def upload(
 
 
 @application.command("list")
-def list_datasets(as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
+def list_datasets(as_json: AsJson = False, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
     """List datasets: uploaded, built in, and in the server's folder."""
-    with Recovery(url) as client:
+    with Recovery(url, api_key=api_key) as client:
         found = client.datasets()
     rows = [
         [
@@ -61,18 +62,20 @@ def list_datasets(as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
 
 
 @application.command("show")
-def show_dataset(dataset_id: DatasetId, as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
+def show_dataset(
+    dataset_id: DatasetId, as_json: AsJson = False, url: Url = DEFAULT_URL, api_key: ApiKey = None
+) -> None:
     """Look at an uploaded or a built-in dataset."""
-    with Recovery(url) as client:
+    with Recovery(url, api_key=api_key) as client:
         found = client.dataset(dataset_id)
     rows = [[name, escape(_shape(found) if name == "shape" else str(value))] for name, value in found.items() if value]
     show(found, ["field", "value"], rows, as_json=as_json)
 
 
 @application.command()
-def delete(dataset_id: DatasetId, url: Url = DEFAULT_URL) -> None:
+def delete(dataset_id: DatasetId, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
     """Delete an uploaded dataset that no waiting or running job uses."""
-    with Recovery(url) as client:
+    with Recovery(url, api_key=api_key) as client:
         client.delete_dataset(dataset_id)
     Console(highlight=False).print(f"deleted {dataset_id}", markup=False)
 

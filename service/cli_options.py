@@ -9,11 +9,20 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from service.client import URL_VARIABLE
+from service.client import KEY_VARIABLE, URL_VARIABLE
 
 Url = Annotated[
     str,
     typer.Option(envvar=URL_VARIABLE, help="Where the service listens", show_default=True, rich_help_panel="Server"),
+]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        envvar=KEY_VARIABLE,
+        help="Where the service asks for one; other users of this machine see what is given here, not the variable",
+        show_envvar=True,
+        rich_help_panel="Server",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts")]
 

@@ -22,6 +22,7 @@ from service.folder_zip import zipped
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 URL_VARIABLE = "RECOVERY_URL"
+KEY_VARIABLE = "RECOVERY_API_KEY"
 _TIMEOUT = httpx2.Timeout(10.0, read=180.0)
 """a /sample call answers when the samples are there"""
 _UPLOAD_TIMEOUT = httpx2.Timeout(10.0, read=1800.0, write=180.0)
@@ -63,12 +64,18 @@ class Drawn:
 
 
 class Recovery:
-    """The service at one address. Methods raise RefusedError for its problems, ClientError when it is away."""
+    """The service at one address, with a key where it asks for one.
 
-    def __init__(self, url: str | None = None) -> None:
+    Methods raise RefusedError for its problems, ClientError when it is away.
+    """
+
+    def __init__(self, url: str | None = None, *, api_key: str | None = None) -> None:
+        """What is absent comes from RECOVERY_URL and RECOVERY_API_KEY."""
         self.url = (url or os.environ.get(URL_VARIABLE) or DEFAULT_URL).rstrip("/")
         # Proxies of the environment are for the way out; they would swallow calls to a service on this machine.
-        self._http = httpx2.Client(base_url=self.url, timeout=_TIMEOUT, trust_env=False)
+        key = api_key or os.environ.get(KEY_VARIABLE)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx2.Client(base_url=self.url, timeout=_TIMEOUT, trust_env=False, headers=headers)
 
     def __enter__(self) -> Recovery:
         return self

@@ -1,4 +1,7 @@
-"""What goes around every request: its id, its size limit, its measurement, and an answer when the code below fails."""
+"""What goes around every request: its id, who asks, limits, measurement, and an answer when the code below fails.
+
+Everything here is decided from the head of a request, before any of its body is read.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,13 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import Problem, problem_of
+from service.headers import secure
+from service.limits import RateLimit
 from service.metrics import RequestMetrics
+from service.security import OPEN_PATHS, Door
 from service.stores import Stores
 from worker.ids import new_id
+from worker.redaction import redact
 
 REQUEST_ID = "X-Request-ID"
 # A client's own id is kept if it can stand in a log line as it is.
@@ -55,14 +62,19 @@ class _Exchange:
         self.started = False
         self.began_at = time.perf_counter()
         given = self.headers.get(REQUEST_ID, "")
-        self.request_id = given if _ACCEPTABLE_ID.match(given) else new_id()
+        self.request_id = given if _ACCEPTABLE_ID.match(given) and redact(given) == given else new_id()
         self.received_bytes = 0
-        stores: Stores = scope["app"].state.stores
+        self.answer_headers: dict[str, str] = {}
+        state = scope["app"].state
+        self.door: Door = state.door
+        self.rate_limit: RateLimit = state.rate_limit
+        stores: Stores = state.stores
         self.limit_bytes = stores.settings.body_limit_bytes(scope["path"])
 
     async def run(self, app: ASGIApp) -> None:
         """Serve the request, whatever happens below."""
         try:
+            await self._admit()
             self._refuse_announced_size()
             await app(self.scope, self.receive, self.send)
         except Exception as error:
@@ -72,6 +84,15 @@ class _Exchange:
                 raise
             request = Request(self.scope)
             await problem_of(error, request).response(self.scope["path"])(self.scope, self._receive, self.send)
+
+    async def _admit(self) -> None:
+        """Raises Problem 401, 403, 429 or 503."""
+        caller = self.door.admit(self.scope)
+        self.scope.setdefault("state", {})["caller"] = caller
+        if caller.key is not None:
+            structlog.contextvars.bind_contextvars(key=caller.key.id)
+        if self.scope["path"] not in OPEN_PATHS:
+            self.answer_headers = await self.rate_limit.count(caller)
 
     async def receive(self) -> Message:
         """The next piece of the request; refuses a body longer than announced or without announced length."""
@@ -83,11 +104,15 @@ class _Exchange:
         return message
 
     async def send(self, message: Message) -> None:
-        """The next piece of the answer, with the request's id among its headers."""
+        """The next piece of the answer, with what every answer says among its headers."""
         if message["type"] == "http.response.start":
             self.started = True
             self.status = message["status"]
-            MutableHeaders(scope=message)[REQUEST_ID] = self.request_id
+            headers = MutableHeaders(scope=message)
+            headers[REQUEST_ID] = self.request_id
+            for name, value in self.answer_headers.items():
+                headers.setdefault(name, value)
+            secure(headers, self.scope["path"])
         await self._send(message)
 
     def _refuse_announced_size(self) -> None:

@@ -22,6 +22,7 @@ from model.errors import ConfigError, DataError, DataTooLarge
 from worker.artifacts import ArtifactDamaged, ArtifactMissing, StorageUnavailable
 from worker.ids import InvalidId
 from worker.jobs import IllegalTransition, JobNotFound
+from worker.redaction import redact_all
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 _RETRY_AFTER_S = "5"
@@ -99,7 +100,7 @@ class Problem(HTTPException):
             errors=list(self.errors) if self.errors is not None else None,
         )
         return JSONResponse(
-            body.model_dump(exclude_none=True) | self.extensions,
+            redact_all(body.model_dump(exclude_none=True) | self.extensions),
             self.status_code,
             headers=self.headers,
             media_type=PROBLEM_MEDIA_TYPE,
@@ -118,7 +119,7 @@ def not_acceptable(offered: Sequence[str], reason: str = "") -> Problem:
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI entries for the errors of a route; 413, 422, 500 and 503 are added by the application."""
+    """OpenAPI entries for the errors of a route; openapi.py adds those that any route can answer."""
     return {
         status: {
             "description": http.HTTPStatus(status).phrase,
@@ -195,21 +196,22 @@ def _away(kind: str, what: str) -> Problem:
 
 
 def _validation_problem(error: RequestValidationError) -> Problem:
-    fields = [
-        FieldProblem(location=list(one["loc"]), message=_plain(one["msg"]), type=one["type"]) for one in error.errors()
-    ]
+    fields = [FieldProblem(location=list(one["loc"]), message=_plain(one), type=one["type"]) for one in error.errors()]
     told = "; ".join(f"{'.'.join(map(str, field.location))}: {field.message}" for field in fields[:5])
     more = f"; and {len(fields) - 5} more" if len(fields) > 5 else ""
-    return Problem(422, "invalid-request", told + more, errors=fields)
+    return Problem(422, "invalid-request", f"{told}{more}; /docs says what is expected", errors=fields)
 
 
-def _plain(message: str) -> str:
-    """Without pydantic's own prefix on messages that validators wrote."""
-    return message.removeprefix("Value error, ")
+def _plain(error: Mapping[str, Any]) -> str:
+    """Without pydantic's own prefix on messages that validators wrote; with what the JSON parser stumbled over."""
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"{message} ({error['ctx']['error']})" if error["type"] == "json_invalid" and "ctx" in error else message
 
 
 def _http_problem(error: HTTPException, request: Request) -> Problem:
     details = {
+        400: f"{str(error.detail).rstrip('.')}; the body must be whole, and what its Content-Type says: "
+        "JSON in UTF-8, not nested too deep, or a form",
         404: f"no route {request.url.path}; /docs lists all calls",
         405: f"{request.method} is not offered on {request.url.path}; /docs lists all calls",
     }

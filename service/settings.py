@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field
 
 from worker.settings import Settings
@@ -27,6 +29,18 @@ class ServiceSettings(Settings):
     """The same for POST /log-density, which carries data: 1,024 32×32 images in colour are 12 MB as .npy."""
     max_dataset_bytes: int = Field(default=512 * 2**20, ge=1024)
     """The same for POST /datasets; what such a file may become is said by the `dataset_max_…` of the workers."""
+    keys_file: Path | None = None
+    """Hashes of the API keys (`recovery keys create`). None, or a file without keys, serves this machine only."""
+    rate_limit_per_s: float = Field(default=50.0, gt=0)
+    """Requests a second of one key, or of one address without keys; more get 429."""
+    rate_limit_burst: int = Field(default=200, ge=1)
+    """Requests that one caller may make at once before that rate holds."""
+    max_jobs_per_key: int = Field(default=100, ge=1)
+    """Jobs of one key that wait or run; more get 429. Without keys there is no such limit."""
+    max_chain_steps: int = Field(default=2_000_000, ge=1)
+    """Work of one POST /sample: images × chain steps × noise levels. 256 images of `digits` are 72 thousand."""
+    max_pixels: int = Field(default=67_108_864, ge=1)
+    """Pixels of one answer of POST /sample: images × levels shown × height × width × scale²."""
     sample_timeout_s: float = Field(default=120.0, gt=0)
     """How long POST /sample and POST /log-density wait for a sampler."""
 

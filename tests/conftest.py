@@ -40,10 +40,16 @@ def valkey_url(valkey: Valkey) -> str:
 
 
 @pytest.fixture
-def settings(valkey_url: str, seaweedfs: SeaweedFS, tmp_path: Path) -> Settings:
-    """Settings for the test servers, with short times and a spool of the test's own."""
+def settings(valkey: Valkey, valkey_url: str, seaweedfs: SeaweedFS, tmp_path: Path) -> Settings:
+    """Settings for the test servers, Redis emptied, with short times and a spool of the test's own."""
+    assert valkey_url == valkey.url
+    return settings_for(valkey, seaweedfs, tmp_path)
+
+
+def settings_for(valkey: Valkey, seaweedfs: SeaweedFS, directory: Path) -> Settings:
+    """Settings for these servers, with short times and a spool below the directory."""
     return Settings(
-        redis_url=valkey_url,
+        redis_url=valkey.url,
         s3_endpoint_url=seaweedfs.url,
         s3_bucket=BUCKET,
         s3_access_key=SecretStr(ACCESS_KEY),
@@ -53,7 +59,7 @@ def settings(valkey_url: str, seaweedfs: SeaweedFS, tmp_path: Path) -> Settings:
         reaper_every_s=0.3,
         cancel_grace_s=5.0,
         kill_grace_s=10.0,
-        spool_dir=tmp_path / "spool",
+        spool_dir=directory / "spool",
     )
 
 

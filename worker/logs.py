@@ -1,4 +1,7 @@
-"""Structured logs on stderr: JSON lines, or colours for a person at a terminal. Libraries' lines take the same form."""
+"""Structured logs on stderr: JSON lines, or colours for a person at a terminal. Libraries' lines take the same form.
+
+Every line passes `redact` when it is whole, so that no secret in a field, a message or a traceback gets out.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,13 @@ from typing import Any
 
 import structlog
 
+from worker.redaction import hide, redact
+from worker.settings import Settings
 
-def configure_logging(level: int | str = "INFO") -> None:
-    """Send structlog and the standard library's logging to stderr."""
+
+def configure_logging(level: int | str = "INFO", settings: Settings | None = None) -> None:
+    """Send structlog and the standard library's logging to stderr, without the secrets of the settings."""
+    hide((settings or Settings()).secrets())
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -29,12 +36,19 @@ def configure_logging(level: int | str = "INFO") -> None:
     stream.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer, _redacted],
         )
     )
     root = logging.getLogger()
     root.handlers[:] = [stream]
     root.setLevel(level)
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):  # they come with handlers of their own
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = True
     # Their INFO lines say what ours already do; botocore's DEBUG lines would hold signed headers.
     for name in ("botocore", "boto3", "s3transfer", "urllib3", "kombu", "matplotlib", "PIL"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _redacted(_logger: Any, _method: str, line: Any) -> str:
+    return redact(str(line))

@@ -7,6 +7,7 @@ never reach a log, an event or an error.
 from __future__ import annotations
 
 import tempfile
+import urllib.parse
 from dataclasses import fields
 from pathlib import Path
 
@@ -74,6 +75,13 @@ class Settings(BaseSettings):
     worker_metrics_port: int | None = Field(default=None, ge=1, le=65535)
     """Where a worker serves its Prometheus series; None serves none."""
     worker_metrics_host: str = "127.0.0.1"
+
+    def secrets(self) -> list[str]:
+        """What must never be written anywhere."""
+        given = (self.s3_access_key, self.s3_secret_key)
+        password = urllib.parse.urlsplit(self.redis_url).password
+        found = [secret.get_secret_value() for secret in given if secret is not None]
+        return [*found, *([urllib.parse.unquote(password)] if password else [])]
 
     @property
     def read_limits(self) -> ReadLimits:

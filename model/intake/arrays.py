@@ -68,7 +68,9 @@ def store_npy(source: Path, target: Path, *, name: str, limits: ReadLimits) -> S
     data_bytes = math.prod(header.shape) * header.dtype.itemsize
     there = source.stat().st_size - header.size_bytes
     if there != data_bytes:
-        raise DataError(f"{name} holds {there:,} bytes of data; its header promises {data_bytes:,}. It is damaged")
+        raise DataError(
+            f"{name} holds {there:,} bytes of data; its header promises {data_bytes:,}. It is damaged: save it again"
+        )
     order = "F" if header.is_fortran else "C"
     array: Array = np.memmap(source, header.dtype, "r", header.size_bytes, header.shape, order)  # type: ignore[call-overload]
     return store_array(array, target, name=name)
@@ -112,11 +114,15 @@ def read_header(file: IO[bytes], name: str) -> Header:
     """The header at the beginning of `file`. Raises DataError, DataTooLarge when it is longer than a header can be."""
     start = file.read(8)
     if len(start) < 8 or not start.startswith(_MAGIC):
-        raise DataError(f"{name} is not a plain numpy array file: it does not begin as a .npy file does")
+        raise DataError(
+            f"{name} is not a plain numpy array file: it does not begin as a .npy file does. Use numpy.save"
+        )
     form = "<H" if start[6] == 1 else "<I"
     length_field = file.read(struct.calcsize(form))
     if start[6] not in (1, 2, 3) or len(length_field) < struct.calcsize(form):
-        raise DataError(f"{name} is not a plain numpy array file: its format {start[6]}.{start[7]} is not known")
+        raise DataError(
+            f"{name} is not a plain numpy array file: its format {start[6]}.{start[7]} is not known. Use numpy.save"
+        )
     (length,) = struct.unpack(form, length_field)
     if length > _MAX_HEADER_BYTES:
         raise DataTooLarge(f"{name} has a header of {length:,} bytes; expected at most {_MAX_HEADER_BYTES:,}")
@@ -126,7 +132,9 @@ def read_header(file: IO[bytes], name: str) -> Header:
         shape, is_fortran, dtype = read(io.BytesIO(text))
     except _UNREADABLE as error:
         told = str(error).partition(":")[0]  # what follows quotes the header
-        raise DataError(f"{name} is not a plain numpy array file: its header cannot be read ({told})") from error
+        raise DataError(
+            f"{name} is not a plain numpy array file: its header cannot be read ({told}). Use numpy.save"
+        ) from error
     return Header(shape, is_fortran, dtype, 8 + len(text))
 
 
@@ -147,7 +155,7 @@ def _require_layout(name: str, header: Header, limits: ReadLimits) -> None:
     """From the header alone. Raises DataError, DataTooLarge."""
     shape, is_bytes = header.shape, header.dtype == np.uint8
     if any(isinstance(size, bool) or size < 0 for size in shape):
-        raise DataError(f"{name} has the impossible shape {shape}")
+        raise DataError(f"{name} has the impossible shape {shape}; save it with numpy.save")
     if len(shape) == 2:
         _require_columns(name, shape[1], limits)
     elif len(shape) == 4 or (len(shape) == 3 and is_bytes):

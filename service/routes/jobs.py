@@ -18,6 +18,7 @@ from service.accept import preferred
 from service.configuration import train_config, with_steps
 from service.errors import Problem, documented, field_problem, not_acceptable
 from service.idempotency import IdempotencyKeyDependency
+from service.limits import JobSlot
 from service.preference import PreferredWait, WaitDependency
 from service.routes.models import checkpoint_step, describe, parse_model
 from service.schemas import CalibrateRequest, EventBody, JobBody, JobPageBody, ResumeRequest, TrainRequest
@@ -32,6 +33,11 @@ log = structlog.get_logger(__name__)
 
 _SSE = "text/event-stream"
 _JSON_LINES = "application/jsonl"
+_SSE_SCHEMA = {
+    "type": "object",
+    "description": "One event of the stream",
+    "properties": {name: {"type": "string"} for name in ("id", "event", "data")},
+}
 _FROM_THE_START = "0"
 
 JobId = Annotated[str, Path(description="Id of a job; GET /jobs lists them", examples=["01JD3Z6M3Q4R5S6T7V8W9X0Y1Z"])]
@@ -48,6 +54,7 @@ _ENDED_ALREADY: dict[int | str, dict[str, Any]] = {
     status_code=202,
     summary="Start a training job",
     responses={**_ENDED_ALREADY, **documented(409)},
+    dependencies=[JobSlot],
 )
 async def train(
     request: TrainRequest,
@@ -72,6 +79,7 @@ async def train(
     status_code=202,
     summary="Estimate log Z of a checkpoint",
     responses={**_ENDED_ALREADY, **documented(404, 409)},
+    dependencies=[JobSlot],
 )
 async def calibrate(
     request: CalibrateRequest,
@@ -126,7 +134,7 @@ async def get_job(job_id: JobId, stores: StoresDependency, wait: WaitDependency)
         200: {
             "description": "Events from the first, or after `Last-Event-ID`, until the job ends. Each has an `id`, "
             "a type and, as `data`, an EventBody",
-            "content": {_SSE: {"schema": {"type": "string"}}, _JSON_LINES: {"schema": {"type": "string"}}},
+            "content": {_SSE: {"schema": _SSE_SCHEMA}, _JSON_LINES: {"schema": {"type": "string"}}},
         },
         **documented(404, 406),
     },
@@ -174,6 +182,7 @@ def cancel_job(job_id: JobId, response: Response, stores: StoresDependency) -> J
     summary="Go on with a failed or cancelled job",
     status_code=202,
     responses=documented(404, 409),
+    dependencies=[JobSlot],
 )
 def resume_job(job_id: JobId, stores: StoresDependency, request: ResumeRequest | None = None) -> JobBody:
     """Queues the job again, to go on from its last checkpoint, with another number of steps if given."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ async def sample(
     drawing = await run_in_threadpool(_prepare, stores, body)
     message = drawing.message(stores.settings.sample_timeout_s)
     reply = await ask(stores, message, SampleReply, "ask for fewer images or steps")
-    return await run_in_threadpool(_answer, drawing, reply, accept)
+    return await run_in_threadpool(_answer, drawing, reply, accept, stores.settings.max_pixels)
 
 
 def _prepare(stores: Stores, body: SampleRequestBody) -> Drawing:
@@ -96,6 +97,7 @@ def _prepare(stores: Stores, body: SampleRequestBody) -> Drawing:
     config = describe(stores, model_id).get("config") or {}
     checkpoint_step(stores, model_id, step)
     _require_levels(body.levels, config)
+    _require_little_work(body, config, stores.settings.max_chain_steps)
     require_sampler(stores)
     seed = random_seed() if body.seed is None else body.seed
     return Drawing(body=body, model_id=model_id, step=step, seed=seed)
@@ -109,13 +111,40 @@ def _require_levels(levels: Sequence[int], config: Mapping[str, Any]) -> None:
         )
 
 
-def _answer(drawing: Drawing, reply: SampleReply, accept: str | None) -> Response:
+def _require_little_work(body: SampleRequestBody, config: Mapping[str, Any], limit: int) -> None:
+    num_levels = config.get("schedule", {}).get("num_levels", 1)
+    num_steps = config.get("sampling", {}).get("num_steps") if body.steps is None else body.steps
+    work = body.num_images * num_levels * (num_steps or 1)
+    if work > limit:
+        raise field_problem(
+            ["body", "num_images"],
+            f"{body.num_images} images × {num_levels} noise levels × {num_steps} chain steps are {work} steps, "
+            f"more than the {limit} of one request; ask for fewer images or steps",
+        )
+
+
+def _require_few_pixels(drawing: Drawing, reply: SampleReply, limit: int) -> None:
+    """Magnified pictures are the largest thing that a small request can ask for."""
+    assert reply.x is not None
+    scale = drawing.body.scale
+    num_pixels = (1 + len(reply.levels)) * len(reply.x) * math.prod(reply.x.shape[-2:]) * scale**2
+    if num_pixels > limit:
+        raise field_problem(
+            ["body", "scale"],
+            f"the pictures would have {num_pixels} pixels, more than the {limit} of one answer; "
+            "ask for a smaller scale, or fewer images or levels",
+        )
+
+
+def _answer(drawing: Drawing, reply: SampleReply, accept: str | None, max_pixels: int) -> Response:
     """The reply in the form that is asked for, with where it came from in the headers."""
     assert reply.x is not None
     offered = IMAGE_FORMS if is_image(reply.x.shape[1:]) else VECTOR_FORMS
     form = preferred(accept, offered)
     if form is None:
         raise not_acceptable(offered, "this model makes vectors, not images; ")
+    if offered is IMAGE_FORMS and form != NPY:
+        _require_few_pixels(drawing, reply, max_pixels)
     began_at = time.perf_counter()
     content = _ENCODERS[form](reply.x, drawing, reply)
     headers = {"X-Seed": str(reply.seed), **reply_headers(reply, began_at), "Vary": "Accept"}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,3 +92,46 @@ def test_a_snapshot_of_another_network_does_not_resume(directory: Path) -> None:
     wider = replace(_CONFIG, network=replace(_CONFIG.network, width=16))
     with pytest.raises(CheckpointError, match="do not belong"):
         resume(read_snapshot(directory), wider)
+
+
+def _tensor(shape: list[int], end: int, dtype: str = "F32") -> dict[str, object]:
+    return {"network.head.bias": {"dtype": dtype, "shape": shape, "data_offsets": [0, end]}}
+
+
+@pytest.mark.parametrize(
+    ("length", "header"),
+    [
+        (2**60, {}),
+        (99_000_000, {}),
+        (None, _tensor([2**38], 2**40)),
+        (None, _tensor([2**38], 4)),
+        (None, _tensor([2**32, 2**32], 0)),
+        (None, _tensor([4], 4, "F8_E4M3")),
+    ],
+    ids=["longer than any", "longer than the file", "end", "shape", "overflow", "type of number"],
+)
+def test_a_header_that_lies_is_refused_before_it_costs_memory(
+    directory: Path, length: int | None, header: dict[str, object]
+) -> None:
+    text = json.dumps(header).encode()
+    (directory / EMA_FILE).write_bytes(struct.pack("<Q", length or len(text)) + text + bytes(4))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    with pytest.raises(CheckpointError, match="ema"):
+        load_model(directory)
+
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kilobytes
+
+
+def test_weights_of_something_larger_are_refused_unread(directory: Path) -> None:
+    size = 2**32
+    text = json.dumps(_tensor([size // 4], size)).encode()
+    with (directory / EMA_FILE).open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + size)  # a hole: four gigabytes that take no room on the disk
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    with pytest.raises(CheckpointError, match="do not belong"):
+        load_model(directory)
+
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kilobytes

@@ -45,7 +45,11 @@ AnswerFn = Callable[[Any], SamplerReply]
 def service_settings(settings: Settings) -> ServiceSettings:
     """The workers' test settings with the service's own limits, short."""
     return ServiceSettings(
-        **settings.model_dump(), sample_timeout_s=2.0, max_body_bytes=20_000, max_density_body_bytes=600_000
+        **settings.model_dump(),
+        sample_timeout_s=2.0,
+        max_body_bytes=20_000,
+        max_density_body_bytes=600_000,
+        rate_limit_per_s=10_000,  # tests are quicker than people
     )
 
 
@@ -69,9 +73,9 @@ def model_id(s3: Artifacts, tmp_path: Path) -> str:
     return store_model(s3, tmp_path, "digits")
 
 
-def store_model(s3: Artifacts, directory: Path, name: str) -> str:
+def store_model(s3: Artifacts, directory: Path, name: str, *, model_id: str | None = None) -> str:
     """A model of a preset, as a trainer leaves it, with weights nobody will read."""
-    model_id = new_id()
+    model_id = model_id or new_id()
     description = {
         "name": "tests",
         "dataset": preset(name).dataset,

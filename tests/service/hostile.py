@@ -1,4 +1,4 @@
-"""A request that must be refused, and how."""
+"""One hostile request, and the refusal it must get."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Hostile:
-    """One hostile request."""
+    """Made when it is sent: some are large."""
 
     name: str
     request: Callable[[], dict[str, Any]]
-    """Keyword arguments of httpx's `Client.request`, made anew for every use."""
+    """Arguments of the client's `request`."""
     status: int
     type: str
-    """The last part of the problem's type."""
+    """Last part of the problem's type."""

@@ -59,6 +59,7 @@ def test_every_error_is_documented_as_a_problem(document: dict[str, Any]) -> Non
         for operation in path.values():
             errors = {status: answer for status, answer in operation["responses"].items() if status >= "400"}
             assert {"413", "422", "500", "503"} <= set(errors)
+            assert ({"401", "403", "429"} <= set(errors)) is ("security" in operation)
             for answer in errors.values():
                 assert list(answer["content"]) == ["application/problem+json"]
 

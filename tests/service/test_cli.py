@@ -34,6 +34,8 @@ def test_help_names_every_command() -> None:
         "calibrate",
         "log-density",
         "datasets",
+        "serve",
+        "keys",
     ):
         assert f" {command} " in text
 

@@ -1,0 +1,53 @@
+"""What the OpenAPI document says of every operation alike: errors that any of them can answer, keys and scopes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from service import errors
+from service.schemas import LogDensityBody, LogDensityRequestBody, SampleBody
+from service.security import required_scope
+
+_EVERYWHERE = (413, 422, 500, 503)
+_BEHIND_THE_DOOR = (401, 403, 429)
+_WITH_A_BODY = (400,)
+_SECURITY_SCHEME = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "A key of `recovery keys create`. A service without keys, on one machine, asks for none.",
+}
+
+
+def complete(document: dict[str, Any]) -> dict[str, Any]:
+    """The same document, with what FastAPI cannot know. Completing it twice changes nothing."""
+    components = document["components"]
+    schemas = components["schemas"]
+    # Those that routes refer to by name only.
+    for model in (errors.ProblemBody, SampleBody, LogDensityRequestBody, LogDensityBody):
+        schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas.update(schema.pop("$defs", {}))
+        schemas[model.__name__] = schema
+    # FastAPI's own body of a 422, which is never sent.
+    schemas.pop("HTTPValidationError", None)
+    schemas.pop("ValidationError", None)
+    components["securitySchemes"] = {"key": _SECURITY_SCHEME}
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            _complete_operation(path, method.upper(), operation)
+    return document
+
+
+def _complete_operation(path: str, method: str, operation: dict[str, Any]) -> None:
+    statuses = list(_EVERYWHERE)
+    scope = required_scope(method, path)
+    if scope is not None:
+        statuses += _BEHIND_THE_DOOR
+        operation["security"] = [{"key": [str(scope)]}]
+    if "requestBody" in operation:
+        statuses += _WITH_A_BODY
+    answers = operation["responses"]
+    for status, answer in errors.documented(*statuses).items():
+        already = answers.get(str(status), {})
+        if errors.PROBLEM_MEDIA_TYPE not in already.get("content", {}):  # FastAPI puts a body of its own at 422
+            answers[str(status)] = answer
+    operation["responses"] = dict(sorted(answers.items()))

@@ -1,0 +1,34 @@
+"""The API process: `recovery serve`, in containers and in the embedded stack."""
+
+from __future__ import annotations
+
+import os
+
+import uvicorn
+
+from service.protocol import ProblemProtocol
+from service.security import require_keys
+from service.settings import ServiceSettings
+from worker.logs import configure_logging
+
+_DRAIN_S = 3
+"""Event streams stay open for hours: after so long of shutting down they are cut."""
+
+
+def serve(host: str, port: int) -> None:
+    """Serve until a signal. Raises KeysError, before anything listens, for an address that needs keys and has none."""
+    settings = ServiceSettings()
+    require_keys(host, settings.keys_file)
+    configure_logging(settings=settings)
+    uvicorn.run(
+        "service.app:app",
+        host=host,
+        port=port,
+        http=ProblemProtocol,
+        ws="none",
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=_DRAIN_S,
+        # By default uvicorn believes the X-Forwarded-For of anybody on this machine, and limits go by address.
+        forwarded_allow_ips=os.environ.get("FORWARDED_ALLOW_IPS", ""),
+    )
