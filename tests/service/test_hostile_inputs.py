@@ -29,7 +29,8 @@ from worker.artifacts import Artifacts
 CASES = [*REQUEST_CASES, *(replace(case, name=f"upload: {case.name}") for case in DATASET_CASES)]
 REMEDY = re.compile(
     r"expected|send|give|use|ask|list|set |try|leave|start|make|remove|should|must|can be|needs|at most|docs|only"
-    r"|there are|this model has|pack|save|upload|export|larger|smaller|without|rename|check|convert|fill|write|keep|split|[Rr]emove|rescale|is it|allowed"
+    r"|there are|this model has|pack|save|upload|export|larger|smaller|without|rename|check|convert|fill|write"
+    r"|keep|split|[Rr]emove|rescale|is it|allowed"
 )
 
 
