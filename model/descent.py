@@ -136,8 +136,10 @@ class Descents:
         sources = np.setdiff1d(np.arange(left, self.num_rows), rows)
         self._noise.move(sources, targets, left)
         if len(sources):
-            for array in (*self._tensors, *self._counters):
-                array[targets] = array[sources]
+            for tensor in self._tensors:
+                tensor[targets] = tensor[sources]
+            for counter in self._counters:
+                counter[targets] = counter[sources]
         self.num_rows = left
         return list(zip(sources.tolist(), targets.tolist(), strict=True))
 
@@ -190,7 +192,7 @@ class Descents:
         self._position[:n] = moved
         self._point[:n] = moved
         self._left[:n] -= moving
-        return moving & (self._left[:n] == 0)
+        return _both(moving, self._left[:n] == 0)
 
     def _mala(self, waiting: Rows, energy: Tensor, score: Tensor) -> Mask:
         n, starting, moving = len(waiting), waiting == Waiting.start, waiting == Waiting.move
@@ -200,7 +202,7 @@ class Descents:
         state, _ = mala_choice(self._state(n), proposal, step_size, self._epsilon[:n], uniform)
         self._keep(state)
         self._left[:n] -= moving
-        reached = moving & (self._left[:n] == 0)
+        reached = _both(moving, self._left[:n] == 0)
         epsilon = self._noise.normal((starting | moving) & ~reached)
         self._epsilon[:n] = epsilon
         self._point[:n] = langevin_move(state.position, state.score, step_size, epsilon)
@@ -219,7 +221,7 @@ class Descents:
         state, _ = metropolis_choice(before, State(point, energy, score), log_ratio, decisions)
         self._keep(state)
         self._left[:n] -= leapt
-        reached = leapt & (self._left[:n] == 0)
+        reached = _both(leapt, self._left[:n] == 0)
         launching = (starting | leapt) & ~reached
         epsilon, launched = self._noise.normal(launching), expand(torch.from_numpy(launching), point) > 0
         self._epsilon[:n] = torch.where(launched, epsilon, self._epsilon[:n])
@@ -327,3 +329,7 @@ class Descents:
             return
         self._x_next[rows] = x
         self._wait(rows, Waiting.denoise, self._scale[0] * x, torch.zeros(len(rows), dtype=torch.int64).to(x.device))
+
+
+def _both(first: Mask, second: Mask) -> Mask:
+    return np.logical_and(first, second)

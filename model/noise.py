@@ -111,8 +111,10 @@ class NoiseRows:
 
     def move(self, sources: NDArray[np.int64], targets: NDArray[np.int64], num_rows: int) -> None:
         """Rows `sources` in the places of `targets`; then only the first `num_rows` are kept."""
-        for array in (self._used_normals, self._used_uniforms, self._normals, self._uniforms):
-            array[targets] = array[sources]
+        for used in (self._used_normals, self._used_uniforms):
+            used[targets] = used[sources]
+        for block in (self._normals, self._uniforms):
+            block[targets] = block[sources]
         for source, target in zip(sources, targets, strict=True):
             self._generators[target] = self._generators[source]
         del self._generators[num_rows:]

@@ -1,10 +1,10 @@
 """The workers' Celery application and what each worker process runs beside its tasks.
 
     celery -A worker.app worker -Q train -c 1 -n trainer@%h
-    celery -A worker.app worker -Q sample --pool threads -c 4 -n sampler@%h
+    celery -A worker.app worker -Q sample --pool threads -c 256 -n sampler@%h
 
 Trainers use the prefork pool: its supervisor process can be killed without the main process. Samplers use threads,
-which share one set of loaded models.
+which share one engine and wait for it: as many as requests that may be under way.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from worker.reaper import Reaper
 from worker.records import RecordStore
 from worker.settings import Settings
 from worker.spool import remove_finished
-from worker.tasks import preload_sampler, register_tasks
+from worker.switchboard import Switchboard
+from worker.tasks import register_tasks, start_sampler, stop_sampler
 
 log = structlog.get_logger(__name__)
 
@@ -40,7 +41,8 @@ class Companions:
     """The threads of a worker's main process."""
 
     def __init__(self) -> None:
-        self._running: list[Presence | Reaper] = []
+        self._running: list[Presence | Reaper | Switchboard] = []
+        self._preparation: threading.Thread | None = None
 
     def start(self, name: str, kinds: list[str]) -> None:
         """Announce the worker, sweep, and serve metrics."""
@@ -56,10 +58,18 @@ class Companions:
         with contextlib.suppress(RedisError):
             remove_finished(store, settings.spool_dir)
 
+    def prepare_sampling(self, name: str) -> None:
+        """Load what sampling needs, which takes seconds, while the worker already takes requests."""
+        self._preparation = threading.Thread(target=lambda: self._running.append(start_sampler(name)), name="preload")
+        self._preparation.start()
+
     def stop(self) -> None:
         """Withdraw and stop."""
+        if self._preparation is not None:
+            self._preparation.join()
         while self._running:
             self._running.pop().stop()
+        stop_sampler()
 
 
 companions = Companions()
@@ -76,7 +86,7 @@ def _on_ready(sender: Any, **_: Any) -> None:
     kinds = sorted(app.amqp.queues.consume_from)
     companions.start(name, kinds)
     if SAMPLE_QUEUE in kinds:
-        threading.Thread(target=preload_sampler, name="preload", daemon=True).start()
+        companions.prepare_sampling(name)
     log.info("worker_ready", worker=name, queues=kinds)
 
 

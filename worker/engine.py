@@ -14,7 +14,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -22,6 +22,7 @@ from model.energy_model import EnergyModel
 from model.sampling import chosen_settings
 from worker.lanes import Lane
 from worker.tickets import (
+    AnyTicket,
     Cancelled,
     DeadlinePassed,
     DrawOrder,
@@ -34,6 +35,8 @@ from worker.tickets import (
 
 log = structlog.get_logger(__name__)
 
+T = TypeVar("T")
+K = TypeVar("K", bound="AnyTicket")
 Key = Hashable
 LoadFn = Callable[[Any], EnergyModel]
 
@@ -75,9 +78,9 @@ class Engine:
         self._queue_s = queue_s
         self._lanes: OrderedDict[Key, Lane] = OrderedDict()
         self._loading: dict[Key, threading.Lock] = {}
-        self._orders: deque[tuple[Lane, DrawTicket | WorkTicket]] = deque()
-        self._departures: deque[DrawTicket | WorkTicket] = deque()
-        self._open: dict[DrawTicket | WorkTicket, Lane] = {}
+        self._orders: deque[tuple[Lane, AnyTicket]] = deque()
+        self._departures: deque[AnyTicket] = deque()
+        self._open: dict[AnyTicket, Lane] = {}
         self._next_deadline = math.inf
         self._condition = threading.Condition()
         self._stopping = False
@@ -110,7 +113,7 @@ class Engine:
             self._release(lane)
             raise
 
-    def work(self, key: Key, work_fn: WorkFn, *, deadline: float = math.inf) -> WorkTicket:
+    def work(self, key: Key, work_fn: WorkFn[T], *, deadline: float = math.inf) -> WorkTicket[T]:
         """Queue work on a model, in pieces between the chains' evaluations. Raises as `draw`."""
         lane = self._lane(key)
         try:
@@ -120,7 +123,7 @@ class Engine:
             self._release(lane)
             raise
 
-    def cancel(self, ticket: DrawTicket | WorkTicket) -> None:
+    def cancel(self, ticket: AnyTicket) -> None:
         """Free its chains at the next step; its future then raises Cancelled. Too late does no harm."""
         with self._condition:
             self._departures.append(ticket)
@@ -163,7 +166,7 @@ class Engine:
                 self._rest()
         self._take_orders()
         for ticket in list(self._open):
-            self._end(ticket, EngineStopped("the sampler is shutting down; try again"))
+            self._end(ticket, EngineStopped())
 
     def _rest(self) -> None:
         """Until somebody asks for something. Nothing is open then, so no deadline can pass."""
@@ -174,7 +177,7 @@ class Engine:
         """The model's lane, held until `_release`; loaded in this thread if need be, once for all who ask."""
         with self._condition:
             if self._stopping:
-                raise EngineStopped("the sampler is shutting down; try again")
+                raise EngineStopped()
             lock = self._loading.setdefault(key, threading.Lock())
         with lock:
             with self._condition:
@@ -214,10 +217,10 @@ class Engine:
         if backlog_s > self._queue_s:
             raise EngineBusy(max(1.0, backlog_s - self._queue_s))
 
-    def _order(self, lane: Lane, ticket: Any) -> Any:
+    def _order(self, lane: Lane, ticket: K) -> K:
         with self._condition:
             if self._stopping:
-                raise EngineStopped("the sampler is shutting down; try again")
+                raise EngineStopped()
             self._orders.append((lane, ticket))
             self._condition.notify()
         return ticket
@@ -253,7 +256,7 @@ class Engine:
         """Of the models with work, the one that has had the least time."""
         return min(self._busy_lanes(), key=lambda lane: lane.spent_s, default=None)
 
-    def _end(self, ticket: DrawTicket | WorkTicket, error: BaseException) -> None:
+    def _end(self, ticket: AnyTicket, error: BaseException) -> None:
         lane = self._open.pop(ticket, None)
         if lane is None:
             return  # it had ended

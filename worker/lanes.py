@@ -7,6 +7,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import structlog
@@ -16,7 +17,7 @@ from model.config import SamplingConfig
 from model.descent import Descents, Rows, Step, evaluations_per_sample
 from model.energy_model import EnergyModel
 from model.networks import useful_threads
-from worker.tickets import DrawTicket, WorkTicket
+from worker.tickets import AnyTicket, DrawTicket, WorkTicket
 
 log = structlog.get_logger(__name__)
 
@@ -49,10 +50,10 @@ class Lane:
         self._descents: Descents | None = None
         self._chains: list[tuple[DrawTicket, int]] = []
         self._waiting: deque[DrawTicket] = deque()
-        self._works: deque[WorkTicket] = deque()
+        self._works: deque[WorkTicket[Any]] = deque()
         self._pending = 0
         self._num_waiting = 0
-        self._ended: list[DrawTicket | WorkTicket] = []
+        self._ended: list[AnyTicket] = []
         self._steps: deque[torch.cuda.Event] = deque()
         self._works_turn = False
         self._frozen = contextlib.ExitStack()
@@ -88,7 +89,7 @@ class Lane:
         """Gradient evaluations of a chain."""
         return evaluations_per_sample(self.model.config, settings)
 
-    def add(self, ticket: DrawTicket | WorkTicket) -> None:
+    def add(self, ticket: AnyTicket) -> None:
         """Queue it."""
         if isinstance(ticket, WorkTicket):
             self._works.append(ticket)
@@ -96,7 +97,7 @@ class Lane:
             self._waiting.append(ticket)
             self._recount()
 
-    def drop(self, ticket: DrawTicket | WorkTicket) -> None:
+    def drop(self, ticket: AnyTicket) -> None:
         """Free what it holds: its chains are not evaluated again."""
         if isinstance(ticket, WorkTicket):
             ticket.close()
@@ -116,7 +117,7 @@ class Lane:
         self._chains, self._waiting, self._works, self._descents = [], deque(), deque(), None
         self._recount()
 
-    def turn(self) -> list[DrawTicket | WorkTicket]:
+    def turn(self) -> list[AnyTicket]:
         """One piece of work: one gradient evaluation of all chains, or a piece of something else. Who ended with it."""
         self._ended = []
         if torch.get_num_threads() != self._threads:
@@ -190,7 +191,7 @@ class Lane:
     def _pace(self) -> None:
         """A device that computes beside us may be one step behind, so that it never waits, and no more."""
         if self.model.step_size.device.type == "cuda":
-            self._steps.append(torch.cuda.Event())
+            self._steps.append(torch.cuda.Event())  # type: ignore[no-untyped-call]
             self._steps[-1].record()
             if len(self._steps) > 1:
                 self._steps.popleft().synchronize()

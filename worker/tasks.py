@@ -20,6 +20,7 @@ from worker.messages import (
     DensityReply,
     DensityRequest,
     ReplyChannel,
+    SampleReply,
     SampleRequest,
     SamplerReply,
     SamplerRequest,
@@ -30,6 +31,7 @@ from worker.records import RecordStore
 from worker.sampler import Sampler
 from worker.settings import Settings
 from worker.supervise import Supervisor
+from worker.switchboard import Switchboard
 
 log = structlog.get_logger(__name__)
 
@@ -54,6 +56,9 @@ def _sampler() -> Sampler:
         settings.spool_dir / "models",
         cached_models=settings.cached_models,
         datasets_dir=settings.datasets_dir,
+        max_bytes=settings.cached_model_bytes,
+        max_rows=settings.sampler_rows,
+        queue_s=settings.sampler_queue_s,
     )
 
 
@@ -84,7 +89,12 @@ def _run(task: Task[Any, Any], kind: JobKind, job_id: str) -> None:
 
 def sample(message: dict[str, Any]) -> None:
     """Answer a sample request, unless nobody waits for it any more."""
-    _answer(message, SampleRequest, lambda request: _sampler().draw(request))
+
+    def draw(request: SampleRequest) -> SampleReply:
+        channel, redis = ReplyChannel(request.request_id), _store().redis
+        return _sampler().draw(request, (lambda reply: channel.push(redis, reply)) if request.stream else None)
+
+    _answer(message, SampleRequest, draw)
 
 
 def density(message: dict[str, Any]) -> None:
@@ -117,12 +127,21 @@ def _answer(message: dict[str, Any], kind: type[Q], answer_fn: Callable[[Q], Sam
         outcome=reply.error or "ok",
         **reply.timings.model_dump(),
     )
-    ReplyChannel(request.request_id).push(_store().redis, reply)
+    if reply.error != "cancelled":  # then nobody waits
+        ReplyChannel(request.request_id).push(_store().redis, reply)
 
 
-def preload_sampler() -> None:
-    """Import torch and the model code before the first request asks for it."""
+def start_sampler(name: str) -> Switchboard:
+    """Import torch and start the engine before the first request asks for it."""
     import model.checkpoint
-    import model.sampling  # noqa: F401
+    import model.density  # noqa: F401
 
-    _sampler()
+    switchboard = Switchboard(_store().redis, _sampler(), name)
+    switchboard.start()
+    return switchboard
+
+
+def stop_sampler() -> None:
+    """End the engine, if it was started."""
+    if _sampler.cache_info().currsize:
+        _sampler().stop()

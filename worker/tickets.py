@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -43,6 +43,9 @@ class Cancelled(EngineError):
 
 class EngineStopped(EngineError):
     """The process is shutting down."""
+
+    def __init__(self) -> None:
+        super().__init__("the sampler is shutting down; try again")
 
 
 class Ticket(Generic[T]):
@@ -160,18 +163,17 @@ class DrawTicket(Ticket[Samples]):
             self.succeed(Samples(torch.from_numpy(self._x), levels, self.cost))
 
 
-WorkFn = Callable[[EnergyModel], Iterator[Any]]
-"""Work on a frozen model in pieces, one a turn; the last one yielded is the result."""
+WorkFn = Callable[[EnergyModel], Generator[None, None, T]]
+"""Work on a frozen model in pieces, one a turn; it returns the result."""
 
 
-class WorkTicket(Ticket[Any]):
-    """Anything else that needs a model: log densities, pictures."""
+class WorkTicket(Ticket[T]):
+    """Anything else that needs a model: log densities."""
 
-    def __init__(self, work_fn: WorkFn, deadline: float) -> None:
+    def __init__(self, work_fn: WorkFn[T], deadline: float) -> None:
         super().__init__(deadline)
         self._work_fn = work_fn
-        self._pieces: Iterator[Any] | None = None
-        self._latest: Any = None
+        self._pieces: Generator[None, None, T] | None = None
 
     def advance(self, model: EnergyModel) -> None:
         """One piece. An error in it is the answer."""
@@ -179,14 +181,16 @@ class WorkTicket(Ticket[Any]):
         try:
             if self._pieces is None:
                 self._pieces = self._work_fn(model)
-            self._latest = next(self._pieces)
-        except StopIteration:
-            self.succeed(self._latest)
+            next(self._pieces)
+        except StopIteration as end:
+            self.succeed(end.value)
         except Exception as error:  # told to whoever asked; nothing is swallowed
             self.fail(error)
 
     def close(self) -> None:
         """Let go of what the pieces hold."""
-        close = getattr(self._pieces, "close", None)
-        if close is not None:
-            close()
+        if self._pieces is not None:
+            self._pieces.close()
+
+
+AnyTicket = DrawTicket | WorkTicket[Any]

@@ -90,9 +90,7 @@ def test_every_row_has_its_own_number_of_steps_and_noise_scale() -> None:
         while names:
             _finish(descents, names, found)
     for name, settings in enumerate(wanted):
-        alone = sample(
-            model, 1, seed=9, first=name, num_steps=settings.num_steps, noise_scale=settings.noise_scale
-        )
+        alone = sample(model, 1, seed=9, first=name, num_steps=settings.num_steps, noise_scale=settings.noise_scale)
         torch.testing.assert_close(found[name], alone.x[0], atol=1e-5, rtol=1e-5)
 
 

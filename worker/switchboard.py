@@ -1,0 +1,122 @@
+"""What a sampler and the service tell each other beside requests and replies: who left, and how busy the sampler is.
+
+Both are read and written by asking again, not by subscription: a Redis that was away loses nothing but time.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from redis import Redis
+from redis.exceptions import RedisError
+
+from worker.messages import cancel_key
+from worker.sampler import Sampler
+
+log = structlog.get_logger(__name__)
+
+_LOADS = "samplers"
+"""Redis hash: a sampler's name -> its load as JSON."""
+_LOOK_EVERY_S = 0.1
+"""A client that left is noticed after so long at most."""
+_TELL_EVERY_S = 0.5
+_FRESH_S = 5.0
+"""A load that is older says nothing."""
+_FORGET_S = 3600.0
+
+
+@dataclass(frozen=True)
+class SamplerLoad:
+    """How busy one sampler process said it was."""
+
+    name: str
+    models: list[str]
+    """loaded, as `id@step`"""
+    num_chains: int
+    num_waiting: int
+    backlog_s: float
+    """seconds to do everything it has accepted"""
+    told_at: float
+    """Unix time"""
+
+
+def fresh_loads(entries: dict[bytes, bytes]) -> list[SamplerLoad]:
+    """Those of the hash that are of the last seconds."""
+    loads = [SamplerLoad(**json.loads(entry)) for entry in entries.values()]
+    return [load for load in loads if time.time() - load.told_at < _FRESH_S]
+
+
+def read_loads(redis: Redis) -> list[SamplerLoad]:
+    """What the samplers say. Raises RedisError."""
+    entries: Any = redis.hgetall(_LOADS)
+    return fresh_loads(entries)
+
+
+class Switchboard:
+    """One sampler's end, a thread."""
+
+    def __init__(self, redis: Redis, sampler: Sampler, name: str) -> None:
+        self._redis = redis
+        self._sampler = sampler
+        self._name = name
+        self._told_at = 0.0
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="switchboard", daemon=True)
+
+    def start(self) -> None:
+        """Go on until `stop`."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Withdraw the load."""
+        self._stopped.set()
+        self._thread.join(timeout=10)
+        try:
+            self._redis.hdel(_LOADS, self._name)
+        except RedisError as error:
+            log.warning("load_not_withdrawn", error=type(error).__name__)
+
+    def _run(self) -> None:
+        while not self._stopped.wait(_LOOK_EVERY_S):
+            try:
+                self._look()
+                if time.monotonic() - self._told_at > _TELL_EVERY_S:
+                    self._tell()
+            except RedisError as error:
+                log.warning("switchboard_without_redis", error=type(error).__name__)
+
+    def _look(self) -> None:
+        """Cancel the requests whose clients left."""
+        requests = self._sampler.open_requests()
+        if not requests:
+            return
+        found: Any = self._redis.mget([cancel_key(request_id) for request_id in requests])
+        for request_id, left in zip(requests, found, strict=True):
+            if left is not None:
+                self._sampler.cancel(request_id)
+
+    def _tell(self) -> None:
+        load = self._sampler.load()
+        told = SamplerLoad(
+            name=self._name,
+            models=[f"{key.model_id}@{key.step}" for key in load.models],
+            num_chains=load.num_chains,
+            num_waiting=load.num_waiting,
+            backlog_s=load.backlog_s,
+            told_at=time.time(),
+        )
+        self._redis.hset(_LOADS, self._name, json.dumps(told.__dict__))
+        self._told_at = time.monotonic()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Remove samplers that died long ago."""
+        entries: Any = self._redis.hgetall(_LOADS)
+        for name, entry in entries.items():
+            if time.time() - json.loads(entry)["told_at"] > _FORGET_S:
+                self._redis.hdel(_LOADS, name)
