@@ -26,6 +26,8 @@ class ServiceSettings(Settings):
     """The same for POST /log-density, which carries data: 1,024 32×32 images in colour are 12 MB as .npy."""
     sample_timeout_s: float = Field(default=120.0, gt=0)
     """How long POST /sample and POST /log-density wait for a sampler."""
+    max_queued_requests: int = Field(default=256, ge=1)
+    """Requests that no sampler has taken yet; with more, POST /sample and POST /log-density answer 429."""
 
     def body_limit_bytes(self, path: str) -> int:
         """How large a request to that path may be."""

@@ -19,6 +19,7 @@ from redis.exceptions import RedisError
 
 from worker import supervise
 from worker.broker import make_app, wake
+from worker.loads import own_queue
 from worker.logs import configure_logging
 from worker.messages import QUEUES, SAMPLE_QUEUE
 from worker.metrics import serve_metrics
@@ -80,10 +81,16 @@ def _setup_logging(loglevel: int | str = "INFO", **_: Any) -> None:
     configure_logging(loglevel)
 
 
+@signals.celeryd_after_setup.connect
+def _on_setup(sender: str, **_: Any) -> None:
+    if SAMPLE_QUEUE in app.amqp.queues.consume_from:
+        app.amqp.queues.select_add(own_queue(sender))  # type: ignore[arg-type] # a name will do, whatever the stubs say
+
+
 @signals.worker_ready.connect
 def _on_ready(sender: Any, **_: Any) -> None:
     name = str(sender.hostname)
-    kinds = sorted(app.amqp.queues.consume_from)
+    kinds = sorted(queue for queue in app.amqp.queues.consume_from if queue != own_queue(name))
     companions.start(name, kinds)
     if SAMPLE_QUEUE in kinds:
         companions.prepare_sampling(name)

@@ -8,53 +8,22 @@ from __future__ import annotations
 import json
 import threading
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import structlog
 from redis import Redis
 from redis.exceptions import RedisError
 
+from worker.loads import LOADS_KEY, SamplerLoad, packed
 from worker.messages import cancel_key
 from worker.sampler import Sampler
 
 log = structlog.get_logger(__name__)
 
-_LOADS = "samplers"
-"""Redis hash: a sampler's name -> its load as JSON."""
 _LOOK_EVERY_S = 0.1
 """A client that left is noticed after so long at most."""
 _TELL_EVERY_S = 0.5
-_FRESH_S = 5.0
-"""A load that is older says nothing."""
 _FORGET_S = 3600.0
-
-
-@dataclass(frozen=True)
-class SamplerLoad:
-    """How busy one sampler process said it was."""
-
-    name: str
-    models: list[str]
-    """loaded, as `id@step`"""
-    num_chains: int
-    num_waiting: int
-    backlog_s: float
-    """seconds to do everything it has accepted"""
-    told_at: float
-    """Unix time"""
-
-
-def fresh_loads(entries: dict[bytes, bytes]) -> list[SamplerLoad]:
-    """Those of the hash that are of the last seconds."""
-    loads = [SamplerLoad(**json.loads(entry)) for entry in entries.values()]
-    return [load for load in loads if time.time() - load.told_at < _FRESH_S]
-
-
-def read_loads(redis: Redis) -> list[SamplerLoad]:
-    """What the samplers say. Raises RedisError."""
-    entries: Any = redis.hgetall(_LOADS)
-    return fresh_loads(entries)
 
 
 class Switchboard:
@@ -77,7 +46,7 @@ class Switchboard:
         self._stopped.set()
         self._thread.join(timeout=10)
         try:
-            self._redis.hdel(_LOADS, self._name)
+            self._redis.hdel(LOADS_KEY, self._name)
         except RedisError as error:
             log.warning("load_not_withdrawn", error=type(error).__name__)
 
@@ -110,13 +79,13 @@ class Switchboard:
             backlog_s=load.backlog_s,
             told_at=time.time(),
         )
-        self._redis.hset(_LOADS, self._name, json.dumps(told.__dict__))
+        self._redis.hset(LOADS_KEY, self._name, packed(told))
         self._told_at = time.monotonic()
         self._forget()
 
     def _forget(self) -> None:
         """Remove samplers that died long ago."""
-        entries: Any = self._redis.hgetall(_LOADS)
+        entries: Any = self._redis.hgetall(LOADS_KEY)
         for name, entry in entries.items():
             if time.time() - json.loads(entry)["told_at"] > _FORGET_S:
-                self._redis.hdel(_LOADS, name)
+                self._redis.hdel(LOADS_KEY, name)

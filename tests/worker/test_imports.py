@@ -5,7 +5,19 @@ import sys
 
 import pytest
 
-LIGHT = ["settings", "ids", "jobs", "messages", "records", "artifacts", "events", "datasets", "presence", "connect"]
+LIGHT = [
+    "settings",
+    "ids",
+    "jobs",
+    "messages",
+    "records",
+    "artifacts",
+    "events",
+    "datasets",
+    "presence",
+    "connect",
+    "loads",
+]
 
 
 def _loaded(module: str) -> set[str]:
