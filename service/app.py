@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from service import errors
 from service.envelope import Envelope
 from service.metrics import FleetCollector, RequestMetrics
-from service.routes import health, jobs, log_density, models, sample
+from service.routes import health, jobs, log_density, models, sample, shards
 from service.schemas import LogDensityBody, LogDensityRequestBody, SampleBody
 from service.settings import ServiceSettings
 from service.stores import Stores
@@ -56,7 +56,7 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     app.state.registry = registry
     app.add_middleware(Envelope, metrics=metrics)
     errors.install(app)
-    for routes in (jobs, models, sample, log_density, health):
+    for routes in (jobs, shards, models, sample, log_density, health):
         app.include_router(routes.router)
     return app
 

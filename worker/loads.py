@@ -27,6 +27,9 @@ class SamplerLoad:
     num_waiting: int
     backlog_s: float
     """seconds to do everything it has accepted"""
+    num_evaluations: int
+    num_row_evaluations: int
+    """gradient evaluations of the loaded models so far: of batches, and of the chains in them"""
     told_at: float
     """Unix time"""
 

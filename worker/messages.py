@@ -26,6 +26,7 @@ from worker.jobs import JobKind
 
 TRAIN_TASK = "worker.tasks.train"
 CALIBRATE_TASK = "worker.tasks.calibrate"
+BULK_TASK = "worker.tasks.bulk"
 SAMPLE_TASK = "worker.tasks.sample"
 DENSITY_TASK = "worker.tasks.density"
 DENSITY_MAP_TASK = "worker.tasks.density_map"
@@ -34,6 +35,7 @@ SAMPLE_QUEUE = "sample"
 QUEUES: dict[JobKind, tuple[str, str]] = {
     JobKind.train: (TRAIN_QUEUE, TRAIN_TASK),
     JobKind.calibrate: (TRAIN_QUEUE, CALIBRATE_TASK),
+    JobKind.sample: (TRAIN_QUEUE, BULK_TASK),
 }
 """Queue and task of every kind of job."""
 

@@ -77,6 +77,8 @@ class Switchboard:
             num_chains=load.num_chains,
             num_waiting=load.num_waiting,
             backlog_s=load.backlog_s,
+            num_evaluations=load.num_evaluations,
+            num_row_evaluations=load.num_row_evaluations,
             told_at=time.time(),
         )
         self._redis.hset(LOADS_KEY, self._name, packed(told))

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from worker.broker import wake
 from worker.jobs import JobKind
 from worker.messages import (
+    BULK_TASK,
     CALIBRATE_TASK,
     TRAIN_TASK,
     DensityMapRequest,
@@ -66,6 +67,7 @@ def register_tasks(app: Celery) -> None:
     """Add the tasks to an application."""
     app.task(name=TRAIN_TASK, bind=True, max_retries=0)(train)
     app.task(name=CALIBRATE_TASK, bind=True, max_retries=0)(calibrate)
+    app.task(name=BULK_TASK, bind=True, max_retries=0)(bulk)
     # Nobody waits any more for a request that was lost with its sampler: no second delivery.
     for request, answer in ((SampleRequest, sample), (DensityRequest, density), (DensityMapRequest, density_map)):
         app.task(name=request.task, acks_late=False, max_retries=0)(answer)
@@ -79,6 +81,11 @@ def train(task: Task[Any, Any], job_id: str) -> None:
 def calibrate(task: Task[Any, Any], job_id: str) -> None:
     """Run the calibration, if it waits."""
     _run(task, JobKind.calibrate, job_id)
+
+
+def bulk(task: Task[Any, Any], job_id: str) -> None:
+    """Run the bulk sampling, if it waits."""
+    _run(task, JobKind.sample, job_id)
 
 
 def _run(task: Task[Any, Any], kind: JobKind, job_id: str) -> None:

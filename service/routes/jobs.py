@@ -18,7 +18,16 @@ from service.accept import preferred
 from service.configuration import train_config, with_steps
 from service.errors import Problem, documented, field_problem, not_acceptable
 from service.routes.models import checkpoint_step, describe, parse_model
-from service.schemas import CalibrateRequest, EventBody, JobBody, JobPageBody, ResumeRequest, TrainRequest
+from service.schemas import (
+    BulkSampleRequest,
+    CalibrateRequest,
+    EventBody,
+    JobBody,
+    JobPageBody,
+    ResumeRequest,
+    TrainRequest,
+    random_seed,
+)
 from service.stores import Stores, StoresDependency
 from worker.broker import wake
 from worker.ids import ULID_PATTERN
@@ -58,6 +67,24 @@ def calibrate(request: CalibrateRequest, response: Response, stores: StoresDepen
     options = request.model_dump(include={"seed", "num_chains", "tolerance", "max_bridges"})
     spec = {"config": to_dict(CalibrationConfig(**options)), "step": step, "device": request.device}
     return _submit(stores, response, JobKind.calibrate, spec, name=request.name, model_id=model_id)
+
+
+@router.post(
+    "/sample",
+    operation_id="sample_in_bulk",
+    status_code=202,
+    summary="Draw many samples into storage",
+    responses=documented(404, 409),
+)
+def sample_in_bulk(request: BulkSampleRequest, response: Response, stores: StoresDependency) -> JobBody:
+    """Shards of .npy, drawn by a trainer; GET /jobs/{id}/shards lists them when all are there."""
+    model_id, step = parse_model(request.model)
+    describe(stores, model_id)
+    step = checkpoint_step(stores, model_id, step)
+    spec = request.model_dump(include={"num_images", "shard_images", "noise_scale", "device"})
+    seed = random_seed() if request.seed is None else request.seed
+    spec |= {"step": step, "seed": seed, "num_steps": request.steps}
+    return _submit(stores, response, JobKind.sample, spec, name=request.name, model_id=model_id)
 
 
 @router.get("", operation_id="list_jobs", summary="List jobs, newest first")

@@ -286,7 +286,16 @@ def test_a_long_queue_is_a_429_by_what_the_samplers_say_of_themselves(
     client: TestClient, model_id: str, redis: Redis, service_settings: ServiceSettings
 ) -> None:
     redis.set("worker:sample:silent", "", ex=60)
-    load = SamplerLoad("silent", [], num_chains=64, num_waiting=900, backlog_s=33.3, told_at=time.time())
+    load = SamplerLoad(
+        "silent",
+        [],
+        num_chains=64,
+        num_waiting=900,
+        backlog_s=33.3,
+        num_evaluations=0,
+        num_row_evaluations=0,
+        told_at=time.time(),
+    )
     redis.hset(LOADS_KEY, "silent", packed(load))
     redis.rpush("sample", *["x"] * service_settings.max_queued_requests)
 
@@ -307,7 +316,16 @@ def test_a_request_nobody_answered_in_time_is_withdrawn(client: TestClient, mode
 def test_requests_go_where_the_model_is_loaded(client: TestClient, model_id: str, redis: Redis) -> None:
     redis.set("worker:sample:warm", "", ex=60)
     for name, models in (("warm", [f"{model_id}@100"]), ("cold", [])):
-        load = SamplerLoad(name, models, num_chains=0, num_waiting=0, backlog_s=0.5, told_at=time.time())
+        load = SamplerLoad(
+            name,
+            models,
+            num_chains=0,
+            num_waiting=0,
+            backlog_s=0.5,
+            num_evaluations=0,
+            num_row_evaluations=0,
+            told_at=time.time(),
+        )
         redis.hset(LOADS_KEY, name, packed(load))
 
     client.post("/sample", json={"model": model_id})

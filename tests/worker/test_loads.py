@@ -12,7 +12,16 @@ MODEL = new_id()
 
 def _load(name: str, *, warm: bool, backlog_s: float = 0.0, age_s: float = 0.0) -> SamplerLoad:
     models = [f"{MODEL}@5"] if warm else [f"{MODEL}@4"]
-    return SamplerLoad(name, models, num_chains=1, num_waiting=2, backlog_s=backlog_s, told_at=time.time() - age_s)
+    return SamplerLoad(
+        name,
+        models,
+        num_chains=1,
+        num_waiting=2,
+        backlog_s=backlog_s,
+        num_evaluations=0,
+        num_row_evaluations=0,
+        told_at=time.time() - age_s,
+    )
 
 
 def test_the_least_busy_sampler_that_has_the_model_is_chosen() -> None:
