@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test lint format clean bench-density
+.PHONY: help install demo test lint format clean bench-density bench-serve soak
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -25,6 +25,14 @@ test: $(STAMP) ## every test
 
 bench-density: $(STAMP) ## train the planar densities and compare log Z and log p with the truth; writes bench-results/
 	$(BIN)/python -m tests.bench.density
+
+bench-serve: $(STAMP) ## throughput, latency and overhead of POST /sample, beside LitServe; writes bench-results/
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[worker,local,dev,bench]'
+	$(BIN)/python -m tests.bench.serve
+
+SECONDS ?= 600
+soak: $(STAMP) ## mixed load with clients that leave, for SECONDS: memory, leaks, unanswered requests
+	$(BIN)/python -m tests.bench.soak $(SECONDS)
 
 lint: $(STAMP) ## formatting, lint, types, direction of imports
 	$(BIN)/ruff format --check .

@@ -1,9 +1,9 @@
 """How well the engine serves: `make bench-serve` prints ratios and writes bench-results/serve.json.
 
-One run, one machine, the whole stack (`recovery up`) on loopback: HTTP, queue, engine, PNG. Beside it, on the same
-trained weights: the library drawing one image after the other without any service, the bare gradient evaluation, and
-the same sampler behind LitServe with its dynamic batching (extra `bench`). Clients are closed loops: each asks again
-as soon as it has its answer.
+One run, one machine, the whole stack (`recovery up`) on loopback: HTTP, queue, engine, PNG. The network is that of the
+preset `digits`, untrained, which changes nothing about its speed. Beside it, on the same weights: the library drawing
+one image after the other without any service, the bare gradient evaluation, and the same sampler behind LitServe with
+its dynamic batching (extra `bench`). Clients are closed loops: each asks again as soon as it has its answer.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from rich.table import Table
 from model.checkpoint import SAMPLING_FILES, load_model
 from model.energy import energy_and_score
 from model.energy_model import EnergyModel
+from model.presets import preset
 from model.sampling import sample
-from service.client import Recovery
 from service.local import LocalStack
 from tests.servers import free_ports, wait_until
+from tests.stored import store_untrained
 from worker.artifacts import Artifacts
 from worker.connect import redis_client
 from worker.loads import LOADS_KEY, fresh_loads
 from worker.settings import Settings
 
 RESULTS = Path("bench-results/serve.json")
-TRAINING_STEPS = 300
 WINDOW_S = 20.0
 BATCHES = (64, 128, 256, 512)
 BodyFn = Callable[[int], dict[str, Any]]
@@ -181,17 +181,6 @@ def settings_of(stack: LocalStack) -> Settings:
     return Settings(**{name: text for name, text in values.items() if name in Settings.model_fields})  # type: ignore[arg-type]
 
 
-def trained(url: str, seed: int) -> str:
-    """Id of a digits model of a short training; its speed is that of a long one."""
-    with Recovery(url) as client:
-        job = client.train(preset="digits", steps=TRAINING_STEPS, seed=seed)
-        for _ in client.events(job["id"]):
-            pass
-        ended = client.job(job["id"])
-    assert ended["status"] == "succeeded", ended["error"]
-    return str(ended["model_id"])
-
-
 def fetched(stack: LocalStack, model_id: str, directory: Path) -> EnergyModel:
     """The stack's model in this process, and on disk for LitServe."""
     Artifacts.connect(settings_of(stack)).fetch_checkpoint(model_id, None, directory, names=SAMPLING_FILES)
@@ -227,7 +216,7 @@ def litserve(directory: Path, rows: int) -> Iterator[str]:
 def measure(stack: LocalStack, directory: Path, console: Console) -> dict[str, Any]:
     """Everything, in one run."""
     torch.set_num_threads(1)
-    model_ids = [trained(stack.url, seed) for seed in (0, 1)]
+    model_ids = [store_untrained(Artifacts.connect(settings_of(stack)), preset("digits"), seed) for seed in (0, 1)]
     model = fetched(stack, model_ids[0], directory / "model")
     occupancy = Occupancy(settings_of(stack))
     for model_id in model_ids:
