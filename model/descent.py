@@ -8,7 +8,6 @@ graph can be replayed. What a row does when is counted on the host: nothing wait
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -28,8 +27,6 @@ from model.schedule import expand
 
 Rows = NDArray[np.int64]
 Mask = NDArray[np.bool_]
-EvaluateFn = Callable[[int], tuple[Tensor, Tensor]]
-"""number of rows -> (energies (N,), scores (N, *event)) at their points"""
 
 _ACCEPT, _REJECT = -1.0, 2.0  # in place of a uniform
 
@@ -85,12 +82,11 @@ def evaluations_per_sample(config: TrainConfig, settings: SamplingConfig) -> int
 class Descents:
     """Up to `capacity` descents of one model, which the caller keeps frozen. Not safe to share among threads."""
 
-    def __init__(self, model: EnergyModel, capacity: int, evaluate_fn: EvaluateFn | None = None) -> None:
+    def __init__(self, model: EnergyModel, capacity: int) -> None:
         device, event = model.step_size.device, model.event_shape
         self.model = model
         self.capacity = capacity
         self.num_rows = 0
-        self.evaluate_fn = evaluate_fn or self.evaluate
         self._kernel = {"langevin": self._langevin, "mala": self._mala, "hmc": self._hmc}[model.config.chain.kernel]
         self._noise = NoiseRows(capacity, event, device)
         schedule = model.schedule
@@ -154,7 +150,7 @@ class Descents:
     def step(self) -> Step:
         """One gradient evaluation of all rows, and every row one step on."""
         waiting = self._waiting[: self.num_rows].copy()
-        energy, score = self.evaluate_fn(self.num_rows)
+        energy, score = self.evaluate(self.num_rows)
         self._arrivals, self._ended = [], []
         reached = self._kernel(waiting, energy, score)
         for what, resume in (

@@ -294,6 +294,19 @@ class MLPEnergy(_EnergyNetwork):
         return self._head(self.activation(h), embedding)
 
 
+class Autocast(nn.Module):
+    """A network whose layers compute in bfloat16, with float32 going in and coming out."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        with torch.autocast(inputs[0].device.type, torch.bfloat16):
+            output: Tensor = self.network(*inputs)
+        return output.float()
+
+
 def make_network(config: NetworkConfig, event_shape: tuple[int, ...]) -> ResNetEnergy | MLPEnergy:
     """The network a configuration describes, randomly initialised from torch's global generator."""
     return (ResNetEnergy if config.kind == "resnet" else MLPEnergy)(config, event_shape)

@@ -335,6 +335,9 @@ class SampleRequestBody(_Request):
         description="Noise levels whose intermediate samples are returned too, noisiest first in the answer",
         examples=[[15, 10, 5]],
     )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Of the network's arithmetic; bfloat16 is faster on some hardware and not exact"
+    )
     scale: int = Field(1, ge=1, le=MAX_SCALE, description="Magnification of PNGs: pixels per pixel", examples=[4])
 
 

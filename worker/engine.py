@@ -161,9 +161,13 @@ class Engine:
         return True
 
     def _run(self) -> None:
-        while not self._stopping:
-            if not self.step():
-                self._rest()
+        try:
+            while not self._stopping:
+                if not self.step():
+                    self._rest()
+        except Exception:  # a mistake in the engine itself: better no answers than clients that wait for ever
+            log.exception("engine_broke")
+            self._stopping = True
         self._take_orders()
         for ticket in list(self._open):
             self._end(ticket, EngineStopped())

@@ -38,6 +38,9 @@ class Lane:
 
     def __init__(self, model: EnergyModel, *, max_rows: int | None = None) -> None:
         self.model = model
+        tensors = (*model.parameters(), *model.buffers())
+        self.size_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        """of the weights"""
         self.in_flight = 0
         """tickets that have not ended, counted by the engine"""
         self.spent_s = 0.0
@@ -78,12 +81,6 @@ class Lane:
     def backlog_s(self) -> float:
         """Seconds to do everything accepted so far, at the rate of a full batch."""
         return self._pending / self.rate if self.rate else 0.0
-
-    @property
-    def size_bytes(self) -> int:
-        """Of the weights."""
-        tensors = (*self.model.parameters(), *self.model.buffers())
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def cost(self, settings: SamplingConfig) -> int:
         """Gradient evaluations of a chain."""

@@ -59,6 +59,10 @@ ReplyError = Literal[
 ]
 
 
+Precision = Literal["float32", "bfloat16"]
+"""Of the network's arithmetic; everything else is float32."""
+
+
 class ReplyTimeout(TimeoutError):
     """No worker answered in time."""
 
@@ -98,6 +102,7 @@ class SampleRequest(SamplerRequest):
     noise_scale: float | None = Field(default=None, ge=0, le=2)
     levels: tuple[int, ...] = ()
     """Levels whose x_t is returned too."""
+    precision: Precision = "float32"
     stream: bool = False
     """Send a reply for each of the levels as it is reached, before the one with the samples."""
 
@@ -196,6 +201,8 @@ class SampleReply(SamplerReply):
     """Samples."""
 
     seed: int
+    precision: Precision = "float32"
+    """Of the network that drew them."""
     level_reached: int | None = None
     """Of a stream: this is no end, but x_t of this level, alone in `levels`."""
     x: FloatArray | None = Field(default=None, exclude=True, repr=False)

@@ -6,13 +6,14 @@ Many threads do so at once, and share the engine's batches. Whatever goes wrong 
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import structlog
@@ -25,6 +26,7 @@ from worker.messages import (
     DensityReply,
     DensityRequest,
     FloatArray,
+    Precision,
     R,
     ReplyError,
     SampleReply,
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from model.calibration import Calibration
     from model.energy_model import EnergyModel
     from worker.engine import Engine, EngineLoad
-    from worker.tickets import AnyTicket, Ticket, WorkFn
+    from worker.tickets import AnyTicket, WorkFn
 
 log = structlog.get_logger(__name__)
 
@@ -59,6 +61,7 @@ class ModelKey(NamedTuple):
 
     model_id: str
     step: int
+    precision: Precision = "float32"
 
 
 class Checkpoints:
@@ -69,25 +72,29 @@ class Checkpoints:
         self._directory = directory
         self._device = device
 
-    def key(self, model_id: str, step: int | None) -> ModelKey:
-        """Which checkpoint is meant; None is the newest. Raises RequestRefused."""
-        step = self._artifacts.newest_step(model_id) if step is None else step
+    def key(self, request: SamplerRequest) -> ModelKey:
+        """Which checkpoint is meant, in which precision. Raises RequestRefused."""
+        step = self._artifacts.newest_step(request.model_id) if request.step is None else request.step
         if step is None:
-            raise self._absent(model_id, None)
-        return ModelKey(model_id, step)
+            raise self._absent(request.model_id, None)
+        precision = request.precision if isinstance(request, SampleRequest) else "float32"
+        return ModelKey(request.model_id, step, precision)
 
     def load(self, key: ModelKey) -> EnergyModel:
         """Raises RequestRefused, CheckpointError, ArtifactDamaged, StorageUnavailable."""
         from model.checkpoint import SAMPLING_FILES, load_model
 
-        directory = self._directory / f"{key.model_id}-{key.step}"
+        directory = self._directory / f"{key.model_id}-{key.step}-{os.getpid()}"  # samplers may share the folder
         try:
             self._artifacts.fetch_checkpoint(key.model_id, key.step, directory, names=SAMPLING_FILES)
-            return load_model(directory, self._device)
+            model = load_model(directory, self._device)
         except ArtifactMissing:
             raise self._absent(key.model_id, key.step) from None
         finally:
             shutil.rmtree(directory, ignore_errors=True)
+        if key.precision == "bfloat16":
+            model.lower_precision()
+        return model
 
     def _absent(self, model_id: str, step: int | None) -> RequestRefused:
         try:
@@ -191,6 +198,7 @@ class Sampler:
                 model_id=key.model_id,
                 step=key.step,
                 seed=request.seed,
+                precision=key.precision,
                 gradient_evaluations=samples.gradient_evaluations,
                 x=samples.x.numpy(),
                 levels={level: x.numpy() for level, x in samples.levels.items()},
@@ -234,14 +242,16 @@ class Sampler:
             return ticket.future.result()
 
     @contextmanager
-    def _following(self, request: SamplerRequest, progress: Progress, ticket: Ticket[Any]) -> Iterator[None]:
+    def _following(self, request: SamplerRequest, progress: Progress, ticket: AnyTicket) -> Iterator[None]:
         """While the engine has it, it can be cancelled by its id."""
-        known: Any = ticket
-        progress.ticket = known
+        progress.ticket = ticket
         with self._lock:
-            self._open[request.request_id] = known
+            self._open[request.request_id] = ticket
         try:
             yield
+        except BaseException:
+            self._engine.cancel(ticket)  # without effect on one that has ended
+            raise
         finally:
             with self._lock:
                 del self._open[request.request_id]
@@ -251,7 +261,7 @@ class Sampler:
         try:
             _require_time(request)
             began_at = time.perf_counter()
-            key = self._checkpoints.key(request.model_id, request.step)
+            key = self._checkpoints.key(request)
             reply = compute_fn(key, progress)
             waited_s = time.perf_counter() - began_at
             timings = progress.timings()

@@ -73,7 +73,7 @@ class Switchboard:
         load = self._sampler.load()
         told = SamplerLoad(
             name=self._name,
-            models=[f"{key.model_id}@{key.step}" for key in load.models],
+            models=sorted({f"{key.model_id}@{key.step}" for key in load.models}),
             num_chains=load.num_chains,
             num_waiting=load.num_waiting,
             backlog_s=load.backlog_s,

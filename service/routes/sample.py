@@ -57,6 +57,7 @@ class Drawing:
             num_steps=self.body.steps,
             noise_scale=self.body.noise_scale,
             levels=tuple(sorted(set(levels), reverse=True)),
+            precision=self.body.precision,
             stream=stream,
             deadline=time.time() + timeout_s,
         )
@@ -82,6 +83,7 @@ class Drawing:
             },
             "headers": {
                 "X-Seed": {"description": "The seed used", "schema": {"type": "integer"}},
+                "X-Precision": {"description": "Of the network's arithmetic", "schema": {"type": "string"}},
                 **REPLY_HEADERS,
             },
         },
@@ -116,7 +118,12 @@ async def _stream(drawing: Drawing, exchange: Exchange[SampleReply], connection:
         await exchange.close()
         raise
     # X-Accel-Buffering: a proxy must hand each event on as it comes.
-    headers = {"X-Seed": str(drawing.seed), "X-Model": model_at(first), "Vary": "Accept"}
+    headers = {
+        "X-Seed": str(drawing.seed),
+        "X-Model": model_at(first),
+        "X-Precision": drawing.body.precision,
+        "Vary": "Accept",
+    }
     headers |= {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return EventSourceResponse(_events(drawing, exchange, first, connection), headers=headers)
 
@@ -176,7 +183,8 @@ def _answer(drawing: Drawing, reply: SampleReply, accept: str | None) -> Respons
         raise not_acceptable(offered, "this model makes vectors, not images; ")
     began_at = time.perf_counter()
     content = _ENCODERS[form](reply.x, drawing, reply)
-    headers = {"X-Seed": str(reply.seed), **reply_headers(reply, began_at), "Vary": "Accept"}
+    headers = {"X-Seed": str(reply.seed), "X-Precision": reply.precision, "Vary": "Accept"}
+    headers |= reply_headers(reply, began_at)
     return Response(content, media_type=form, headers=headers)
 
 

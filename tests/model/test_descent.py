@@ -139,3 +139,18 @@ def model() -> Iterator[EnergyModel]:
     found = _model()
     with found.frozen():
         yield found
+
+
+def test_a_network_of_lower_precision_differs_a_little_and_its_gaussian_not_at_all() -> None:
+    exact, lower = _model(), _model()
+    lower.lower_precision()
+    x, level = torch.randn(50, 3), torch.arange(50) % 4
+    with exact.frozen(), lower.frozen():
+        difference = lower.energy(x, level) - exact.energy(x, level)
+        assert 0 < float(difference.abs().max()) < 0.05 * float(exact.energy(x, level).std())
+        assert exact.base is not None
+        assert lower.base is not None
+        torch.testing.assert_close(lower.base(x, level), exact.base(x, level), rtol=0, atol=0)
+        samples = sample(lower, 4, seed=0).x
+    assert samples.dtype == torch.float32
+    assert not torch.equal(samples, sample(exact, 4, seed=0).x)

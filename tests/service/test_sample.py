@@ -37,6 +37,7 @@ def _reply(request: SampleRequest) -> SampleReply:
         step=100 if request.step is None else request.step,
         seed=request.seed,
         gradient_evaluations=200,
+        precision=request.precision,
         timings=Timings(queue_s=0.001, load_s=0.002, compute_s=0.5),
         x=np.array(x),
         levels={level: np.array(x) * 0 for level in request.levels},
@@ -76,6 +77,8 @@ def test_one_image_is_a_png_that_says_where_it_came_from(client: TestClient, mod
     assert answer.headers["X-Seed"] == "7"
     assert answer.headers["X-Model"] == f"{model_id}@100"
     assert answer.headers["X-NFE"] == "200"
+    assert answer.headers["X-Precision"] == "float32"
+    assert draw(client, model_id, precision="bfloat16").headers["X-Precision"] == "bfloat16"
     assert answer.headers["Server-Timing"].startswith("queue;dur=1.0, load;dur=2.0, compute;dur=500.0, encode;dur=")
     assert picture(answer.content).shape == (16, 16)
 
