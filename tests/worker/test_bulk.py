@@ -12,13 +12,21 @@ from model.checkpoint import SAMPLING_FILES, load_model
 from model.sampling import sample
 from tests.servers import wait_until
 from tests.stored import store_untrained
-from tests.worker.conftest import tiny_config
+from tests.worker.conftest import ROOT, tiny_config
 from tests.worker.test_supervise import Attempt
 from worker.artifacts import ArtifactMissing, Artifacts
 from worker.ids import new_id
 from worker.jobs import JobKind, JobRecord, JobStatus
 from worker.records import RecordStore
 from worker.shards import get_manifest, get_shard, list_shards
+
+
+@pytest.fixture(autouse=True)
+def for_subprocesses(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test's stores, for the subprocess."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
 
 def _bulk(store: RecordStore, model_id: str, **changes: object) -> JobRecord:
@@ -34,7 +42,7 @@ def _shard(s3: Artifacts, job_id: str, index: int) -> np.ndarray[tuple[int, ...]
 def test_shards_hold_the_stream_of_the_seed_in_order(store: RecordStore, s3: Artifacts, tmp_path: Path) -> None:
     model_id = store_untrained(s3, tiny_config())
     record = _bulk(store, model_id)
-    ended = Attempt(store, record.id).end(150)
+    ended = Attempt(store, record.id).end(100)
     assert ended is not None
     assert (ended.status, ended.error) == (JobStatus.succeeded, None)
     assert (ended.progress.step, ended.progress.total_steps, ended.progress.percent) == (250, 250, 100)
@@ -57,7 +65,7 @@ def test_a_cancelled_bulk_sampling_goes_on_with_the_shards_that_are_missing(stor
     attempt = Attempt(store, record.id)
     wait_until(lambda: len(list_shards(s3, record.id)) >= 2, 120, "two shards")
     store.request_cancel(record.id)
-    ended = attempt.end(150)
+    ended = attempt.end(100)
     assert ended is not None
     assert ended.status is JobStatus.cancelled
     with pytest.raises(ArtifactMissing):
@@ -66,7 +74,7 @@ def test_a_cancelled_bulk_sampling_goes_on_with_the_shards_that_are_missing(stor
     first = get_shard(s3, record.id, 0)
     count = 50 * (max(done) + 3)
     store.resume(record.id, spec={**record.spec, "num_images": count})
-    again = Attempt(store, record.id).end(150)
+    again = Attempt(store, record.id).end(100)
     assert again is not None
     assert again.status is JobStatus.succeeded
     assert get_shard(s3, record.id, 0) == first
@@ -75,7 +83,7 @@ def test_a_cancelled_bulk_sampling_goes_on_with_the_shards_that_are_missing(stor
 
 
 def test_a_checkpoint_that_is_gone_is_a_failure_that_says_so(store: RecordStore) -> None:
-    ended = Attempt(store, _bulk(store, new_id()).id).end(150)
+    ended = Attempt(store, _bulk(store, new_id()).id).end(100)
     assert ended is not None
     assert ended.status is JobStatus.failed
     assert "models/" in (ended.error or "")
