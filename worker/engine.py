@@ -52,7 +52,9 @@ class EngineLoad:
     backlog_s: float
     """seconds to do everything accepted so far"""
     num_evaluations: int
+    """of batches, since the start"""
     num_row_evaluations: int
+    """of the chains in them"""
 
 
 class Engine:
@@ -82,6 +84,7 @@ class Engine:
         self._departures: deque[AnyTicket] = deque()
         self._open: dict[AnyTicket, Lane] = {}
         self._next_deadline = math.inf
+        self._past_evaluations = self._past_row_evaluations = 0
         self._condition = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -139,8 +142,8 @@ class Engine:
             num_chains=sum(lane.num_chains for lane in lanes.values()),
             num_waiting=unseen + sum(lane.num_waiting for lane in lanes.values()),
             backlog_s=sum(lane.backlog_s for lane in lanes.values()),
-            num_evaluations=sum(lane.num_evaluations for lane in lanes.values()),
-            num_row_evaluations=sum(lane.num_row_evaluations for lane in lanes.values()),
+            num_evaluations=self._past_evaluations + sum(lane.num_evaluations for lane in lanes.values()),
+            num_row_evaluations=self._past_row_evaluations + sum(lane.num_row_evaluations for lane in lanes.values()),
         )
 
     def step(self) -> bool:
@@ -213,7 +216,9 @@ class Engine:
             size_bytes = sum(lane.size_bytes for lane in self._lanes.values())
             if len(self._lanes) <= self._max_models and size_bytes <= self._max_bytes:
                 return
-            del self._lanes[key]
+            dropped = self._lanes.pop(key)
+            self._past_evaluations += dropped.num_evaluations
+            self._past_row_evaluations += dropped.num_row_evaluations
             self._loading.pop(key, None)
 
     def _require_room(self) -> None:

@@ -22,9 +22,12 @@ from worker.tickets import AnyTicket, DrawTicket, WorkTicket
 log = structlog.get_logger(__name__)
 
 MAX_ROWS = 256
-"""No larger batch is tried: on the digits 256 rows are within 5 % of the best rate."""
-_WORTHWHILE_GAIN = 1.05
-"""A batch twice as large must be so much faster per row."""
+"""No larger batch is tried: on the digits a row costs 2 % less in 256 than in 192."""
+_WORTHWHILE_SHARE = 0.95
+"""Of the best rate: the smallest batch that reaches it is taken, since small ones answer sooner."""
+_MEASUREMENTS = 5
+_MEASURING_S = 0.1
+"""A batch is measured again within this time only."""
 _LONGEST_STEP_S = 0.5
 """An evaluation that takes longer is not made larger: a new chain waits for it."""
 _MEMORY_SHARE = 0.5
@@ -214,18 +217,18 @@ class Lane:
             self.rate += _SMOOTHING * (rate - self.rate) if self.rate else rate
 
     def _measured_rows(self) -> int:
-        """The batch from which on a larger one is hardly faster per row, or would not fit into memory."""
-        best, self.rate = 1, 0.0
+        """The smallest batch whose rows cost hardly more than those of the best one that fits."""
+        rates: dict[int, float] = {}
         for rows in _doubling(MAX_ROWS):
             probe = Descents(self.model, rows)
             for index in range(rows):
                 probe.add(0, index, self.model.config.sampling)
             elapsed_s, used_bytes = _measure(probe)
-            if rows / elapsed_s < _WORTHWHILE_GAIN * self.rate:
-                break
-            best, self.rate = rows, rows / elapsed_s
+            rates[rows] = rows / elapsed_s
             if elapsed_s > _LONGEST_STEP_S or 2 * used_bytes > _MEMORY_SHARE * _free_bytes(self.model):
                 break
+        best = min(rows for rows, rate in rates.items() if rate >= _WORTHWHILE_SHARE * max(rates.values()))
+        self.rate = rates[best]
         log.info("batch_measured", rows=best, rows_per_second=round(self.rate))
         return best
 
@@ -238,9 +241,19 @@ def _doubling(most: int) -> Iterator[int]:
 
 
 def _measure(probe: Descents) -> tuple[float, int]:
-    """(seconds, bytes of device memory) of one evaluation; the first one warms up."""
+    """(seconds, bytes of device memory) of one evaluation. The shortest of several: other processes only add to it."""
+    probe.evaluate(probe.num_rows)  # warms up
+    shortest_s, used_bytes, give_up_at = float("inf"), 0, time.perf_counter() + _MEASURING_S
+    for _ in range(_MEASUREMENTS):
+        elapsed_s, used_bytes = _measure_once(probe)
+        shortest_s = min(shortest_s, elapsed_s)
+        if time.perf_counter() > give_up_at:
+            break
+    return shortest_s, used_bytes
+
+
+def _measure_once(probe: Descents) -> tuple[float, int]:
     device = probe.model.step_size.device
-    probe.evaluate(probe.num_rows)
     if device.type != "cuda":
         began_at = time.perf_counter()
         probe.evaluate(probe.num_rows)

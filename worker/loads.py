@@ -29,7 +29,7 @@ class SamplerLoad:
     """seconds to do everything it has accepted"""
     num_evaluations: int
     num_row_evaluations: int
-    """gradient evaluations of the loaded models so far: of batches, and of the chains in them"""
+    """gradient evaluations since its start: of batches, and of the chains in them"""
     told_at: float
     """Unix time"""
 

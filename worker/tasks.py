@@ -27,7 +27,7 @@ from worker.messages import (
     SamplerRequest,
     input_key,
 )
-from worker.metrics import observe_reply
+from worker.metrics import REGISTRY, EngineCollector, observe_reply
 from worker.records import RecordStore
 from worker.sampler import Sampler
 from worker.settings import Settings
@@ -143,6 +143,7 @@ def start_sampler(name: str) -> Switchboard:
     import model.checkpoint
     import model.density  # noqa: F401
 
+    REGISTRY.register(EngineCollector(_sampler().load))
     switchboard = Switchboard(_store().redis, _sampler(), name)
     switchboard.start()
     return switchboard

@@ -18,6 +18,7 @@ from model.errors import ConfigError, ShapeError
 from model.sampling import Samples, sample
 from tests.servers import wait_until
 from worker.engine import Engine
+from worker.metrics import EngineCollector
 from worker.tickets import Cancelled, DeadlinePassed, DrawOrder, DrawTicket, EngineBusy, EngineStopped
 
 CONFIG = TrainConfig(
@@ -251,6 +252,7 @@ def test_idle_models_are_dropped_least_recently_used_first_and_busy_ones_never()
     small = Engine(load, max_models=9, max_bytes=1, max_rows=4)
     run(small, small.draw("a", DrawOrder(num_images=1, seed=0)))
     assert small.load().models == []
+    assert small.load().num_row_evaluations == sample(load_model("a"), 1, seed=0).gradient_evaluations
 
 
 def test_a_full_queue_refuses_with_the_time_after_which_there_is_room() -> None:
@@ -306,3 +308,10 @@ def test_the_langevin_kernel_and_the_papers_energy_are_served_too() -> None:
     engine = Engine(lambda _key: model, max_rows=8)
     found = run(engine, engine.draw("a", DrawOrder(num_images=6, seed=3, noise_scale=0.9)))
     torch.testing.assert_close(found.x, sample(model, 6, seed=3, noise_scale=0.9).x, atol=1e-4, rtol=0)
+
+
+def test_its_numbers_are_scraped(still: Engine) -> None:
+    run(still, still.draw("a", DrawOrder(num_images=3, seed=0)))
+    series = {family.name: family.samples[0].value for family in EngineCollector(still.load).collect()}
+    assert series["recovery_engine_rows"] == 3 * series["recovery_engine_evaluations"] > 0
+    assert (series["recovery_engine_chains"], series["recovery_engine_models"]) == (0, 1)
