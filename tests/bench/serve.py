@@ -223,6 +223,7 @@ def measure(stack: LocalStack, directory: Path, console: Console) -> dict[str, A
         closed_loop(stack.url, 2, one_image(model_id), window_s=1)
     overhead_s, compute_s = overhead(stack.url, model_ids[0])
     alone = [one_at_a_time(model, 12)]
+    console.print(f"overhead {overhead_s:.4f} s, compute {compute_s:.4f} s")
     loads = {f"engine_{n}": closed_loop(stack.url, n, one_image(model_ids[0])) for n in (1, 16, 64)}
     alone.append(one_at_a_time(model, 12))
     with model.frozen():
@@ -233,6 +234,9 @@ def measure(stack: LocalStack, directory: Path, console: Console) -> dict[str, A
     loads["engine_full_batches"] = full
     loads["engine_mixed_16"] = closed_loop(stack.url, 16, mixed(model_ids[:1]))
     loads["engine_mixed_two_models_16"] = closed_loop(stack.url, 16, mixed(model_ids))
+    console.print(
+        f"engine: {rows_per_s:.0f} rows/s of {peak:.0f}; one at a time {statistics.mean(alone):.2f} images/s", loads
+    )
     with litserve(directory / "model", 64) as url:
         closed_loop(url, 4, one_image(""), path="/predict", window_s=2)
         for n in (1, 16, 64):
