@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test fuzz lint format clean bench-density chaos
+.PHONY: help install demo test fuzz lint format clean bench-density bench-serve soak chaos
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -28,6 +28,14 @@ fuzz: $(STAMP) ## generated requests against the real service, more of them than
 
 bench-density: $(STAMP) ## train the planar densities and compare log Z and log p with the truth; writes bench-results/
 	$(BIN)/python -m tests.bench.density
+
+bench-serve: $(STAMP) ## throughput, latency and overhead of POST /sample, beside LitServe; writes bench-results/
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[worker,local,dev,bench]'
+	$(BIN)/python -m tests.bench.serve
+
+SECONDS ?= 600
+soak: $(STAMP) ## mixed load with clients that leave, for SECONDS: memory, leaks, unanswered requests
+	$(BIN)/python -m tests.bench.soak $(SECONDS)
 
 chaos: $(STAMP) ## kill everything around 12 trainings, again and again, and check that none is harmed; 10 minutes at most
 	$(BIN)/python -m tests.chaos.run

@@ -11,8 +11,9 @@ own plus Gaussian noise of std σ̄_0/ᾱ_0 in scaled units (`blur_std`). All lo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +29,10 @@ from model.recovery import squared_norm
 _CHUNK = 4096  # events evaluated at once
 _TOP_SAMPLES = 4096
 _FIRST_STEP = 0.7  # of a chain before its steps are tuned
+
+T = TypeVar("T")
+Pieces = Generator[None, None, T]
+"""A computation that can be left for a while at every `yield`; it returns its result."""
 
 
 def level_energy(model: EnergyModel, t: int) -> EnergyFn:
@@ -184,6 +189,19 @@ def path_log_density(
 
     Item i's value follows from (`seed`, i) and the item, whatever else is in the batch.
     """
+    walk = walk_paths(model, x_data, seed=seed, num_paths=num_paths, num_inner=num_inner)
+    while True:
+        try:
+            next(walk)
+        except StopIteration as end:
+            estimate: PathEstimate = end.value
+            return estimate
+
+
+def walk_paths(
+    model: EnergyModel, x_data: Tensor, *, seed: int, num_paths: int, num_inner: int = 64
+) -> Pieces[PathEstimate]:
+    """`path_log_density` in pieces of one evaluation or two, for callers who share the device."""
     x0 = _as_x0(model, x_data)
     noise = ChainNoise(seed, range(len(x0)))
     log_z_top = _top_log_z(model, SharedNoise(make_generator(seed, device=x0.device)))
@@ -194,7 +212,7 @@ def path_log_density(
         for t in range(model.num_levels - 1):
             alpha, sigma = float(model.schedule.alpha[t + 1]), float(model.schedule.sigma[t + 1])
             x_next = alpha * x + sigma * noise.normal(x)
-            total += _log_conditional(model, x, x_next, t, noise, num_inner)
+            total += yield from _log_conditional(model, x, x_next, t, noise, num_inner)
             x = x_next
         with torch.no_grad():
             values.append(total - top_energy(x).double() - log_z_top)
@@ -205,7 +223,7 @@ def path_log_density(
 
 def _log_conditional(
     model: EnergyModel, x: Tensor, x_next: Tensor, t: int, noise: NoiseSource, num_inner: int
-) -> Tensor:
+) -> Pieces[Tensor]:
     """log p(x_t | x_{t+1})/q(x_{t+1} | x_t): −E_t(y) − log E_{y'~N(x_{t+1}, σ²I)} e^{−E_t(y')} + D log α_{t+1}.
 
     The expectation is taken by importance sampling from the Gaussian that the next level's score predicts.
@@ -222,7 +240,7 @@ def _log_conditional(
         log_proposal = -squared_norm(epsilon) / 2 - epsilon[0].numel() * math.log(std)
         return (log_prior - log_proposal).double() - level_energy(model, t)(y / alpha).double()
 
-    log_normalizer = _log_mean(lambda: log_weight(noise.normal(x)), num_inner)
+    log_normalizer = yield from _log_mean(lambda: log_weight(noise.normal(x)), num_inner)
     with torch.no_grad():
         energy = level_energy(model, t)(x).double()
     return -energy - log_normalizer + x[0].numel() * math.log(alpha)
@@ -246,6 +264,10 @@ def _top_log_z(model: EnergyModel, noise: NoiseSource) -> float:
     return path.log_z_start + float(torch.logsumexp(log_weights, 0)) - math.log(_TOP_SAMPLES)
 
 
-def _log_mean(log_weight_fn: Callable[[], Tensor], count: int) -> Tensor:
-    with torch.no_grad():
-        return torch.logsumexp(torch.stack([log_weight_fn() for _ in range(count)]), 0) - math.log(count)
+def _log_mean(log_weight_fn: Callable[[], Tensor], count: int) -> Pieces[Tensor]:
+    values = []
+    for _ in range(count):
+        with torch.no_grad():
+            values.append(log_weight_fn())
+        yield
+    return torch.logsumexp(torch.stack(values), 0) - math.log(count)

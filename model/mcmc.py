@@ -44,9 +44,9 @@ def init(position: Tensor, target: EnergyFn) -> State:
 
 
 def langevin_move(
-    position: Tensor, score: Tensor, step_size: Tensor, noise: Tensor, *, noise_scale: float = 1.0
+    position: Tensor, score: Tensor, step_size: Tensor, noise: Tensor, *, noise_scale: float | Tensor = 1.0
 ) -> Tensor:
-    """y + (s²/2) score + s · noise_scale · ε."""
+    """y + (s²/2) score + s · noise_scale · ε; a tensor of noise scales has the shape of ε, or (B, 1, …)."""
     s = expand(step_size, position)
     return position + 0.5 * s**2 * score + s * noise_scale * noise
 
@@ -63,11 +63,18 @@ def mala_step(state: State, target: EnergyFn, step_size: Tensor, noise: NoiseSou
     """One Metropolis-adjusted Langevin step: leaves exp(−target) invariant. One gradient evaluation."""
     epsilon = noise.normal(state.position)
     proposal = init(langevin_move(state.position, state.score, step_size, epsilon), target)
+    return mala_choice(state, proposal, step_size, epsilon, noise.uniform(state.energy))
+
+
+def mala_choice(
+    state: State, proposal: State, step_size: Tensor, epsilon: Tensor, uniform: Tensor
+) -> tuple[State, Info]:
+    """The next state, given the proposal that `langevin_move` made of `state` with the noise `epsilon`."""
     s = expand(step_size, state.position)
     # q(y | y') / q(y' | y) with both exponents written through standardised noises, to keep small steps accurate
     backward = (state.position - proposal.position) / s - 0.5 * s * proposal.score
     log_ratio = state.energy - proposal.energy + (squared_norm(epsilon) - squared_norm(backward)) / 2
-    return _metropolis(state, proposal, log_ratio, noise)
+    return metropolis_choice(state, proposal, log_ratio, uniform)
 
 
 def hmc_step(
@@ -82,12 +89,13 @@ def hmc_step(
         proposal = init(proposal.position + s * half, target)
         momentum = half + 0.5 * s * proposal.score
     log_ratio = state.energy - proposal.energy + (squared_norm(start_momentum) - squared_norm(momentum)) / 2
-    return _metropolis(state, proposal, log_ratio, noise)
+    return metropolis_choice(state, proposal, log_ratio, noise.uniform(log_ratio))
 
 
-def _metropolis(state: State, proposal: State, log_ratio: Tensor, noise: NoiseSource) -> tuple[State, Info]:
+def metropolis_choice(state: State, proposal: State, log_ratio: Tensor, uniform: Tensor) -> tuple[State, Info]:
+    """The proposal where `uniform` (B,) < exp(log_ratio), else the state; a ratio that is not a number rejects."""
     probability = torch.nan_to_num(log_ratio, nan=-torch.inf).clamp(max=0).exp()
-    accepted = noise.uniform(probability) < probability
+    accepted = uniform < probability
     chosen = State(*(_where(accepted, new, old) for new, old in zip(proposal, state, strict=True)))
     return chosen, Info(probability, accepted)
 

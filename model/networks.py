@@ -108,6 +108,11 @@ class _Weighted(nn.Module):
         self._frozen_weight = None
         self._frozen_weight = self.normalized_weight().detach()
 
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the applied weight is fixed."""
+        return self._frozen_weight is not None
+
     def unfreeze(self) -> None:
         """Go back to computing the applied weight from the parameters."""
         self._frozen_weight = None
@@ -289,6 +294,19 @@ class MLPEnergy(_EnergyNetwork):
         return self._head(self.activation(h), embedding)
 
 
+class Autocast(nn.Module):
+    """A network whose layers compute in bfloat16, with float32 going in and coming out."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        with torch.autocast(inputs[0].device.type, torch.bfloat16):
+            output: Tensor = self.network(*inputs)
+        return output.float()
+
+
 def make_network(config: NetworkConfig, event_shape: tuple[int, ...]) -> ResNetEnergy | MLPEnergy:
     """The network a configuration describes, randomly initialised from torch's global generator."""
     return (ResNetEnergy if config.kind == "resnet" else MLPEnergy)(config, event_shape)
@@ -313,9 +331,12 @@ def iterate_power(network: nn.Module, num_iterations: int = 1) -> None:
 
 @contextlib.contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
-    """Fix every weight and its spectral norm while a chain runs: gradients then flow to positions only."""
+    """Fix every weight and its spectral norm while a chain runs: gradients then flow to positions only.
+
+    Within another `frozen` of the same network it changes nothing.
+    """
     parameters = [p for p in network.parameters() if p.requires_grad]
-    weighted = [m for m in network.modules() if isinstance(m, _Weighted)]
+    weighted = [m for m in network.modules() if isinstance(m, _Weighted) and not m.is_frozen]
     for parameter in parameters:
         parameter.requires_grad_(False)
     for module in weighted:

@@ -1,7 +1,7 @@
 """Where random numbers come from: always an argument, never a global state.
 
 A `NoiseSource` hands out standard normals and uniforms. `SharedNoise` draws a whole batch from one generator
-(training); `ChainNoise` keeps one stream per chain, so that sample i of a seed does not depend on its
+(training); `ChainNoise` and `NoiseRows` keep one stream per chain, so that sample i of a seed does not depend on its
 batch-mates (sampling).
 """
 
@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -50,14 +51,24 @@ class SharedNoise:
         return torch.rand(like.shape, dtype=like.dtype, device=like.device, generator=self.generator)
 
 
+_NORMALS_AT_ONCE = 2048
+"""Normals drawn at once per chain, at least one event: it saves the overhead of many small draws. The draws depend on
+it (torch fills long and short arrays differently), so it is fixed."""
+_UNIFORMS_AT_ONCE = 64
+"""The same for uniforms, which come out one by one whatever the length."""
+
+
+def _normal_block(generator: torch.Generator, event_shape: Sequence[int]) -> Tensor:
+    """(L, *event) of a chain's normals."""
+    length = max(1, _NORMALS_AT_ONCE // torch.Size(event_shape).numel())
+    return torch.randn(length, *event_shape, generator=generator)
+
+
 class ChainNoise:
     """One stream of normals and one of uniforms per chain, drawn on the CPU a block of steps at a time.
 
-    Chain k is seeded from (`seed`, `indices[k]`) alone. Blocks only save the overhead of many small draws: their
-    length is fixed, so it is not something a result could depend on.
+    Chain k is seeded from (`seed`, `indices[k]`) alone.
     """
-
-    _BLOCK_NUMBERS = 2048  # normals drawn at once per chain; at least one event
 
     def __init__(self, seed: int, indices: Sequence[int]) -> None:
         self._normal_generators = [make_generator(seed, index, 0) for index in indices]
@@ -68,9 +79,7 @@ class ChainNoise:
     def normal(self, like: Tensor) -> Tensor:
         """Standard normals of shape (B, *event), row k from the stream of chain k."""
         if self._block is None or self._used == len(self._block):
-            event = like.shape[1:]
-            length = max(1, self._BLOCK_NUMBERS // event.numel())
-            rows = [torch.randn(length, *event, generator=g) for g in self._normal_generators]
+            rows = [_normal_block(g, like.shape[1:]) for g in self._normal_generators]
             self._block, self._used = torch.stack(rows, dim=1), 0
         noise = self._block[self._used]
         self._used += 1
@@ -79,3 +88,52 @@ class ChainNoise:
     def uniform(self, like: Tensor) -> Tensor:
         """Uniforms on [0, 1) of shape (B,), entry k from the stream of chain k."""
         return torch.stack([torch.rand((), generator=g) for g in self._uniform_generators]).to(like)
+
+
+class NoiseRows:
+    """The streams of `ChainNoise` for chains that come and go and are not at the same step, a row each."""
+
+    def __init__(self, capacity: int, event_shape: Sequence[int], device: torch.device) -> None:
+        self._event_shape = tuple(event_shape)
+        length = max(1, _NORMALS_AT_ONCE // torch.Size(event_shape).numel())
+        self._normals = torch.zeros(capacity, length, *event_shape, device=device)
+        self._uniforms = torch.zeros(capacity, _UNIFORMS_AT_ONCE, device=device)
+        self._used_normals = np.zeros(capacity, np.int64)
+        self._used_uniforms = np.zeros(capacity, np.int64)
+        self._generators: list[tuple[torch.Generator, torch.Generator]] = []
+        self._rows = torch.arange(capacity, device=device)
+
+    def append(self, seed: int, index: int) -> None:
+        """Chain `index` of `seed` in the next row."""
+        row = len(self._generators)
+        self._generators.append((make_generator(seed, index, 0), make_generator(seed, index, 1)))
+        self._used_normals[row], self._used_uniforms[row] = self._normals.shape[1], _UNIFORMS_AT_ONCE
+
+    def move(self, sources: NDArray[np.int64], targets: NDArray[np.int64], num_rows: int) -> None:
+        """Rows `sources` in the places of `targets`; then only the first `num_rows` are kept."""
+        for used in (self._used_normals, self._used_uniforms):
+            used[targets] = used[sources]
+        for block in (self._normals, self._uniforms):
+            block[targets] = block[sources]
+        for source, target in zip(sources, targets, strict=True):
+            self._generators[target] = self._generators[source]
+        del self._generators[num_rows:]
+
+    def normal(self, draws: NDArray[np.bool_]) -> Tensor:
+        """(N, *event): the next normals of the first N rows where `draws` (N,) says so; anything elsewhere."""
+        for row in np.flatnonzero(draws & (self._used_normals[: len(draws)] == self._normals.shape[1])):
+            self._normals[row] = _normal_block(self._generators[row][0], self._event_shape)
+            self._used_normals[row] = 0
+        return self._next(self._normals, self._used_normals, draws)
+
+    def uniform(self, draws: NDArray[np.bool_]) -> Tensor:
+        """(N,): the same for uniforms on [0, 1)."""
+        for row in np.flatnonzero(draws & (self._used_uniforms[: len(draws)] == _UNIFORMS_AT_ONCE)):
+            self._uniforms[row] = torch.rand(_UNIFORMS_AT_ONCE, generator=self._generators[row][1])
+            self._used_uniforms[row] = 0
+        return self._next(self._uniforms, self._used_uniforms, draws)
+
+    def _next(self, blocks: Tensor, used: NDArray[np.int64], draws: NDArray[np.bool_]) -> Tensor:
+        at = torch.from_numpy(np.minimum(used[: len(draws)], blocks.shape[1] - 1)).to(blocks.device)
+        used[: len(draws)] += draws
+        return blocks[self._rows[: len(draws)], at]

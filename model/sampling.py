@@ -114,6 +114,17 @@ def sample(
     `num_steps` and `noise_scale` default to the model's `config.sampling`; adjusted kernels have no noise scale.
     `progress_fn(t)` is called when level t is reached. Raises ConfigError for values out of range.
     """
+    settings = chosen_settings(model, num_steps=num_steps, noise_scale=noise_scale, levels=levels)
+    device = model.step_size.device
+    noise = ChainNoise(seed, range(first, first + num_samples))
+    x_top = noise.normal(torch.empty(num_samples, *model.event_shape, device=device))
+    return descend(model, x_top, noise, settings, levels=levels, progress_fn=progress_fn)
+
+
+def chosen_settings(
+    model: EnergyModel, *, num_steps: int | None, noise_scale: float | None, levels: Collection[int]
+) -> SamplingConfig:
+    """The model's `config.sampling` with what a request says instead. Raises ConfigError for values out of range."""
     settings = model.config.sampling
     if num_steps is not None:
         settings = replace(settings, num_steps=num_steps)
@@ -127,10 +138,7 @@ def sample(
     outside = [t for t in levels if not 0 <= t <= model.num_levels]
     if outside:
         raise ConfigError(f"levels has {outside[0]}; expected levels from 0 to {model.num_levels}")
-    device = model.step_size.device
-    noise = ChainNoise(seed, range(first, first + num_samples))
-    x_top = noise.normal(torch.empty(num_samples, *model.event_shape, device=device))
-    return descend(model, x_top, noise, settings, levels=levels, progress_fn=progress_fn)
+    return settings
 
 
 def descend(
@@ -149,15 +157,7 @@ def descend(
     with model.frozen():
         for t in range(top - 1, -1, -1):
             level = torch.full((len(x),), t, device=x.device)
-            draw = draw_conditional(
-                model,
-                x,
-                level,
-                noise,
-                num_steps=settings.num_steps,
-                start=settings.start,
-                noise_scale=settings.noise_scale,
-            )
+            draw = _draw(model, x, level, noise, settings, is_top=t == top - 1)
             evaluations += draw.gradient_evaluations
             x = draw.y / expand(model.schedule.scale[level], x)
             if t in levels:
@@ -169,6 +169,26 @@ def descend(
     return Samples(model.in_data_units(x).cpu(), kept, evaluations)
 
 
+def _draw(
+    model: EnergyModel, x_next: Tensor, level: Tensor, noise: NoiseSource, settings: SamplingConfig, *, is_top: bool
+) -> Draw:
+    """`draw_conditional` without the evaluation that predicts nothing: at the top level the start is x_T itself."""
+    start, predicts = settings.start, settings.start == "predictor"
+    if is_top and predicts:
+        if settings.num_steps == 0:
+            return Draw(x_next, torch.ones(len(x_next), device=x_next.device), 0)
+        start = "neighbour"
+    return draw_conditional(
+        model,
+        x_next,
+        level,
+        noise,
+        num_steps=settings.num_steps,
+        start=start,
+        noise_scale=settings.noise_scale,
+    )
+
+
 def _marginal_score(model: EnergyModel, x: Tensor, level: Tensor) -> Tensor:
     """∇ log p(x_t) at x = x_t: the score of y_t = α_{t+1} x_t times α_{t+1}."""
     scale = expand(model.schedule.scale[level], x)
@@ -177,18 +197,29 @@ def _marginal_score(model: EnergyModel, x: Tensor, level: Tensor) -> Tensor:
 
 
 def _predict(model: EnergyModel, x_next: Tensor, level: Tensor, noise: NoiseSource) -> Tensor:
-    """y from a Gaussian of the posterior mean x_{t+1} + σ_{t+1}² ∇ log p(x_{t+1}) (Tweedie) and the variance
-    (σ_{t+1} σ̄_t/σ̄_{t+1})² it would have were x_data known (Ho et al. 2020, eq. 7); x_T itself at the top level."""
-    schedule, top = model.schedule, model.num_levels - 1
-    sigma = schedule.sigma[level + 1]
-    std = sigma * schedule.sigma_bar[level] / schedule.sigma_bar[level + 1]
-    mean = x_next + expand(sigma**2, x_next) * _marginal_score(model, x_next, (level + 1).clamp(max=top))
-    drawn = mean + expand(std, x_next) * noise.normal(x_next)
+    """A draw of `predicted_start`; x_T itself at the top level."""
+    top = model.num_levels - 1
+    score = _marginal_score(model, x_next, (level + 1).clamp(max=top))
+    drawn = predicted_start(model, x_next, score, level, noise.normal(x_next))
     return torch.where(expand(level, x_next) == top, x_next, drawn)
 
 
+def predicted_start(model: EnergyModel, x_next: Tensor, score: Tensor, level: Tensor, epsilon: Tensor) -> Tensor:
+    """y from a Gaussian of the posterior mean x_{t+1} + σ_{t+1}² ∇ log p(x_{t+1}) (Tweedie) and the variance
+    (σ_{t+1} σ̄_t/σ̄_{t+1})² it would have were x_data known (Ho et al. 2020, eq. 7); `score` is ∇ log p(x_{t+1})."""
+    schedule = model.schedule
+    sigma = schedule.sigma[level + 1]
+    std = sigma * schedule.sigma_bar[level] / schedule.sigma_bar[level + 1]
+    mean = x_next + expand(sigma**2, x_next) * score
+    return mean + expand(std, x_next) * epsilon
+
+
 def _denoise(model: EnergyModel, x: Tensor) -> Tensor:
-    """E[x_data | x_0] = (x_0 + σ̄_0² ∇ log p(x_0))/ᾱ_0 (Tweedie)."""
     level = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    mean = x + model.schedule.sigma_bar[0].item() ** 2 * _marginal_score(model, x, level)
+    return expected_data(model, x, _marginal_score(model, x, level))
+
+
+def expected_data(model: EnergyModel, x: Tensor, score: Tensor) -> Tensor:
+    """E[x_data | x_0] = (x_0 + σ̄_0² ∇ log p(x_0))/ᾱ_0 (Tweedie); `score` is ∇ log p(x_0)."""
+    mean = x + model.schedule.sigma_bar[0].item() ** 2 * score
     return mean / model.schedule.alpha_bar[0].item()

@@ -14,7 +14,7 @@ from service.envelope import Envelope
 from service.limits import RateLimit
 from service.metrics import FleetCollector, RequestMetrics
 from service.openapi import complete
-from service.routes import datasets, health, jobs, log_density, models, sample
+from service.routes import datasets, health, jobs, log_density, models, sample, shards
 from service.security import Door
 from service.settings import ServiceSettings
 from service.stores import Stores
@@ -61,7 +61,7 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     app.state.registry = registry
     app.add_middleware(Envelope, metrics=metrics)
     errors.install(app)
-    for routes in (jobs, models, datasets, sample, log_density, health):
+    for routes in (jobs, shards, models, datasets, sample, log_density, health):
         app.include_router(routes.router)
     return app
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -188,14 +189,30 @@ def sample(
     num: Annotated[int, typer.Option("--num", "-n", help="How many")] = 64,
     seed: Annotated[int | None, typer.Option(help="Drawn at random if absent")] = None,
     scale: Annotated[int, typer.Option(help="Magnification")] = 8,
-    out: Annotated[Path, typer.Option("--out", "-o", help="PNG to write")] = Path("samples.png"),
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="PNG to write; with --bulk, a folder")] = None,
+    bulk: Annotated[bool, typer.Option("--bulk", help="As a job, into .npy files: for tens of thousands")] = False,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Draw samples from a model into a PNG."""
+    """Draw samples from a model into a PNG, or many into .npy files."""
     more = {} if seed is None else {"seed": seed}
     with Recovery(url, api_key=api_key) as client:
+        if bulk:
+            _sample_in_bulk(client, model, num, out or Path("samples"), more)
+            return
+        out = out or Path("samples.png")
         out.write_bytes(client.sample_png(model, num, scale=scale, **more))
+    Console(highlight=False).print(str(out))
+
+
+def _sample_in_bulk(client: Recovery, model: str, num: int, out: Path, more: dict[str, int]) -> None:
+    job = client.sample_in_bulk(model, num, **more)
+    _watch(client, job["id"])
+    manifest = client.shards(job["id"])
+    out.mkdir(parents=True, exist_ok=True)
+    for shard in manifest["shards"]:
+        (out / shard["name"]).write_bytes(client.shard(job["id"], shard["name"]))
+    (out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
     Console(highlight=False).print(str(out))
 
 

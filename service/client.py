@@ -200,6 +200,18 @@ class Recovery:
         """Start an estimate of log Z of a checkpoint, as POST /jobs/calibrate; the job."""
         return self._create("/jobs/calibrate", {"model": model, **options})
 
+    def sample_in_bulk(self, model: str, num_images: int, **options: Any) -> Json:
+        """Start a job that draws many samples into storage, as POST /jobs/sample; the job."""
+        return self._json("POST", "/jobs/sample", json={"model": model, "num_images": num_images, **options})
+
+    def shards(self, job_id: str) -> Json:
+        """Manifest of a bulk sampling that has ended."""
+        return self._json("GET", f"/jobs/{_quoted(job_id)}/shards")
+
+    def shard(self, job_id: str, name: str) -> bytes:
+        """One of its files, .npy."""
+        return self._ask("GET", f"/jobs/{_quoted(job_id)}/shards/{_quoted(name)}").content
+
     def log_density(self, model: str, x: npt.ArrayLike | Sequence[Path], **options: Any) -> Json:
         """log densities of numbers (N, *event), or of image files or one .npy file, as POST /log-density.
 

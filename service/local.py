@@ -217,7 +217,7 @@ class LocalStack:
         # The trainer gets time to checkpoint and put its job back into the queue.
         trainer = [*celery, "-n", "trainer@%h", "-Q", "train", "-c", "1"]
         self._child("trainer", trainer, self.environment, grace_s=60)
-        sampler = [*celery, "-n", "sampler@%h", "-Q", "sample", "--pool", "threads", "-c", "4"]
+        sampler = [*celery, "-n", "sampler@%h", "-Q", "sample", "--pool", "threads", "-c", "256"]
         self._child("sampler", sampler, self.environment, grace_s=10)
 
     def _start_api(self) -> None:

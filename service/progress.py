@@ -61,6 +61,11 @@ def _draw(bar: Progress, task: TaskID, event: Event) -> None:
                 total=data.get("total_steps"),
                 detail=_detail(data),
             )
+        case "sampling":
+            detail = f"{data['images_per_second']:.1f} images/s"
+            bar.update(
+                task, description="sampling", completed=data["num_images"], total=data["total_images"], detail=detail
+            )
         case "calibration":
             detail = f"log Z {data['estimate']:.3f} ± {data['std_error']:.3f} nats"
             bar.update(

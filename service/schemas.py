@@ -123,6 +123,47 @@ class CalibrateRequest(_Request):
     device: Device = "auto"
 
 
+class BulkSampleRequest(_Request):
+    """Many samples of a checkpoint into storage, as shards. Sample i of a seed is the one that POST /sample gives."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"model": _MODEL_ID, "num_images": 50_000, "seed": 0}]})
+
+    model: str = Field(
+        max_length=64, description="Id of a model, or `id@step`; the newest checkpoint without", examples=[_MODEL_ID]
+    )
+    name: str | None = Field(None, min_length=1, max_length=100, description="For people", examples=["for FID"])
+    num_images: int = Field(ge=1, le=1_000_000, examples=[50_000])
+    shard_images: int = Field(1000, ge=1, le=10_000, description="Samples of a .npy file")
+    seed: Seed | None = Field(None, description="Drawn at random when absent; it is in the job's manifest")
+    steps: int | None = Field(
+        None, ge=0, le=1000, description="K, chain steps per level; the model's own when absent", examples=[10]
+    )
+    noise_scale: float | None = Field(
+        None, ge=0, le=2, description="Multiplies the chain's noise; the model's own when absent", examples=[1.0]
+    )
+    device: Device = "auto"
+
+
+class BulkShardBody(BaseModel):
+    """One file of a bulk sampling."""
+
+    name: str = Field(examples=["00000.npy"])
+    num_images: int
+
+
+class BulkManifestBody(BaseModel):
+    """What a bulk sampling made; images are uint8 pixels (N, C, H, W), vectors float32 (N, D)."""
+
+    model: str = Field(description="`id@step`", examples=[f"{_MODEL_ID}@4400"])
+    seed: int
+    num_images: int
+    event_shape: list[int]
+    num_steps: int | None = Field(description="K where the request named it")
+    noise_scale: float | None
+    gradient_evaluations: int = Field(description="Per sample")
+    shards: list[BulkShardBody]
+
+
 class ResumeRequest(_Request):
     """How a failed or cancelled job goes on."""
 
@@ -312,6 +353,9 @@ class SampleRequestBody(_Request):
         max_length=MAX_LEVELS,
         description="Noise levels whose intermediate samples are returned too, noisiest first in the answer",
         examples=[[15, 10, 5]],
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Of the network's arithmetic; bfloat16 is faster on some hardware and not exact"
     )
     scale: int = Field(1, ge=1, le=MAX_SCALE, description="Magnification of PNGs: pixels per pixel", examples=[4])
 

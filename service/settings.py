@@ -43,6 +43,8 @@ class ServiceSettings(Settings):
     """Pixels of one answer of POST /sample: images × levels shown × height × width × scale²."""
     sample_timeout_s: float = Field(default=120.0, gt=0)
     """How long POST /sample and POST /log-density wait for a sampler."""
+    max_queued_requests: int = Field(default=256, ge=1)
+    """Requests that no sampler has taken yet; with more, POST /sample and POST /log-density answer 429."""
 
     def body_limit_bytes(self, path: str) -> int:
         """How large a request to that path may be."""

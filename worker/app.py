@@ -1,10 +1,10 @@
 """The workers' Celery application and what each worker process runs beside its tasks.
 
     celery -A worker.app worker -Q train -c 1 -n trainer@%h
-    celery -A worker.app worker -Q sample --pool threads -c 4 -n sampler@%h
+    celery -A worker.app worker -Q sample --pool threads -c 256 -n sampler@%h
 
 Trainers use the prefork pool: its supervisor process can be killed without the main process. Samplers use threads,
-which share one set of loaded models.
+which share one engine and wait for it: as many as requests that may be under way.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from redis.exceptions import RedisError
 
 from worker import supervise
 from worker.broker import make_app, wake
+from worker.loads import own_queue
 from worker.logs import configure_logging
 from worker.messages import QUEUES, SAMPLE_QUEUE
 from worker.metrics import serve_metrics
@@ -27,7 +28,8 @@ from worker.reaper import Reaper
 from worker.records import RecordStore
 from worker.settings import Settings
 from worker.spool import remove_finished
-from worker.tasks import preload_sampler, register_tasks
+from worker.switchboard import Switchboard
+from worker.tasks import register_tasks, start_sampler, stop_sampler
 
 log = structlog.get_logger(__name__)
 
@@ -40,7 +42,8 @@ class Companions:
     """The threads of a worker's main process."""
 
     def __init__(self) -> None:
-        self._running: list[Presence | Reaper] = []
+        self._running: list[Presence | Reaper | Switchboard] = []
+        self._preparation: threading.Thread | None = None
 
     def start(self, name: str, kinds: list[str]) -> None:
         """Announce the worker, sweep, and serve metrics."""
@@ -56,10 +59,18 @@ class Companions:
         with contextlib.suppress(RedisError):
             remove_finished(store, settings.spool_dir)
 
+    def prepare_sampling(self, name: str) -> None:
+        """Load what sampling needs, which takes seconds, while the worker already takes requests."""
+        self._preparation = threading.Thread(target=lambda: self._running.append(start_sampler(name)), name="preload")
+        self._preparation.start()
+
     def stop(self) -> None:
         """Withdraw and stop."""
+        if self._preparation is not None:
+            self._preparation.join()
         while self._running:
             self._running.pop().stop()
+        stop_sampler()
 
 
 companions = Companions()
@@ -70,13 +81,19 @@ def _setup_logging(loglevel: int | str = "INFO", **_: Any) -> None:
     configure_logging(loglevel)
 
 
+@signals.celeryd_after_setup.connect
+def _on_setup(sender: str, **_: Any) -> None:
+    if SAMPLE_QUEUE in app.amqp.queues.consume_from:
+        app.amqp.queues.select_add(own_queue(sender))  # type: ignore[arg-type] # a name will do, whatever the stubs say
+
+
 @signals.worker_ready.connect
 def _on_ready(sender: Any, **_: Any) -> None:
     name = str(sender.hostname)
-    kinds = sorted(app.amqp.queues.consume_from)
+    kinds = sorted(queue for queue in app.amqp.queues.consume_from if queue != own_queue(name))
     companions.start(name, kinds)
     if SAMPLE_QUEUE in kinds:
-        threading.Thread(target=preload_sampler, name="preload", daemon=True).start()
+        companions.prepare_sampling(name)
     log.info("worker_ready", worker=name, queues=kinds)
 
 

@@ -79,9 +79,9 @@ def wake(app: Celery, kind: JobKind, job_id: str) -> None:
     _send(app, task, job_id, queue, job_id)
 
 
-def send_request(app: Celery, request: SamplerRequest) -> None:
+def send_request(app: Celery, request: SamplerRequest, queue: str = SAMPLE_QUEUE) -> None:
     """Hand a request to the samplers; dropped unread after its deadline. Raises kombu's OperationalError."""
-    _send(app, request.task, request.model_dump(mode="json"), SAMPLE_QUEUE, request.request_id)
+    _send(app, request.task, request.model_dump(mode="json"), queue, request.request_id)
 
 
 def _send(app: Celery, task: str, argument: object, queue: str, task_id: str) -> None:

@@ -49,7 +49,7 @@ def calibrate_checkpoint(
     from model import data, density
     from model.calibration import summarize
 
-    model = _load(attempt, model_id, step, device_of(record))
+    model = load_checkpoint(attempt, model_id, step, device_of(record))
     attempt.use_threads(model.config.network, tuple(model.event_shape), config.num_chains)
     # before the chains: a dataset that is gone should not cost an hour
     location = attempt.patiently(lambda: fetch_dataset(model.config.dataset, attempt.settings, attempt.artifacts))
@@ -80,10 +80,11 @@ def calibrate_checkpoint(
     return None
 
 
-def _load(attempt: Attempt, model_id: str, step: int, device: str) -> EnergyModel:
+def load_checkpoint(attempt: Attempt, model_id: str, step: int, device: str) -> EnergyModel:
+    """The model of a committed checkpoint. Raises ArtifactMissing, StorageUnavailable, ModelError."""
     from model.checkpoint import SAMPLING_FILES, load_model
 
-    directory = attempt.directory / "calibrate"
+    directory = attempt.directory / "checkpoint"
     try:
         attempt.patiently(lambda: attempt.artifacts.fetch_checkpoint(model_id, step, directory, names=SAMPLING_FILES))
         return load_model(directory, device)

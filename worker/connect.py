@@ -13,6 +13,8 @@ from worker.settings import Settings
 CONNECT_TIMEOUT_S = 2.0
 ANSWER_TIMEOUT_S = 5.0
 """Longer than messages.MAX_BLOCK_S, the longest blocking call."""
+MAX_CONNECTIONS = 4096
+"""Every request that waits for its reply holds one; redis-py's own default is 100."""
 RETRIES = 2
 """redis-py's own default of 10 makes one call to a dead server take a minute."""
 
@@ -23,6 +25,7 @@ def redis_client(settings: Settings) -> Redis:
         settings.redis_url,
         socket_connect_timeout=CONNECT_TIMEOUT_S,
         socket_timeout=ANSWER_TIMEOUT_S,
+        max_connections=MAX_CONNECTIONS,
         retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), RETRIES),
     )
 
@@ -33,5 +36,6 @@ def async_redis_client(settings: Settings) -> AsyncRedis:
         settings.redis_url,
         socket_connect_timeout=CONNECT_TIMEOUT_S,
         socket_timeout=ANSWER_TIMEOUT_S,
+        max_connections=MAX_CONNECTIONS,
         retry=AsyncRetry(ExponentialBackoff(cap=0.5, base=0.05), RETRIES),
     )

@@ -105,7 +105,8 @@ class JobRecord(BaseModel):
     name: str | None = None
     spec: dict[str, Any]
     """For `train`: {"config": a TrainConfig as a dict, "device": "cpu" | "cuda" | "auto"}; for `calibrate`: {"config":
-    a CalibrationConfig as a dict, "step": the checkpoint's, "device": as above}."""
+    a CalibrationConfig as a dict, "step": the checkpoint's, "device": as above}; for `sample`: the fields of
+    `worker.bulk.Plan` but the model's id, and "device"."""
     model_id: str | None = Field(default=None, pattern=ULID_PATTERN)
     """The model a training makes (given with the job), or the one a job works on."""
     created_at: datetime
@@ -139,7 +140,8 @@ class JobEvent(BaseModel):
 
     id: str
     type: str
-    """status, started, step, sample, checkpoint, rollback, calibration (a round), calibrated, or a notice."""
+    """status, started, step, sample, checkpoint, rollback, calibration (a round), calibrated, sampling, shard, or a
+    notice."""
     at: datetime
     data: dict[str, Any]
 

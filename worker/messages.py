@@ -26,6 +26,7 @@ from worker.jobs import JobKind
 
 TRAIN_TASK = "worker.tasks.train"
 CALIBRATE_TASK = "worker.tasks.calibrate"
+BULK_TASK = "worker.tasks.bulk"
 SAMPLE_TASK = "worker.tasks.sample"
 DENSITY_TASK = "worker.tasks.density"
 DENSITY_MAP_TASK = "worker.tasks.density_map"
@@ -34,6 +35,7 @@ SAMPLE_QUEUE = "sample"
 QUEUES: dict[JobKind, tuple[str, str]] = {
     JobKind.train: (TRAIN_QUEUE, TRAIN_TASK),
     JobKind.calibrate: (TRAIN_QUEUE, CALIBRATE_TASK),
+    JobKind.sample: (TRAIN_QUEUE, BULK_TASK),
 }
 """Queue and task of every kind of job."""
 
@@ -50,8 +52,15 @@ ReplyError = Literal[
     "bad_request",
     "deadline_passed",
     "storage_unavailable",
+    "busy",
+    "cancelled",
+    "stopped",
     "internal",
 ]
+
+
+Precision = Literal["float32", "bfloat16"]
+"""Of the network's arithmetic; everything else is float32."""
 
 
 class ReplyTimeout(TimeoutError):
@@ -93,6 +102,9 @@ class SampleRequest(SamplerRequest):
     noise_scale: float | None = Field(default=None, ge=0, le=2)
     levels: tuple[int, ...] = ()
     """Levels whose x_t is returned too."""
+    precision: Precision = "float32"
+    stream: bool = False
+    """Send a reply for each of the levels as it is reached, before the one with the samples."""
 
 
 class DensityRequest(SamplerRequest):
@@ -132,6 +144,8 @@ class SamplerReply(BaseModel):
     error: ReplyError | None = None
     detail: str | None = None
     """What was wrong and what to do, in words."""
+    retry_after_s: float | None = None
+    """With `busy`: when there will be room, by the measured rate."""
     model_id: str
     step: int | None = None
     """The checkpoint that was used."""
@@ -140,10 +154,19 @@ class SamplerReply(BaseModel):
     timings: Timings = Timings()
 
     @classmethod
-    def failed(cls, request: SamplerRequest, error: ReplyError, detail: str, timings: Timings | None = None) -> Self:
+    def failed(
+        cls,
+        request: SamplerRequest,
+        error: ReplyError,
+        detail: str,
+        timings: Timings | None = None,
+        *,
+        retry_after_s: float | None = None,
+    ) -> Self:
         """A reply that says in words why there is nothing else."""
         shared = request.model_dump(include={"request_id", "model_id", "step", "seed"})
-        return cls(ok=False, error=error, detail=detail, timings=timings or Timings(), **shared)
+        timings = timings or Timings()
+        return cls(ok=False, error=error, detail=detail, timings=timings, retry_after_s=retry_after_s, **shared)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What travels beside the header, by name."""
@@ -178,6 +201,10 @@ class SampleReply(SamplerReply):
     """Samples."""
 
     seed: int
+    precision: Precision = "float32"
+    """Of the network that drew them."""
+    level_reached: int | None = None
+    """Of a stream: this is no end, but x_t of this level, alone in `levels`."""
     x: FloatArray | None = Field(default=None, exclude=True, repr=False)
     """(N, *event), images in [−1, 1]."""
     levels: dict[int, FloatArray] = Field(default_factory=dict, exclude=True, repr=False)
@@ -185,7 +212,8 @@ class SampleReply(SamplerReply):
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """`x`, and the levels under their numbers."""
-        arrays = {} if self.x is None else {"x": self.x, **{str(t): x for t, x in self.levels.items()}}
+        arrays = {} if self.x is None else {"x": self.x}
+        arrays |= {str(level): x for level, x in self.levels.items()}
         return {name: array.astype(np.float32, copy=False) for name, array in arrays.items()}
 
     @classmethod
@@ -246,6 +274,11 @@ def input_key(request_id: str) -> str:
     return f"input:{request_id}"
 
 
+def cancel_key(request_id: str) -> str:
+    """Where the service says that the client of a request has left."""
+    return f"cancel:{request_id}"
+
+
 class ReplyChannel:
     """The way back of one request: a Redis list that lives for `ttl_s` seconds."""
 
@@ -261,7 +294,7 @@ class ReplyChannel:
         pipeline.execute()
 
     async def wait(self, redis: AsyncRedis, kind: type[R], timeout_s: float) -> R:
-        """The reply, of that kind (service's side). Raises ReplyTimeout after `timeout_s`."""
+        """The next reply, of that kind (service's side). Raises ReplyTimeout after `timeout_s`."""
         give_up_at = time.monotonic() + timeout_s
         while (remaining_s := give_up_at - time.monotonic()) > 0:
             # A timeout of 0 would block for ever.

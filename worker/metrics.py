@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 
@@ -14,6 +15,9 @@ from worker.jobs import JobRecord, JobStatus
 from worker.messages import DensityReply, SampleReply, SamplerReply
 from worker.records import RecordStore
 from worker.settings import Settings
+
+if TYPE_CHECKING:
+    from worker.engine import EngineLoad
 
 log = structlog.get_logger(__name__)
 
@@ -38,6 +42,23 @@ def observe_reply(reply: SamplerReply) -> None:
         _SCORED.inc(len(reply.log_density))
     for part in ("queue", "load", "compute"):
         _TIMES.labels(kind=kind, part=part).observe(getattr(reply.timings, f"{part}_s"))
+
+
+class EngineCollector(Collector):
+    """The sampling engine of this worker. rows/evaluations is how full its batches are."""
+
+    def __init__(self, load_fn: Callable[[], EngineLoad]) -> None:
+        self._load_fn = load_fn
+
+    def collect(self) -> Iterator[Metric]:
+        """Called by prometheus-client."""
+        load = self._load_fn()
+        yield CounterMetricFamily("recovery_engine_evaluations", "Batches evaluated", value=load.num_evaluations)
+        yield CounterMetricFamily("recovery_engine_rows", "Chains evaluated in them", value=load.num_row_evaluations)
+        yield GaugeMetricFamily("recovery_engine_chains", "Chains that run", value=load.num_chains)
+        yield GaugeMetricFamily("recovery_engine_waiting", "Chains that wait for a row", value=load.num_waiting)
+        yield GaugeMetricFamily("recovery_engine_backlog_seconds", "Time to do all of it", value=load.backlog_s)
+        yield GaugeMetricFamily("recovery_engine_models", "Models loaded", value=len(load.models))
 
 
 class TrainingCollector(Collector):

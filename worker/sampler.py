@@ -1,6 +1,6 @@
-"""Answers requests for samples and densities: fetches the checkpoint, keeps loaded models, runs one at a time.
+"""Answers requests for samples and densities: fetches checkpoints, hands the work to the engine and waits.
 
-The continuous-batching engine takes the place of `Sampler._sample` later; requests and replies stay as they are.
+Many threads do so at once, and share the engine's batches. Whatever goes wrong is said in the reply.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import os
 import shutil
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import structlog
 
-from model.errors import CalibrationError, CheckpointError, ModelError, ShapeError
+from model.errors import CalibrationError, CheckpointError, ModelError
 from worker.artifacts import ArtifactDamaged, ArtifactMissing, Artifacts, StorageUnavailable
 from worker.messages import (
     DensityMapReply,
@@ -26,6 +26,7 @@ from worker.messages import (
     DensityReply,
     DensityRequest,
     FloatArray,
+    Precision,
     R,
     ReplyError,
     SampleReply,
@@ -39,11 +40,12 @@ if TYPE_CHECKING:
     from model.calibration import Calibration
     from model.data import Dataset
     from model.energy_model import EnergyModel
+    from worker.engine import Engine, EngineLoad
+    from worker.tickets import AnyTicket, WorkFn
 
 log = structlog.get_logger(__name__)
 
-_MAP_POINTS = 4000
-"""Training events drawn beside a density."""
+T = TypeVar("T")
 
 
 class RequestRefused(Exception):
@@ -55,46 +57,45 @@ class RequestRefused(Exception):
         self.detail = detail
 
 
-class ModelCache:
-    """The models used last, in memory, by (model, step)."""
+class ModelKey(NamedTuple):
+    """What the engine knows a model by."""
 
-    def __init__(self, artifacts: Artifacts, directory: Path, capacity: int, device: str) -> None:
+    model_id: str
+    step: int
+    precision: Precision = "float32"
+
+
+class Checkpoints:
+    """Models from storage."""
+
+    def __init__(self, artifacts: Artifacts, directory: Path, device: str) -> None:
         self._artifacts = artifacts
         self._directory = directory
-        self._capacity = capacity
         self._device = device
-        self._models: OrderedDict[tuple[str, int], EnergyModel] = OrderedDict()
-        self._lock = threading.Lock()
 
-    def get(self, model_id: str, step: int | None) -> tuple[EnergyModel, int]:
-        """The model and the step it is of; None is the newest. Raises RequestRefused."""
-        with self._lock:  # one load at a time: the second request for a model finds it loaded
-            step = self._newest(model_id) if step is None else step
-            key = (model_id, step)
-            if key not in self._models:
-                self._models[key] = self._load(model_id, step)
-            self._models.move_to_end(key)
-            while len(self._models) > self._capacity:
-                self._models.popitem(last=False)
-            return self._models[key], step
-
-    def _newest(self, model_id: str) -> int:
-        step = self._artifacts.newest_step(model_id)
+    def key(self, request: SamplerRequest) -> ModelKey:
+        """Which checkpoint is meant, in which precision. Raises RequestRefused."""
+        step = self._artifacts.newest_step(request.model_id) if request.step is None else request.step
         if step is None:
-            raise self._absent(model_id, None)
-        return step
+            raise self._absent(request.model_id, None)
+        precision = request.precision if isinstance(request, SampleRequest) else "float32"
+        return ModelKey(request.model_id, step, precision)
 
-    def _load(self, model_id: str, step: int) -> EnergyModel:
+    def load(self, key: ModelKey) -> EnergyModel:
+        """Raises RequestRefused, CheckpointError, ArtifactDamaged, StorageUnavailable."""
         from model.checkpoint import SAMPLING_FILES, load_model
 
-        directory = self._directory / f"{model_id}-{step}"
+        directory = self._directory / f"{key.model_id}-{key.step}-{os.getpid()}"  # samplers may share the folder
         try:
-            self._artifacts.fetch_checkpoint(model_id, step, directory, names=SAMPLING_FILES)
-            return load_model(directory, self._device)
+            self._artifacts.fetch_checkpoint(key.model_id, key.step, directory, names=SAMPLING_FILES)
+            model = load_model(directory, self._device)
         except ArtifactMissing:
-            raise self._absent(model_id, step) from None
+            raise self._absent(key.model_id, key.step) from None
         finally:
             shutil.rmtree(directory, ignore_errors=True)
+        if key.precision == "bfloat16":
+            model.lower_precision()
+        return model
 
     def _absent(self, model_id: str, step: int | None) -> RequestRefused:
         try:
@@ -107,8 +108,24 @@ class ModelCache:
         return RequestRefused("no_checkpoint", f"model {model_id} has no checkpoint {step}; it has {steps or 'none'}")
 
 
+class Progress:
+    """What one request has waited for and used so far."""
+
+    def __init__(self, request: SamplerRequest) -> None:
+        self.queue_s = max(0.0, time.time() - request.sent_at)
+        self.load_s = 0.0
+        self.ticket: AnyTicket | None = None
+
+    def timings(self) -> Timings:
+        """Seconds in queues, in loading, and from the first evaluation to the last."""
+        if self.ticket is None:
+            return Timings(queue_s=self.queue_s, load_s=self.load_s)
+        queue_s = self.queue_s + self.ticket.queue_s
+        return Timings(queue_s=queue_s, load_s=self.load_s, compute_s=self.ticket.compute_s)
+
+
 class Sampler:
-    """Turns requests into replies; safe to call from many threads. Whatever goes wrong is said in the reply."""
+    """Turns requests into replies; safe to call from many threads."""
 
     def __init__(
         self,
@@ -118,99 +135,187 @@ class Sampler:
         cached_models: int,
         device: str | None = None,
         load_dataset_fn: Callable[[str], Dataset],
+        max_bytes: float = float("inf"),
+        max_rows: int | None = None,
+        queue_s: float = float("inf"),
     ) -> None:
-        self._artifacts = artifacts
-        self._cache = ModelCache(artifacts, directory, cached_models, device or _best_device())
-        self._load_dataset_fn = load_dataset_fn
-        self._computing = threading.Lock()
+        from worker.engine import Engine
 
-    def draw(self, request: SampleRequest) -> SampleReply:
-        """Samples."""
-        return self._answer(SampleReply, request, lambda model, step: _sample(request, model, step))
+        self._artifacts = artifacts
+        self._checkpoints = Checkpoints(artifacts, directory, device or _best_device())
+        self._load_dataset_fn = load_dataset_fn
+        self._engine: Engine = Engine(
+            self._checkpoints.load,
+            max_models=cached_models,
+            max_bytes=max_bytes,
+            max_rows=max_rows,
+            queue_s=queue_s,
+        )
+        self._engine.start()
+        self._open: dict[str, AnyTicket] = {}
+        self._lock = threading.Lock()
+
+    def stop(self) -> None:
+        """End the engine; whoever waits is told."""
+        self._engine.stop()
+
+    def load(self) -> EngineLoad:
+        """How busy it is."""
+        return self._engine.load()
+
+    def open_requests(self) -> list[str]:
+        """Ids of the requests that the engine works on."""
+        with self._lock:
+            return list(self._open)
+
+    def cancel(self, request_id: str) -> None:
+        """Free what the request holds, at the engine's next step."""
+        with self._lock:
+            ticket = self._open.get(request_id)
+        if ticket is not None:
+            self._engine.cancel(ticket)
+
+    def draw(self, request: SampleRequest, level_fn: Callable[[SampleReply], None] | None = None) -> SampleReply:
+        """Samples; `level_fn` hears of every level of `request.levels` as it is reached."""
+        from worker.tickets import DrawOrder
+
+        def compute(key: ModelKey, progress: Progress) -> SampleReply:
+            order = DrawOrder(
+                num_images=request.num_images,
+                seed=request.seed,
+                num_steps=request.num_steps,
+                noise_scale=request.noise_scale,
+                levels=request.levels,
+            )
+            ticket = self._engine.draw(key, order, deadline=request.deadline)
+            with self._following(request, progress, ticket):
+                for reached in ticket.levels_reached():
+                    if level_fn is not None:
+                        level_fn(_level_reply(request, key, reached.level, reached.x))
+                samples = ticket.future.result()
+            return SampleReply(
+                request_id=request.request_id,
+                ok=True,
+                model_id=key.model_id,
+                step=key.step,
+                seed=request.seed,
+                precision=key.precision,
+                gradient_evaluations=samples.gradient_evaluations,
+                x=samples.x.numpy(),
+                levels={level: x.numpy() for level, x in samples.levels.items()},
+            )
+
+        return self._answer(SampleReply, request, compute)
 
     def score(self, request: DensityRequest, packed: bytes | None) -> DensityReply:
         """log densities of the array `packed` (.npy), which is None when it has expired."""
 
-        def compute(model: EnergyModel, step: int) -> DensityReply:
-            return _score(request, model, self._calibration(request.model_id, step), _unpacked(packed))
+        def compute(key: ModelKey, progress: Progress) -> DensityReply:
+            from worker.densities import score_data
+
+            calibration, x = self._calibration(key), _unpacked(packed)
+            return self._worked(request, key, progress, lambda model: score_data(request, model, calibration, x))
 
         return self._answer(DensityReply, request, compute)
 
     def draw_map(self, request: DensityMapRequest) -> DensityMapReply:
         """A picture of the density."""
 
-        def compute(model: EnergyModel, step: int) -> DensityMapReply:
-            return _draw_map(request, model, self._calibration(request.model_id, step), self._load_dataset_fn)
+        def compute(key: ModelKey, progress: Progress) -> DensityMapReply:
+            from worker import densities
+            from worker.pictures import density_map, map_grid
+
+            calibration = self._calibration(key)
+            config = self._worked(request, key, progress, densities.planar_config)
+            points = densities.training_points(self._load_dataset_fn(config.dataset))
+            columns, rows, grid = map_grid(points)
+            values = self._worked(request, key, progress, lambda model: densities.map_values(model, grid, calibration))
+            png = density_map(columns, rows, values, points, densities.map_title(calibration))
+            return DensityMapReply(
+                request_id=request.request_id, ok=True, model_id=key.model_id, step=key.step, png=png
+            )
 
         return self._answer(DensityMapReply, request, compute)
 
-    def _answer(self, kind: type[R], request: SamplerRequest, compute_fn: Callable[[EnergyModel, int], R]) -> R:
-        received_at = time.time()
-        timings = Timings(queue_s=max(0.0, received_at - request.sent_at))
+    def _worked(self, request: SamplerRequest, key: ModelKey, progress: Progress, work_fn: WorkFn[T]) -> T:
+        ticket = self._engine.work(key, work_fn, deadline=request.deadline)
+        with self._following(request, progress, ticket):
+            return ticket.future.result()
+
+    @contextmanager
+    def _following(self, request: SamplerRequest, progress: Progress, ticket: AnyTicket) -> Iterator[None]:
+        """While the engine has it, it can be cancelled by its id."""
+        progress.ticket = ticket
+        with self._lock:
+            self._open[request.request_id] = ticket
         try:
-            return self._computed(request, compute_fn, timings)
-        except RequestRefused as refusal:
-            return kind.failed(request, refusal.error, refusal.detail, timings)
-        except StorageUnavailable as error:
-            return kind.failed(request, "storage_unavailable", str(error), timings)
-        except (CheckpointError, CalibrationError, ArtifactDamaged) as error:
-            return kind.failed(request, "internal", f"the checkpoint cannot be used: {error}", timings)
-        except (ModelError, ValueError) as error:
-            return kind.failed(request, "bad_request", str(error), timings)
-        except Exception:
-            log.exception("request_failed", request_id=request.request_id)
-            return kind.failed(request, "internal", "the sampler failed; its log says why", timings)
+            yield
+        except BaseException:
+            self._engine.cancel(ticket)  # without effect on one that has ended
+            raise
+        finally:
+            with self._lock:
+                del self._open[request.request_id]
 
-    def _computed(self, request: SamplerRequest, compute_fn: Callable[[EnergyModel, int], R], timings: Timings) -> R:
-        _require_time(request)
-        started_at = time.perf_counter()
-        model, step = self._cache.get(request.model_id, request.step)
-        loaded_at = time.perf_counter()
-        with self._computing:  # two at once would only share the same cores
+    def _answer(self, kind: type[R], request: SamplerRequest, compute_fn: Callable[[ModelKey, Progress], R]) -> R:
+        progress = Progress(request)
+        try:
             _require_time(request)
-            begun_at = time.perf_counter()
-            reply = compute_fn(model, step)
-        return reply.model_copy(
-            update={
-                "timings": Timings(
-                    queue_s=timings.queue_s + begun_at - loaded_at,
-                    load_s=loaded_at - started_at,
-                    compute_s=time.perf_counter() - begun_at,
-                )
-            }
-        )
+            began_at = time.perf_counter()
+            key = self._checkpoints.key(request)
+            reply = compute_fn(key, progress)
+            waited_s = time.perf_counter() - began_at
+            timings = progress.timings()
+            load_s = max(0.0, waited_s - (timings.queue_s - progress.queue_s) - timings.compute_s)
+            return reply.model_copy(update={"timings": timings.model_copy(update={"load_s": load_s})})
+        except Exception as error:
+            return _failure(kind, request, error, progress.timings())
 
-    def _calibration(self, model_id: str, step: int) -> Calibration:
+    def _calibration(self, key: ModelKey) -> Calibration:
         """Read anew for every request: another calibration may have taken its place. Raises RequestRefused."""
         from model.calibration import Calibration
 
         try:
-            return Calibration.from_dict(self._artifacts.get_calibration(model_id, step))
+            return Calibration.from_dict(self._artifacts.get_calibration(key.model_id, key.step))
         except ArtifactMissing:
-            raise RequestRefused("not_calibrated", not_calibrated(model_id, step)) from None
+            raise RequestRefused("not_calibrated", not_calibrated(key.model_id, key.step)) from None
 
 
-def _sample(request: SampleRequest, model: EnergyModel, step: int) -> SampleReply:
-    from model.sampling import sample
+def _failure(kind: type[R], request: SamplerRequest, error: Exception, timings: Timings) -> R:
+    """Every error in words; one that nobody foresaw is logged and gives nothing away."""
+    from worker.tickets import Cancelled, DeadlinePassed, EngineBusy, EngineStopped
 
-    _use_threads(model, request.num_images)
-    samples = sample(
-        model,
-        request.num_images,
-        seed=request.seed,
-        num_steps=request.num_steps,
-        noise_scale=request.noise_scale,
-        levels=request.levels,
-    )
+    match error:
+        case RequestRefused():
+            return kind.failed(request, error.error, error.detail, timings)
+        case EngineBusy():
+            return kind.failed(request, "busy", str(error), timings, retry_after_s=error.retry_after_s)
+        case DeadlinePassed():
+            return kind.failed(request, "deadline_passed", str(error), timings)
+        case Cancelled():
+            return kind.failed(request, "cancelled", str(error), timings)
+        case EngineStopped():
+            return kind.failed(request, "stopped", str(error), timings)
+        case StorageUnavailable():
+            return kind.failed(request, "storage_unavailable", str(error), timings)
+        case CheckpointError() | CalibrationError() | ArtifactDamaged():
+            return kind.failed(request, "internal", f"the checkpoint cannot be used: {error}", timings)
+        case ModelError() | ValueError():
+            return kind.failed(request, "bad_request", str(error), timings)
+        case _:
+            log.error("request_failed", request_id=request.request_id, exc_info=error)
+            return kind.failed(request, "internal", "the sampler failed; its log says why", timings)
+
+
+def _level_reply(request: SampleRequest, key: ModelKey, level: int, x: FloatArray) -> SampleReply:
     return SampleReply(
         request_id=request.request_id,
         ok=True,
-        model_id=request.model_id,
-        step=step,
+        model_id=key.model_id,
+        step=key.step,
         seed=request.seed,
-        gradient_evaluations=samples.gradient_evaluations,
-        x=samples.x.cpu().numpy(),
-        levels={level: x.cpu().numpy() for level, x in samples.levels.items()},
+        level_reached=level,
+        levels={level: x},
     )
 
 
@@ -220,81 +325,6 @@ def _unpacked(packed: bytes | None) -> FloatArray:
         raise RequestRefused("deadline_passed", "the samplers are too busy: the request's data had expired")
     array: FloatArray = np.load(io.BytesIO(packed), allow_pickle=False)
     return array
-
-
-def _score(request: DensityRequest, model: EnergyModel, calibration: Calibration, x: FloatArray) -> DensityReply:
-    """Raises ShapeError."""
-    import torch
-
-    from model import density
-
-    if x.shape[1:] != tuple(model.event_shape):
-        raise ShapeError(f"the data have shape {x.shape}; expected (N, {', '.join(map(str, model.event_shape))})")
-    _use_threads(model, len(x))
-    x_data = torch.from_numpy(x)
-    energy = density.data_energy(model, x_data)
-    values = {"energy": energy, "log_density": density.normalized(model, energy, calibration.log_z.estimate)}
-    if calibration.bin_width is not None:
-        dim = torch.Size(model.event_shape).numel()
-        values["bits_per_dim"] = density.bits_per_dim(values["log_density"], dim, calibration.bin_width)
-    if request.num_paths:
-        with model.frozen():
-            paths = density.path_log_density(model, x_data, seed=request.seed, num_paths=request.num_paths)
-        values |= {"path_log_density": paths.log_density, "path_spread": paths.spread}
-    arrays: dict[str, Any] = {name: value.double().cpu().numpy() for name, value in values.items()}
-    return DensityReply(
-        request_id=request.request_id,
-        ok=True,
-        model_id=request.model_id,
-        step=calibration.step,
-        seed=request.seed,
-        gradient_evaluations=request.num_paths * (model.num_levels - 1),
-        calibration=calibration.to_dict(),
-        **arrays,
-    )
-
-
-def _draw_map(
-    request: DensityMapRequest,
-    model: EnergyModel,
-    calibration: Calibration,
-    load_dataset_fn: Callable[[str], Dataset],
-) -> DensityMapReply:
-    """Raises ShapeError, DataError."""
-    import torch
-
-    from model import density
-    from worker.pictures import density_map, map_grid
-
-    if tuple(model.event_shape) != (2,):
-        raise ShapeError(
-            f"the model's events have shape {tuple(model.event_shape)}; a density can be drawn of vectors of two "
-            "numbers only. POST /log-density scores others"
-        )
-    dataset = load_dataset_fn(model.config.dataset)
-    points = (dataset.train[:_MAP_POINTS] * dataset.std + dataset.mean).numpy()
-    columns, rows, grid = map_grid(points)
-    _use_threads(model, len(grid))
-    values = density.log_density(model, torch.from_numpy(grid), calibration.log_z.estimate)
-    png = density_map(columns, rows, values.cpu().numpy(), points, _map_title(calibration))
-    return DensityMapReply(
-        request_id=request.request_id, ok=True, model_id=request.model_id, step=calibration.step, png=png
-    )
-
-
-def _map_title(calibration: Calibration) -> str:
-    log_z = calibration.log_z
-    return f"log Z = {log_z.estimate:.3f} ± {log_z.std_error:.3f} nats (sides {log_z.lower:.3f} … {log_z.upper:.3f})"
-
-
-def _use_threads(model: EnergyModel, batch_size: int) -> None:
-    """In this pool thread, as many as the batch can keep busy."""
-    import torch
-
-    from model.networks import useful_threads
-
-    useful = useful_threads(model.config.network, tuple(model.event_shape), batch_size)
-    torch.set_num_threads(min(len(os.sched_getaffinity(0)), useful))
 
 
 def _require_time(request: SamplerRequest) -> None:

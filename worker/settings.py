@@ -72,6 +72,12 @@ class Settings(BaseSettings):
     dataset_max_columns: int = Field(default=ReadLimits.max_columns, ge=1)
     cached_models: int = Field(default=4, ge=1)
     """Models a sampler keeps in memory."""
+    cached_model_bytes: int = Field(default=4 * 2**30, ge=1)
+    """The same in bytes of weights; whichever is less."""
+    sampler_rows: int | None = Field(default=None, ge=1, le=65_536)
+    """Chains of a sampler's batch; None measures, per model, where a larger batch stops paying or fitting."""
+    sampler_queue_s: float = Field(default=60.0, gt=0)
+    """A sampler whose accepted work takes longer than this, at its measured rate, refuses more (429)."""
     worker_metrics_port: int | None = Field(default=None, ge=1, le=65535)
     """Where a worker serves its Prometheus series; None serves none."""
     worker_metrics_host: str = "127.0.0.1"

@@ -39,7 +39,7 @@ shutdown_flag: Any = RawValue(ctypes.c_bool, False)
 """Set by the worker's main process when it is told to stop; shared with the pool processes it forks."""
 
 
-MODULES = {JobKind.train: "worker.train", JobKind.calibrate: "worker.calibrate"}
+MODULES = {JobKind.train: "worker.train", JobKind.calibrate: "worker.calibrate", JobKind.sample: "worker.bulk"}
 """What runs a job of each kind, as a subprocess."""
 
 

@@ -14,22 +14,25 @@ from pydantic import ValidationError
 from worker.broker import wake
 from worker.datasets import fetch_dataset
 from worker.messages import (
+    BULK_TASK,
     CALIBRATE_TASK,
     TRAIN_TASK,
     DensityMapRequest,
     DensityReply,
     DensityRequest,
     ReplyChannel,
+    SampleReply,
     SampleRequest,
     SamplerReply,
     SamplerRequest,
     input_key,
 )
-from worker.metrics import observe_reply
+from worker.metrics import REGISTRY, EngineCollector, observe_reply
 from worker.records import RecordStore
 from worker.sampler import Sampler
 from worker.settings import Settings
 from worker.supervise import Supervisor
+from worker.switchboard import Switchboard
 
 if TYPE_CHECKING:
     from model.data import Dataset
@@ -57,6 +60,9 @@ def _sampler() -> Sampler:
         settings.spool_dir / "models",
         cached_models=settings.cached_models,
         load_dataset_fn=_load_dataset,
+        max_bytes=settings.cached_model_bytes,
+        max_rows=settings.sampler_rows,
+        queue_s=settings.sampler_queue_s,
     )
 
 
@@ -69,7 +75,7 @@ def _load_dataset(name: str) -> Dataset:
 
 def register_tasks(app: Celery) -> None:
     """Add the tasks to an application."""
-    for name in (TRAIN_TASK, CALIBRATE_TASK):
+    for name in (TRAIN_TASK, CALIBRATE_TASK, BULK_TASK):
         app.task(name=name, bind=True, max_retries=0)(run_next)
     # Nobody waits any more for a request that was lost with its sampler: no second delivery.
     for request, answer in ((SampleRequest, sample), (DensityRequest, density), (DensityMapRequest, density_map)):
@@ -86,7 +92,12 @@ def run_next(task: Task[Any, Any], job_id: str) -> None:
 
 def sample(message: dict[str, Any]) -> None:
     """Answer a sample request, unless nobody waits for it any more."""
-    _answer(message, SampleRequest, lambda request: _sampler().draw(request))
+
+    def draw(request: SampleRequest) -> SampleReply:
+        channel, redis = ReplyChannel(request.request_id), _store().redis
+        return _sampler().draw(request, (lambda reply: channel.push(redis, reply)) if request.stream else None)
+
+    _answer(message, SampleRequest, draw)
 
 
 def density(message: dict[str, Any]) -> None:
@@ -119,12 +130,22 @@ def _answer(message: dict[str, Any], kind: type[Q], answer_fn: Callable[[Q], Sam
         outcome=reply.error or "ok",
         **reply.timings.model_dump(),
     )
-    ReplyChannel(request.request_id).push(_store().redis, reply)
+    if reply.error != "cancelled":  # then nobody waits
+        ReplyChannel(request.request_id).push(_store().redis, reply)
 
 
-def preload_sampler() -> None:
-    """Import torch and the model code before the first request asks for it."""
+def start_sampler(name: str) -> Switchboard:
+    """Import torch and start the engine before the first request asks for it."""
     import model.checkpoint
-    import model.sampling  # noqa: F401
+    import model.density  # noqa: F401
 
-    _sampler()
+    REGISTRY.register(EngineCollector(_sampler().load))
+    switchboard = Switchboard(_store().redis, _sampler(), name)
+    switchboard.start()
+    return switchboard
+
+
+def stop_sampler() -> None:
+    """End the engine, if it was started."""
+    if _sampler.cache_info().currsize:
+        _sampler().stop()

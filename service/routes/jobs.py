@@ -21,7 +21,16 @@ from service.idempotency import IdempotencyKeyDependency
 from service.limits import JobSlot
 from service.preference import PreferredWait, WaitDependency
 from service.routes.models import checkpoint_step, describe, parse_model
-from service.schemas import CalibrateRequest, EventBody, JobBody, JobPageBody, ResumeRequest, TrainRequest
+from service.schemas import (
+    BulkSampleRequest,
+    CalibrateRequest,
+    EventBody,
+    JobBody,
+    JobPageBody,
+    ResumeRequest,
+    TrainRequest,
+    random_seed,
+)
 from service.stores import Stores, StoresDependency
 from worker.broker import wake
 from worker.events import follow_events
@@ -100,6 +109,37 @@ async def calibrate(
             stores,
             request,
             lambda job_id: _create(stores, job_id, JobKind.calibrate, spec, request.name, model_id),
+        )
+
+    return await _answer(stores, response, await run_in_threadpool(submit), wait)
+
+
+@router.post(
+    "/sample",
+    operation_id="sample_in_bulk",
+    status_code=202,
+    summary="Draw many samples into storage",
+    responses={**_ENDED_ALREADY, **documented(404, 409)},
+    dependencies=[JobSlot],
+)
+async def sample_in_bulk(
+    request: BulkSampleRequest,
+    response: Response,
+    stores: StoresDependency,
+    key: IdempotencyKeyDependency,
+    wait: WaitDependency,
+) -> JobBody:
+    """Shards of .npy, drawn by a trainer; GET /jobs/{id}/shards lists them when all are there."""
+
+    def submit() -> JobRecord:
+        model_id, wanted = parse_model(request.model)
+        describe(stores, model_id)
+        step = checkpoint_step(stores, model_id, wanted)
+        seed = random_seed() if request.seed is None else request.seed
+        spec = request.model_dump(include={"num_images", "shard_images", "noise_scale", "device"})
+        spec |= {"step": step, "seed": seed, "num_steps": request.steps}
+        return key.create(
+            stores, request, lambda job_id: _create(stores, job_id, JobKind.sample, spec, request.name, model_id)
         )
 
     return await _answer(stores, response, await run_in_threadpool(submit), wait)

@@ -80,7 +80,7 @@ class Scoring:
                 **REPLY_HEADERS,
             },
         },
-        **documented(404, 409, 415, 504),
+        **documented(404, 409, 415, 429, 504),
     },
     openapi_extra={
         "requestBody": {
@@ -102,7 +102,7 @@ async def log_density(request: Request, stores: StoresDependency) -> Response:
             scoring = await run_in_threadpool(_from_form, stores, form, files)
     else:
         raise Problem(415, "unsupported-media-type", f"the body is {content_type}; send {JSON} or {MULTIPART}")
-    reply = await _ask(stores, scoring)
+    reply = await _ask(stores, request, scoring)
     return await run_in_threadpool(_answer, reply, scoring.request.num_paths)
 
 
@@ -157,13 +157,13 @@ def _scoring(stores: Stores, options: LogDensityOptions, model_id: str, step: in
     return Scoring(request=request, x=x)
 
 
-async def _ask(stores: Stores, scoring: Scoring) -> DensityReply:
+async def _ask(stores: Stores, connection: Request, scoring: Scoring) -> DensityReply:
     """The array goes ahead of its request, and does not stay. Raises Problem."""
     key = input_key(scoring.request.request_id)
     lifetime_ms = int(1000 * (stores.settings.sample_timeout_s + _INPUT_MARGIN_S))
     await stores.redis.set(key, to_npy(scoring.x), px=lifetime_ms)
     try:
-        return await ask(stores, scoring.request, DensityReply, "send fewer items or paths")
+        return await ask(stores, connection, scoring.request, DensityReply, "send fewer items or paths")
     finally:
         await stores.redis.unlink(key)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from service.errors import Problem, documented, field_problem
@@ -42,17 +42,18 @@ def get_model(model_id: ModelId, stores: StoresDependency) -> ModelBody:
     response_class=Response,
     responses={
         200: {"content": {"image/png": {}}, "description": "A PNG", "headers": REPLY_HEADERS},
-        **documented(404, 409, 504),
+        **documented(404, 409, 429, 504),
     },
 )
 async def get_model_density(
     model_id: ModelId,
     stores: StoresDependency,
+    connection: Request,
     step: Annotated[int | None, Query(ge=0, description="Of the checkpoint; the newest when absent")] = None,
 ) -> Response:
     """log density of a calibrated checkpoint over the frame of the data, in the data's units, and the data."""
     request = await run_in_threadpool(_density_map_request, stores, model_id, step)
-    reply = await ask(stores, request, DensityMapReply, "try again later")
+    reply = await ask(stores, connection, request, DensityMapReply, "try again later")
     headers = {"Cache-Control": "no-cache", **reply_headers(reply, time.perf_counter())}
     return Response(reply.png, media_type="image/png", headers=headers)
 

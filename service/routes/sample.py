@@ -1,21 +1,25 @@
-"""POST /sample: hands a request to the samplers, waits for the reply, and answers in the form the client accepts."""
+"""POST /sample: hands a request to the samplers, waits for the reply, and answers in the form the client accepts.
+
+As `text/event-stream` every level comes as it is reached, and the samples last.
+"""
 
 from __future__ import annotations
 
 import base64
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Header, Response
+from fastapi import APIRouter, Header, Request, Response
+from fastapi.sse import EventSourceResponse, format_sse_event
 from starlette.concurrency import run_in_threadpool
 
 from service.accept import preferred
-from service.errors import documented, field_problem, not_acceptable
-from service.exchange import REPLY_HEADERS, ask, model_at, reply_headers, require_sampler
+from service.errors import Problem, documented, field_problem, not_acceptable
+from service.exchange import REPLY_HEADERS, Exchange, ask, model_at, reply_headers, require_sampler
 from service.images import FloatArray, encode_grid, encode_npy, encode_png, encode_zip, is_image
 from service.routes.models import checkpoint_step, describe, parse_model
 from service.schemas import SampleBody, SampleLevelBody, SampleRequestBody, random_seed
@@ -24,8 +28,10 @@ from worker.ids import new_id
 from worker.messages import SampleReply, SampleRequest
 
 router = APIRouter(tags=["sampling"])
+_REMEDY = "ask for fewer images or steps"
 
 PNG, ZIP, JSON, NPY = "image/png", "application/zip", "application/json", "application/x-npy"
+SSE = "text/event-stream"
 IMAGE_FORMS = (PNG, ZIP, JSON, NPY)
 VECTOR_FORMS = (JSON, NPY)
 
@@ -36,11 +42,13 @@ class Drawing:
 
     body: SampleRequestBody
     model_id: str
-    step: int | None
+    step: int
     seed: int
+    num_levels: int
 
-    def message(self, timeout_s: float) -> SampleRequest:
-        """The request for the samplers."""
+    def message(self, timeout_s: float, *, stream: bool) -> SampleRequest:
+        """The request for the samplers; a stream shows all levels unless some are named."""
+        levels = self.body.levels or (range(self.num_levels + 1) if stream else [])
         return SampleRequest(
             request_id=new_id(),
             model_id=self.model_id,
@@ -49,7 +57,9 @@ class Drawing:
             seed=self.seed,
             num_steps=self.body.steps,
             noise_scale=self.body.noise_scale,
-            levels=tuple(sorted(set(self.body.levels), reverse=True)),
+            levels=tuple(sorted(set(levels), reverse=True)),
+            precision=self.body.precision,
+            stream=stream,
             deadline=time.time() + timeout_s,
         )
 
@@ -62,50 +72,109 @@ class Drawing:
     responses={
         200: {
             "description": "A PNG (one image, or a grid; with `levels` one row per sample, noisiest first), a zip of "
-            "PNGs and manifest.json, JSON, or .npy float32 of shape (N, …) (with `levels` (levels + 1, N, …))",
+            "PNGs and manifest.json, JSON, or .npy float32 of shape (N, …) (with `levels` (levels + 1, N, …)). As "
+            "text/event-stream: events `level` (a SampleLevelBody) as levels are reached, then `result` (a SampleBody) "
+            "or `problem`",
             "content": {
                 PNG: {},
                 ZIP: {},
                 JSON: {"schema": {"$ref": "#/components/schemas/SampleBody"}},
                 NPY: {},
+                SSE: {"schema": {"type": "string"}},
             },
             "headers": {
                 "X-Seed": {"description": "The seed used", "schema": {"type": "integer"}},
+                "X-Precision": {"description": "Of the network's arithmetic", "schema": {"type": "string"}},
                 **REPLY_HEADERS,
             },
         },
-        **documented(404, 406, 409, 504),
+        **documented(404, 406, 409, 429, 504),
     },
 )
 async def sample(
     body: SampleRequestBody,
     stores: StoresDependency,
+    connection: Request,
     accept: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> Response:
-    """By `Accept`: image/png, application/zip, application/json or application/x-npy; the last two for vectors."""
-    if preferred(accept, IMAGE_FORMS) is None:
-        raise not_acceptable(IMAGE_FORMS)
+    """By `Accept`: image/png, application/zip, application/json, application/x-npy or text/event-stream; no pictures
+    of vectors."""
+    form = preferred(accept, (*IMAGE_FORMS, SSE))
+    if form is None:
+        raise not_acceptable((*IMAGE_FORMS, SSE))
     drawing = await run_in_threadpool(_prepare, stores, body)
-    message = drawing.message(stores.settings.sample_timeout_s)
-    reply = await ask(stores, message, SampleReply, "ask for fewer images or steps")
+    message = drawing.message(stores.settings.sample_timeout_s, stream=form == SSE)
+    if form == SSE:
+        exchange = Exchange(stores, message, SampleReply, _REMEDY)
+        return await _stream(drawing, exchange, connection, stores.settings.max_pixels)
+    reply = await ask(stores, connection, message, SampleReply, _REMEDY)
     return await run_in_threadpool(_answer, drawing, reply, accept, stores.settings.max_pixels)
+
+
+async def _stream(drawing: Drawing, exchange: Exchange[SampleReply], connection: Request, max_pixels: int) -> Response:
+    """The first reply is waited for, so that a refusal is an answer of its own and not a stream."""
+    try:
+        await exchange.send()
+        first = await exchange.next_reply(connection)
+        for x in first.levels.values():
+            if is_image(x.shape[1:]):
+                _require_few_pixels(drawing, x, 1 + drawing.num_levels, max_pixels)
+    except BaseException:
+        await exchange.close()
+        raise
+    # X-Accel-Buffering: a proxy must hand each event on as it comes.
+    headers = {
+        "X-Seed": str(drawing.seed),
+        "X-Model": model_at(first),
+        "X-Precision": drawing.body.precision,
+        "Vary": "Accept",
+    }
+    headers |= {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return EventSourceResponse(_events(drawing, exchange, first, connection), headers=headers)
+
+
+async def _events(
+    drawing: Drawing, exchange: Exchange[SampleReply], reply: SampleReply, connection: Request
+) -> AsyncIterator[bytes]:
+    try:
+        while reply.level_reached is not None:
+            yield await run_in_threadpool(_level_event, drawing, reply)
+            reply = await exchange.next_reply(connection)
+        yield await run_in_threadpool(_result_event, drawing, reply)
+    except Problem as problem:
+        yield format_sse_event(data_str=problem.response("/sample").body.decode(), event="problem")  # type: ignore[union-attr]
+    finally:
+        await exchange.close()
+
+
+def _level_event(drawing: Drawing, reply: SampleReply) -> bytes:
+    [(level, x)] = reply.levels.items()
+    body = SampleLevelBody(level=level, **_as_json(x, drawing.body.scale))
+    return format_sse_event(data_str=body.model_dump_json(exclude_none=True), event="level", id=str(level))
+
+
+def _result_event(drawing: Drawing, reply: SampleReply) -> bytes:
+    """Without the levels, which were sent."""
+    assert reply.x is not None
+    body = _to_json(reply.x, drawing, reply.model_copy(update={"levels": {}}))
+    return format_sse_event(data_str=body.decode(), event="result")
 
 
 def _prepare(stores: Stores, body: SampleRequestBody) -> Drawing:
     """Refuse now what a sampler would refuse later. Raises Problem."""
     model_id, step = parse_model(body.model)
     config = describe(stores, model_id).get("config") or {}
-    checkpoint_step(stores, model_id, step)
-    _require_levels(body.levels, config)
+    step = checkpoint_step(stores, model_id, step)
+    num_levels = int(config.get("schedule", {}).get("num_levels", 0))
+    _require_levels(body.levels, num_levels)
     _require_little_work(body, config, stores.settings.max_chain_steps)
     require_sampler(stores)
     seed = random_seed() if body.seed is None else body.seed
-    return Drawing(body=body, model_id=model_id, step=step, seed=seed)
+    return Drawing(body=body, model_id=model_id, step=step, seed=seed, num_levels=num_levels)
 
 
-def _require_levels(levels: Sequence[int], config: Mapping[str, Any]) -> None:
-    num_levels = config.get("schedule", {}).get("num_levels")
-    if levels and num_levels is not None and max(levels) > num_levels:
+def _require_levels(levels: Sequence[int], num_levels: int) -> None:
+    if levels and max(levels) > num_levels:
         raise field_problem(
             ["body", "levels"], f"level {max(levels)} does not exist; this model has 0 to {num_levels}, pure noise"
         )
@@ -123,11 +192,9 @@ def _require_little_work(body: SampleRequestBody, config: Mapping[str, Any], lim
         )
 
 
-def _require_few_pixels(drawing: Drawing, reply: SampleReply, limit: int) -> None:
-    """Magnified pictures are the largest thing that a small request can ask for."""
-    assert reply.x is not None
-    scale = drawing.body.scale
-    num_pixels = (1 + len(reply.levels)) * len(reply.x) * math.prod(reply.x.shape[-2:]) * scale**2
+def _require_few_pixels(drawing: Drawing, x: FloatArray, num_grids: int, limit: int) -> None:
+    """Magnified pictures are the largest thing that a small request can ask for. Raises Problem."""
+    num_pixels = num_grids * len(x) * math.prod(x.shape[-2:]) * drawing.body.scale**2
     if num_pixels > limit:
         raise field_problem(
             ["body", "scale"],
@@ -144,10 +211,11 @@ def _answer(drawing: Drawing, reply: SampleReply, accept: str | None, max_pixels
     if form is None:
         raise not_acceptable(offered, "this model makes vectors, not images; ")
     if offered is IMAGE_FORMS and form != NPY:
-        _require_few_pixels(drawing, reply, max_pixels)
+        _require_few_pixels(drawing, reply.x, 1 + len(reply.levels), max_pixels)
     began_at = time.perf_counter()
     content = _ENCODERS[form](reply.x, drawing, reply)
-    headers = {"X-Seed": str(reply.seed), **reply_headers(reply, began_at), "Vary": "Accept"}
+    headers = {"X-Seed": str(reply.seed), "X-Precision": reply.precision, "Vary": "Accept"}
+    headers |= reply_headers(reply, began_at)
     return Response(content, media_type=form, headers=headers)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import io
 import json
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx2
 import numpy as np
@@ -17,10 +18,12 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from redis import Redis
 
+from service.settings import ServiceSettings
 from tests.service.conftest import StandInSampler, store_model
 from worker.artifacts import Artifacts
 from worker.ids import new_id
-from worker.messages import SampleReply, SampleRequest, Timings
+from worker.loads import LOADS_KEY, SamplerLoad, own_queue, packed
+from worker.messages import ReplyChannel, SampleReply, SampleRequest, Timings, cancel_key
 
 
 def _reply(request: SampleRequest) -> SampleReply:
@@ -34,6 +37,7 @@ def _reply(request: SampleRequest) -> SampleReply:
         step=100 if request.step is None else request.step,
         seed=request.seed,
         gradient_evaluations=200,
+        precision=request.precision,
         timings=Timings(queue_s=0.001, load_s=0.002, compute_s=0.5),
         x=np.array(x),
         levels={level: np.array(x) * 0 for level in request.levels},
@@ -73,6 +77,8 @@ def test_one_image_is_a_png_that_says_where_it_came_from(client: TestClient, mod
     assert answer.headers["X-Seed"] == "7"
     assert answer.headers["X-Model"] == f"{model_id}@100"
     assert answer.headers["X-NFE"] == "200"
+    assert answer.headers["X-Precision"] == "float32"
+    assert draw(client, model_id, precision="bfloat16").headers["X-Precision"] == "bfloat16"
     assert answer.headers["Server-Timing"].startswith("queue;dur=1.0, load;dur=2.0, compute;dur=500.0, encode;dur=")
     assert picture(answer.content).shape == (16, 16)
 
@@ -144,7 +150,7 @@ def test_the_request_reaches_the_sampler_as_it_was_meant(
 
     first, second = sampler.requests
     assert (first.step, first.num_steps, first.noise_scale, first.levels) == (100, 5, 0.99, (7, 2))
-    assert (second.step, second.num_steps, second.noise_scale, second.levels) == (None, None, None, ())
+    assert (second.step, second.num_steps, second.noise_scale, second.levels) == (100, None, None, ())
     assert first.seed != second.seed
 
 
@@ -209,3 +215,122 @@ def test_a_samplers_refusal_is_passed_on(client: TestClient, model_id: str, redi
         answer = client.post("/sample", json={"model": model_id, "noise_scale": 0.5})
 
     assert (answer.status_code, answer.json()["detail"]) == (422, refusal)
+
+
+def _frames(answer: httpx2.Response) -> list[tuple[str, dict[str, Any]]]:
+    """(event, data) of a stream."""
+    found = []
+    for block in answer.text.strip().split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.splitlines())
+        found.append((fields["event"], json.loads(fields["data"])))
+    return found
+
+
+def _level(request: SampleRequest, level: int) -> SampleReply:
+    x = np.full((request.num_images, 1, 8, 8), level / 14 - 1, np.float32)
+    return _reply(request).model_copy(update={"x": None, "levels": {level: x}, "level_reached": level})
+
+
+def test_a_stream_shows_every_level_and_then_the_samples(client: TestClient, model_id: str, redis: Redis) -> None:
+    def answer(request: SampleRequest) -> SampleReply:
+        for level in request.levels:
+            ReplyChannel(request.request_id).push(redis, _level(request, level))
+        return _reply(request)
+
+    with StandInSampler(redis, answer).serving() as sampler:
+        answered = draw(client, model_id, "text/event-stream", num_images=2, seed=3)
+        named = draw(client, model_id, "text/event-stream", levels=[2, 9])
+
+    frames = _frames(answered)
+    assert sampler.requests[0].stream
+    assert answered.headers["content-type"].startswith("text/event-stream")
+    assert (answered.headers["X-Seed"], answered.headers["X-Model"]) == ("3", f"{model_id}@100")
+    assert [data.get("level") for _, data in frames] == [*range(14, -1, -1), None]
+    assert [event for event, _ in frames] == ["level"] * 15 + ["result"]
+    assert [picture(base64.b64decode(image))[0, 0] for image in frames[0][1]["images"]] == [128, 128]
+    assert (frames[-1][1]["seed"], len(frames[-1][1]["images"])) == (3, 2)
+    assert [data.get("level") for _, data in _frames(named)] == [9, 2, None]
+
+
+def test_a_stream_that_is_refused_is_a_problem_of_its_own(client: TestClient, model_id: str, redis: Redis) -> None:
+    def refuse(request: SampleRequest) -> SampleReply:
+        return SampleReply.failed(request, "bad_request", "not with this kernel")
+
+    with StandInSampler(redis, refuse).serving():
+        answer = client.post("/sample", json={"model": model_id}, headers={"Accept": "text/event-stream"})
+
+    assert (answer.status_code, answer.json()["detail"]) == (422, "not with this kernel")
+
+
+def test_a_stream_that_breaks_off_ends_with_a_problem(client: TestClient, model_id: str, redis: Redis) -> None:
+    def break_off(request: SampleRequest) -> SampleReply:
+        ReplyChannel(request.request_id).push(redis, _level(request, 14))
+        return SampleReply.failed(request, "stopped", "the sampler is shutting down; try again")
+
+    with StandInSampler(redis, break_off).serving():
+        frames = _frames(draw(client, model_id, "text/event-stream"))
+
+    assert [event for event, _ in frames] == ["level", "problem"]
+    assert (frames[1][1]["status"], frames[1][1]["detail"]) == (503, "the sampler is shutting down; try again")
+
+
+def test_a_busy_sampler_is_a_429_that_says_when_to_come_back(client: TestClient, model_id: str, redis: Redis) -> None:
+    def busy(request: SampleRequest) -> SampleReply:
+        return SampleReply.failed(request, "busy", "the sampler is busy; try again in 7 s", retry_after_s=6.2)
+
+    with StandInSampler(redis, busy).serving():
+        answer = client.post("/sample", json={"model": model_id})
+
+    assert (answer.status_code, answer.headers["Retry-After"]) == (429, "7")
+    assert answer.json()["type"] == "urn:recovery:problem:busy"
+
+
+def test_a_long_queue_is_a_429_by_what_the_samplers_say_of_themselves(
+    client: TestClient, model_id: str, redis: Redis, service_settings: ServiceSettings
+) -> None:
+    redis.set("worker:sample:silent", "", ex=60)
+    load = SamplerLoad(
+        "silent",
+        [],
+        num_chains=64,
+        num_waiting=900,
+        backlog_s=33.3,
+        num_evaluations=0,
+        num_row_evaluations=0,
+        told_at=time.time(),
+    )
+    redis.hset(LOADS_KEY, "silent", packed(load))
+    redis.rpush("sample", *["x"] * service_settings.max_queued_requests)
+
+    answer = client.post("/sample", json={"model": model_id})
+
+    assert (answer.status_code, answer.headers["Retry-After"]) == (429, "34")
+    assert redis.llen("sample") == service_settings.max_queued_requests
+
+
+def test_a_request_nobody_answered_in_time_is_withdrawn(client: TestClient, model_id: str, redis: Redis) -> None:
+    redis.set("worker:sample:silent", "", ex=60)
+    client.post("/sample", json={"model": model_id})
+
+    message = json.loads(cast(bytes, redis.lpop("sample")))
+    assert redis.exists(cancel_key(message["headers"]["id"]))
+
+
+def test_requests_go_where_the_model_is_loaded(client: TestClient, model_id: str, redis: Redis) -> None:
+    redis.set("worker:sample:warm", "", ex=60)
+    for name, models in (("warm", [f"{model_id}@100"]), ("cold", [])):
+        load = SamplerLoad(
+            name,
+            models,
+            num_chains=0,
+            num_waiting=0,
+            backlog_s=0.5,
+            num_evaluations=0,
+            num_row_evaluations=0,
+            told_at=time.time(),
+        )
+        redis.hset(LOADS_KEY, name, packed(load))
+
+    client.post("/sample", json={"model": model_id})
+
+    assert (redis.llen("sample"), redis.llen(own_queue("warm"))) == (0, 1)

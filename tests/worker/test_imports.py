@@ -18,6 +18,7 @@ LIGHT = [
     "events",
     "presence",
     "connect",
+    "loads",
 ]
 
 

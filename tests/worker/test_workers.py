@@ -10,13 +10,16 @@ import numpy as np
 import psutil
 
 from tests.servers import wait_until
-from tests.worker.conftest import SAMPLER, TRAINER, StartWorker, tiny_spec
+from tests.stored import store_untrained
+from tests.worker.conftest import SAMPLER, TRAINER, StartWorker, tiny_config, tiny_spec
 from worker.artifacts import Artifacts
 from worker.broker import make_app, send_request, wake
 from worker.connect import async_redis_client
 from worker.ids import new_id
 from worker.jobs import JobKind, JobRecord, JobStatus
-from worker.messages import TRAIN_QUEUE, ReplyChannel, SampleReply, SampleRequest
+from worker.loads import LOADS_KEY, fresh_loads, own_queue
+from worker.messages import TRAIN_QUEUE, ReplyChannel, SampleReply, SampleRequest, cancel_key
+from worker.presence import live_workers
 from worker.records import RecordStore
 from worker.settings import Settings
 
@@ -179,3 +182,41 @@ def test_a_wiped_redis_costs_a_running_job_nothing_and_a_waiting_one_only_time(
 def _end_after_restore(store: RecordStore, record: JobRecord) -> JobRecord:
     wait_until(lambda: store.redis.exists(f"job:{record.id}"), 10, "the restore")
     return _end(store, record)
+
+
+def test_a_client_that_leaves_frees_the_samplers_chains(
+    store: RecordStore, s3: Artifacts, start_worker: StartWorker, settings: Settings
+) -> None:
+    model_id = store_untrained(s3, tiny_config())
+    start_worker("sampler", SAMPLER)
+    request = SampleRequest(
+        request_id=new_id(),
+        model_id=model_id,
+        num_images=50,
+        seed=0,
+        num_steps=10_000,
+        deadline=time.time() + 60,
+    )
+
+    def chains() -> int:
+        entries: Any = store.redis.hgetall(LOADS_KEY)
+        return sum(load.num_chains for load in fresh_loads(entries))
+
+    with make_app(settings) as app:
+        send_request(app, request)
+    wait_until(lambda: chains() == 50, 30, "fifty chains")
+    store.redis.set(cancel_key(request.request_id), "", ex=60)
+    wait_until(lambda: chains() == 0, 10, "freed chains")
+    assert not store.redis.exists(ReplyChannel(request.request_id).key)
+    assert _ask(settings, model_id=model_id).ok
+
+
+def test_a_request_in_a_samplers_own_queue_is_answered(
+    store: RecordStore, start_worker: StartWorker, settings: Settings
+) -> None:
+    start_worker("sampler", SAMPLER)
+    request = SampleRequest(request_id=new_id(), model_id=new_id(), num_images=1, seed=0, deadline=time.time() + 30)
+    with make_app(settings) as app:
+        send_request(app, request, own_queue("sampler@test"))
+    wait_until(lambda: store.redis.exists(ReplyChannel(request.request_id).key), 20, "a reply")
+    assert live_workers(store.redis) == {"sample": 1}

@@ -1,0 +1,156 @@
+"""Descents cut into evaluations: the same numbers and the same cost as in one piece, whoever comes and goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from model.config import ChainConfig, NetworkConfig, SamplingConfig, ScheduleConfig, TrainConfig
+from model.descent import Descents, evaluations_per_sample
+from model.energy_model import EnergyModel
+from model.sampling import sample
+
+_CONFIG = TrainConfig(
+    schedule=ScheduleConfig(kind="log_snr", num_levels=4, log_snr_max=5.0, log_snr_min=-4.0),
+    network=NetworkConfig(kind="mlp", width=8, num_blocks=1, activation="silu", spectral_norm=False),
+    energy="gaussian",
+    chain=ChainConfig(kernel="mala", num_steps=3, step_size=0.8),
+    sampling=SamplingConfig(num_steps=3, denoise=True),
+)
+
+
+def _model(config: TrainConfig = _CONFIG) -> EnergyModel:
+    torch.manual_seed(0)
+    return EnergyModel(config, (3,))
+
+
+def _finish(descents: Descents, names: list[int], found: dict[int, Tensor]) -> int:
+    """One step; ended rows are handed to `found` by name and removed."""
+    rows = descents.num_rows
+    step = descents.step()
+    for row, x in zip(step.ended, step.samples, strict=True):
+        found[names[row]] = x
+    moved = descents.remove(np.sort(step.ended))
+    for source, target in moved:
+        names[target] = names[source]
+    del names[descents.num_rows :]
+    return rows
+
+
+CASES = [
+    (kernel, start, num_steps, denoise)
+    for kernel in ("langevin", "mala", "hmc")
+    for start in ("neighbour", "predictor")
+    for num_steps, denoise in ((3, True), (1, False), (0, True))
+]
+
+
+@pytest.mark.parametrize(("kernel", "start", "num_steps", "denoise"), CASES)
+def test_staggered_descents_give_the_samples_of_whole_ones_at_their_cost(
+    kernel: str, start: str, num_steps: int, denoise: bool
+) -> None:
+    """A chain joins at every step; rows end, move and are taken again."""
+    config = replace(
+        _CONFIG,
+        chain=ChainConfig(kernel=kernel, num_steps=3, step_size=0.5),  # type: ignore[arg-type]
+        sampling=SamplingConfig(num_steps=num_steps, start=start, denoise=denoise),  # type: ignore[arg-type]
+    )
+    model = _model(config)
+    whole = sample(model, 12, seed=5, num_steps=num_steps)
+    found: dict[int, Tensor] = {}
+    names: list[int] = []
+    evaluated, waiting = 0, list(range(12))
+    with model.frozen():
+        descents = Descents(model, 5)
+        while waiting or names:
+            if waiting and descents.num_rows < 5:
+                names.append(waiting.pop(0))
+                descents.add(5, names[-1], config.sampling)
+            evaluated += _finish(descents, names, found)
+    torch.testing.assert_close(torch.stack([found[i] for i in range(12)]), whole.x, atol=1e-5, rtol=1e-5)
+    assert evaluated == 12 * whole.gradient_evaluations
+    assert evaluations_per_sample(config, config.sampling) == whole.gradient_evaluations
+
+
+def test_every_row_has_its_own_number_of_steps_and_noise_scale() -> None:
+    config = replace(_CONFIG, chain=ChainConfig(kernel="langevin", num_steps=3, step_size=0.5))
+    model = _model(config)
+    wanted = [SamplingConfig(num_steps=k, noise_scale=scale, denoise=True) for k, scale in ((1, 1.0), (4, 0.5), (0, 1))]
+    found: dict[int, Tensor] = {}
+    with model.frozen():
+        descents = Descents(model, 3)
+        for name, settings in enumerate(wanted):
+            descents.add(9, name, settings)
+        names = [0, 1, 2]
+        while names:
+            _finish(descents, names, found)
+    for name, settings in enumerate(wanted):
+        alone = sample(model, 1, seed=9, first=name, num_steps=settings.num_steps, noise_scale=settings.noise_scale)
+        torch.testing.assert_close(found[name], alone.x[0], atol=1e-5, rtol=1e-5)
+
+
+def test_levels_are_told_as_they_are_reached() -> None:
+    model = _model()
+    whole = sample(model, 2, seed=3, levels=range(5))
+    seen: list[int] = []
+    with model.frozen():
+        descents = Descents(model, 2)
+        tops = [descents.add(3, i, _CONFIG.sampling) for i in range(2)]
+        torch.testing.assert_close(torch.cat([top.x for [top] in tops]), whole.levels[4])
+        ended = np.zeros(0, np.int64)
+        while not len(ended):
+            step = descents.step()
+            ended = step.ended
+            for arrivals in step.arrivals:
+                assert arrivals.rows.tolist() == [0, 1]
+                level = int(arrivals.levels[0])
+                torch.testing.assert_close(arrivals.x, whole.levels[level], atol=1e-5, rtol=1e-5)
+                seen.append(level)
+    assert seen == [3, 2, 1, 0]
+
+
+def test_removing_rows_disturbs_no_other(model: EnergyModel) -> None:
+    found: dict[int, Tensor] = {}
+    whole = sample(model, 6, seed=2).x
+    descents = Descents(model, 6)
+    for i in range(6):
+        descents.add(2, i, _CONFIG.sampling)
+    names = list(range(6))
+    for _ in range(5):
+        _finish(descents, names, found)
+    for source, target in descents.remove(np.array([0, 2, 5])):
+        names[target] = names[source]
+    del names[3:]
+    assert sorted(names) == [1, 3, 4]
+    while names:
+        _finish(descents, names, found)
+    for name, x in found.items():
+        torch.testing.assert_close(x, whole[name], atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture
+def model() -> Iterator[EnergyModel]:
+    """A model that stays frozen, as in the engine."""
+    found = _model()
+    with found.frozen():
+        yield found
+
+
+def test_a_network_of_lower_precision_differs_a_little_and_its_gaussian_not_at_all() -> None:
+    exact, lower = _model(), _model()
+    lower.lower_precision()
+    x, level = torch.randn(50, 3), torch.arange(50) % 4
+    with exact.frozen(), lower.frozen():
+        difference = lower.energy(x, level) - exact.energy(x, level)
+        assert 0 < float(difference.abs().max()) < 0.05 * float(exact.energy(x, level).std())
+        assert exact.base is not None
+        assert lower.base is not None
+        torch.testing.assert_close(lower.base(x, level), exact.base(x, level), rtol=0, atol=0)
+        samples = sample(lower, 4, seed=0).x
+    assert samples.dtype == torch.float32
+    assert not torch.equal(samples, sample(exact, 4, seed=0).x)
