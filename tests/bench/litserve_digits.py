@@ -1,7 +1,7 @@
 """The library's sampler behind LitServe: `python -m tests.bench.litserve_digits CHECKPOINT PORT ROWS`.
 
 Its dynamic batching gathers requests that wait together; a batch runs to its end before the next begins. One worker
-process with one thread, PNG answers as the service gives. (LitServe reads the annotations: they are no strings here.)
+process with one thread, PNG answers as the service gives. LitServe reads the annotations: no strings here.
 """
 
 import sys

@@ -147,11 +147,11 @@ class Occupancy:
         return batches, rows, max(load.told_at for load in loads)
 
     def over(self, run_fn: Callable[[], Load]) -> tuple[Load, float, float]:
-        """The load, and meanwhile (row evaluations a second, rows a batch), without the first and last seconds."""
+        """The load, and meanwhile (row evaluations a second, rows a batch), once full."""
         found: list[tuple[int, int, float]] = []
         with _sampled(lambda: found.append(self.totals()), every_s=1.0):
             load = run_fn()
-        inner = found[3 : int(WINDOW_S) - 1]
+        inner = found[4 : int(1.5 * WINDOW_S) - 1]
         (batches, rows, since), (later_batches, later_rows, until) = inner[0], inner[-1]
         return load, (later_rows - rows) / (until - since), (later_rows - rows) / max(1, later_batches - batches)
 
@@ -228,10 +228,11 @@ def measure(stack: LocalStack, directory: Path, console: Console) -> dict[str, A
     alone.append(one_at_a_time(model, 12))
     with model.frozen():
         peak = max(bare_rate(model, rows) for rows in BATCHES)
-        saturating: BodyFn = lambda n: {"model": model_ids[0], "num_images": 64, "seed": n}  # noqa: E731
-        full, rows_per_s, rows_per_batch = occupancy.over(lambda: closed_loop(stack.url, 12, saturating))
+        full, rows_per_s, rows_per_batch = occupancy.over(
+            lambda: closed_loop(stack.url, 32, mixed(model_ids[:1]), window_s=1.5 * WINDOW_S)
+        )
         peak = statistics.mean([peak, max(bare_rate(model, rows) for rows in BATCHES)])
-    loads["engine_full_batches"] = full
+    loads["engine_mixed_32"] = full
     loads["engine_mixed_16"] = closed_loop(stack.url, 16, mixed(model_ids[:1]))
     loads["engine_mixed_two_models_16"] = closed_loop(stack.url, 16, mixed(model_ids))
     console.print(
