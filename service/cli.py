@@ -13,6 +13,7 @@ from rich.table import Table
 
 from service import progress
 from service.child import ChildDiedError, LocalStackError
+from service.cli_official import ImportFailed, import_official
 from service.client import DEFAULT_URL, URL_VARIABLE, ClientError, Recovery
 from service.demo import Demo, DemoError
 from service.local import LocalStack, interruptible_by_signals
@@ -26,6 +27,7 @@ application = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+application.command("import-official")(import_official)
 Url = Annotated[
     str,
     typer.Option(envvar=URL_VARIABLE, help="Where the service listens", show_default=True, rich_help_panel="Server"),
@@ -42,7 +44,7 @@ def main() -> None:
         errors.print(error.log_tail, markup=False, style="dim")
         errors.print(f"recovery: {error}", markup=False)
         sys.exit(EXIT_FAILED)
-    except (LocalStackError, ClientError, DemoError, OSError) as error:
+    except (LocalStackError, ClientError, DemoError, ImportFailed, OSError) as error:
         errors.print(f"recovery: {error}", markup=False)
         sys.exit(EXIT_FAILED)
     except KeyboardInterrupt:

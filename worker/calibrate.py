@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from model.config import CalibrationConfig, from_dict
+from model.config import UNKNOWN_DATASET, CalibrationConfig, from_dict
+from model.errors import ShapeError
 from worker.attempt import Attempt, device_of, main
 from worker.datasets import resolve_dataset
 from worker.jobs import JobRecord, Progress
@@ -21,6 +22,7 @@ from worker.watch import StopReason
 
 if TYPE_CHECKING:
     from model.annealing import LogZ
+    from model.data import Dataset
     from model.energy_model import EnergyModel
 
 log = structlog.get_logger(__name__)
@@ -46,13 +48,13 @@ def calibrate_checkpoint(
     Every round is a `calibration` event, and the job's progress if wanted. Raises ModelError, ArtifactMissing,
     StorageUnavailable.
     """
-    from model import data, density
+    from model import density
     from model.calibration import summarize
 
     model = _load(attempt, model_id, step, device_of(record))
     attempt.use_threads(model.config.network, tuple(model.event_shape), config.num_chains)
     # before the chains: a dataset that is gone should not cost an hour
-    dataset = data.load(resolve_dataset(model.config.dataset, attempt.settings.datasets_dir))
+    dataset = _dataset(attempt, model)
     rounds, log_z, began_at = 0, None, time.monotonic()
     for log_z in density.calibrate(
         model,
@@ -89,6 +91,22 @@ def _load(attempt: Attempt, model_id: str, step: int, device: str) -> EnergyMode
         return load_model(directory, device)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _dataset(attempt: Attempt, model: EnergyModel) -> Dataset | None:
+    """What the model was trained on; None where an import did not say. Raises DataError, ShapeError."""
+    from model import data
+
+    name, event_shape = model.config.dataset, tuple(model.event_shape)
+    if name == UNKNOWN_DATASET:
+        return None
+    dataset = data.load(resolve_dataset(name, attempt.settings.datasets_dir))
+    if dataset.event_shape != event_shape:
+        raise ShapeError(
+            f"dataset {name!r} holds events of shape {dataset.event_shape}, the model's are of {event_shape}; "
+            "import the model again with the dataset and the image size that belong together"
+        )
+    return dataset
 
 
 def _round(log_z: LogZ, step: int, index: int, config: CalibrationConfig, elapsed_s: float) -> dict[str, object]:
