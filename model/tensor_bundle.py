@@ -235,4 +235,4 @@ def _masked_crc(data: bytes) -> int:
 
 
 def _beside(prefix: Path, suffix: str) -> Path:
-    return prefix.with_name(prefix.name + suffix)
+    return Path(f"{prefix}{suffix}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +23,18 @@ def write_bundle(
     num_shards: int = 1,
     keys_per_block: int = 7,
     compression: int = _NO_BLOCK_COMPRESSION,
+    change: Callable[[bytes], bytes] = bytes,
 ) -> None:
-    """PREFIX.index and its data files, to which the arrays go in turn. `compression` only marks the blocks."""
+    """PREFIX.index and its data files, to which the arrays go in turn.
+
+    `compression` only marks the blocks; `change` is applied to every entry before it gets its checksum.
+    """
     shards = [bytearray() for _ in range(num_shards)]
     entries = {b"": _number(1, num_shards) + _part(3, _number(1, 1))}
     for index, (name, array) in enumerate(arrays.items()):
         number = index % num_shards
         data = np.ascontiguousarray(array).tobytes()
-        entries[name.encode()] = _entry(array, number, len(shards[number]), data)
+        entries[name.encode()] = change(_entry(array, number, len(shards[number]), data))
         shards[number] += data
     for number, shard in enumerate(shards):
         prefix.with_name(f"{prefix.name}.data-{number:05d}-of-{num_shards:05d}").write_bytes(shard)

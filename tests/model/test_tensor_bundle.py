@@ -81,6 +81,24 @@ def test_random_bytes_before_a_right_footer_never_escape_as_another_error(tmp_pa
         _refusal(tmp_path / "ckpt")
 
 
+def test_changed_entries_with_right_checksums_never_escape_as_another_error(tmp_path: Path) -> None:
+    generator = np.random.default_rng(2)
+    refused = 0
+    for _ in range(500):
+        write_bundle(tmp_path / "ckpt", {"a/kernel": ARRAYS["small"]}, change=lambda entry: _mutated(entry, generator))
+        try:
+            TensorBundle(tmp_path / "ckpt").read("a/kernel")
+        except CheckpointError:
+            refused += 1
+    assert refused > 400
+
+
+def _mutated(entry: bytes, generator: np.random.Generator) -> bytes:
+    data = bytearray(entry)
+    data[int(generator.integers(len(data)))] = int(generator.integers(256))
+    return bytes(data)
+
+
 def _cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
 
