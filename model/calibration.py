@@ -51,17 +51,17 @@ class Calibration:
     tolerance: float
     """nats asked for between the sides; `log_z.std_error` says what was reached"""
     num_held_out: int
-    """Held-out events that were scored."""
-    held_out_log_density: float
-    """Their mean; discrete data dequantized."""
+    """Held-out events that were scored; 0 where the model's data are not known (`model.official`)."""
+    held_out_log_density: float | None
+    """Their mean; discrete data dequantized. None where there were none."""
     held_out_bits_per_dim: float | None
-    """None for continuous data."""
+    """None for continuous data, and where none were scored."""
     bin_width: float | None
     """Spacing of the values the data can take, in the data's units; None for continuous data."""
     blur_std: float
     """σ̄_0/ᾱ_0: the density is that of the data with noise of this size (`model.density.blur_std`)."""
     train_quantiles: tuple[Quantile, ...]
-    """Of the training data's log densities."""
+    """Of the training data's log densities; empty where the data are not known."""
     created_at: str
     """ISO 8601, UTC"""
 
@@ -91,34 +91,43 @@ class Calibration:
 
 
 def summarize(
-    model: EnergyModel, dataset: Dataset, log_z: LogZ, config: CalibrationConfig, *, step: int
+    model: EnergyModel, dataset: Dataset | None, log_z: LogZ, config: CalibrationConfig, *, step: int
 ) -> Calibration:
-    """The calibration of a checkpoint: `log_z`, and how the dataset scores with it. Raises CalibrationError."""
+    """The calibration of a checkpoint: `log_z`, and how the dataset scores with it, if it is known.
+
+    Raises CalibrationError.
+    """
     if not math.isfinite(log_z.estimate):
         raise CalibrationError(
             f"log Z is {log_z.estimate}; expected a finite number. The energies may have diverged; "
             "calibrate an earlier checkpoint, or train with a lower learning rate"
         )
     dim = torch.Size(model.event_shape).numel()
-    held_out, train = (_scores(model, dataset, events, log_z) for events in (dataset.held_out, dataset.train))
-    mean = held_out.mean()
-    bin_width = _bin_width(dataset)
-    levels = torch.tensor(QUANTILE_LEVELS, dtype=train.dtype)
-    quantiles = zip(QUANTILE_LEVELS, torch.quantile(train, levels).tolist(), strict=True)
+    bin_width = _bin_width(model, dataset)
+    num_held_out, mean = 0, None
+    quantiles: tuple[Quantile, ...] = ()
+    if dataset is not None:
+        held_out, train = (_scores(model, dataset, events, log_z) for events in (dataset.held_out, dataset.train))
+        num_held_out, mean, quantiles = len(held_out), held_out.mean(), _quantiles(train)
     return Calibration(
         step=step,
         event_shape=tuple(model.event_shape),
         log_z=log_z,
         seed=config.seed,
         tolerance=default_tolerance(dim) if config.tolerance is None else config.tolerance,
-        num_held_out=len(held_out),
-        held_out_log_density=float(mean),
-        held_out_bits_per_dim=None if bin_width is None else float(bits_per_dim(mean, dim, bin_width)),
+        num_held_out=num_held_out,
+        held_out_log_density=None if mean is None else float(mean),
+        held_out_bits_per_dim=None if mean is None or bin_width is None else float(bits_per_dim(mean, dim, bin_width)),
         bin_width=bin_width,
         blur_std=blur_std(model),
-        train_quantiles=tuple(Quantile(level=level, log_density=value) for level, value in quantiles),
+        train_quantiles=quantiles,
         created_at=datetime.now(UTC).isoformat(),
     )
+
+
+def _quantiles(scores: Tensor) -> tuple[Quantile, ...]:
+    values = torch.quantile(scores, torch.tensor(QUANTILE_LEVELS, dtype=scores.dtype)).tolist()
+    return tuple(Quantile(level=level, log_density=value) for level, value in zip(QUANTILE_LEVELS, values, strict=True))
 
 
 def _scores(model: EnergyModel, dataset: Dataset, events: Tensor, log_z: LogZ) -> Tensor:
@@ -132,5 +141,7 @@ def _scores(model: EnergyModel, dataset: Dataset, events: Tensor, log_z: LogZ) -
     return log_density(model, x, log_z.estimate).cpu()
 
 
-def _bin_width(dataset: Dataset) -> float | None:
+def _bin_width(model: EnergyModel, dataset: Dataset | None) -> float | None:
+    if dataset is None:
+        return float(model.bin_width * model.data_std.mean()) or None
     return None if dataset.bin_width is None else dataset.bin_width * float(dataset.std.mean())

@@ -18,6 +18,9 @@ from model.errors import ConfigError
 
 C = TypeVar("C")
 
+UNKNOWN_DATASET = "unknown"
+"""The dataset of weights that came from elsewhere without saying what they were trained on."""
+
 ScheduleKind = Literal["published", "linear_betas", "log_snr"]
 NetworkKind = Literal["resnet", "mlp"]
 Activation = Literal["leaky_relu", "silu"]

@@ -97,7 +97,10 @@ class _Weighted(nn.Module):
         matrix = self.weight.flatten(1)
         with torch.no_grad():
             right = F.normalize(matrix.T @ self.left_vector, dim=0, eps=1e-12)
-        singular_value = self.left_vector @ matrix @ right
+            left = F.normalize(
+                matrix @ right, dim=0, eps=1e-12
+            )  # the release's rule; an averaged vector has no length 1
+        singular_value = left @ matrix @ right
         if self.bound_only:
             singular_value = singular_value + 1e-6
             return self.weight / singular_value * singular_value.clamp(max=1)

@@ -17,6 +17,7 @@ from service.child import LocalStackError
 LOCK_TIMEOUT_S = 10.0
 """How long to wait for the processes of a killed stack to let go of the folder."""
 _POLL_S = 0.1
+ENVIRONMENT_FILE = "environment.json"
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,16 @@ def read_secrets(path: Path) -> Secrets:
         return Secrets(**json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
         raise LocalStackError(f"{path} is damaged ({error}); the data it opens is of no use without it") from error
+
+
+def read_environment(directory: Path) -> dict[str, str]:
+    """RECOVERY_ variables of the workers of the stack that runs on a folder. Raises LocalStackError if none does."""
+    if not _is_served(directory / "endpoint.json"):
+        raise LocalStackError(
+            f"no `recovery up` runs on {directory}; start one, or give the --data folder of the one that runs"
+        )
+    variables: dict[str, str] = json.loads((directory / ENVIRONMENT_FILE).read_text())
+    return variables
 
 
 def write_private(path: Path, text: str) -> None:

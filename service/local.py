@@ -11,6 +11,7 @@ The same protocols and the same code paths as on a cluster; only the servers com
     logs/NAME.log   of each process; the run before is NAME.log.1
     ports.json      of the latest run
     endpoint.json   URL and process id of the running stack
+    environment.json  RECOVERY_ variables of its workers, for commands that use its storage; mode 600
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from service.child import Child, LocalStackError
-from service.folder import locked, read_secrets, write_private
+from service.folder import ENVIRONMENT_FILE, locked, read_secrets, write_private
 from service.security import require_keys
 
 DEFAULT_PORT = 8000
@@ -294,6 +295,10 @@ class LocalStack:
         return None if answer.status_code == 200 else answer.text
 
     def _write_endpoint(self) -> None:
+        variables = {name: value for name, value in self.environment.items() if name.startswith("RECOVERY_")}
+        private = self.directory / ENVIRONMENT_FILE
+        write_private(private, json.dumps(variables) + "\n")
+        self._exit.callback(private.unlink, missing_ok=True)
         path = self.directory / "endpoint.json"
         path.write_text(json.dumps({"url": self.url, "pid": os.getpid()}) + "\n")
         self._exit.callback(path.unlink, missing_ok=True)

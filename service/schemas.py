@@ -289,9 +289,9 @@ class CalibrationBody(BaseModel):
     seed: int
     tolerance: float = Field(description="Nats between the sides that were asked for")
     converged: bool = Field(description="Whether `log_z.std_error` is within the tolerance")
-    num_held_out: int = Field(description="Held-out items that were scored")
-    held_out_log_density: float = Field(description="Their mean log density, discrete data dequantized")
-    held_out_bits_per_dim: float | None = Field(description="null for continuous data")
+    num_held_out: int = Field(description="Held-out items that were scored; 0 when the model's data are not known")
+    held_out_log_density: float | None = Field(description="Their mean log density, discrete data dequantized")
+    held_out_bits_per_dim: float | None = Field(description="null for continuous data, and when none were scored")
     bin_width: float | None = Field(description="Spacing of the values of discrete data; null for continuous ones")
     blur_std: float = Field(description="The density is that of the data plus Gaussian noise of this std, scaled units")
     train_quantiles: list[QuantileBody] = Field(description="Of the training data's log densities")
@@ -313,7 +313,11 @@ class ModelBody(BaseModel):
     id: str = Field(examples=[_MODEL_ID])
     name: str | None = Field(examples=["my first model"])
     dataset: str | None = Field(examples=["digits"])
-    job_id: str | None = Field(description="The job that trained it", examples=[_JOB_ID])
+    job_id: str | None = Field(description="The job that trained it; null when it was imported", examples=[_JOB_ID])
+    origin: str | None = Field(
+        description="Where an imported model comes from; null when it was trained here",
+        examples=["imported from the authors' TensorFlow checkpoint ckpt-iter250000, step 250000"],
+    )
     created_at: datetime | None
     config: dict[str, Any] | None
     checkpoints: list[CheckpointBody] = Field(description="In order of their step; /sample uses the last by default")

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from model.config import CalibrationConfig, from_dict
+from model.config import UNKNOWN_DATASET, CalibrationConfig, from_dict
+from model.errors import ShapeError
 from worker.attempt import Attempt, device_of, main
 from worker.datasets import fetch_dataset
 from worker.jobs import JobRecord, Progress
@@ -21,6 +22,7 @@ from worker.watch import StopReason
 
 if TYPE_CHECKING:
     from model.annealing import LogZ
+    from model.data import Dataset
     from model.energy_model import EnergyModel
 
 log = structlog.get_logger(__name__)
@@ -46,14 +48,13 @@ def calibrate_checkpoint(
     Every round is a `calibration` event, and the job's progress if wanted. Raises ModelError, ArtifactMissing,
     StorageUnavailable, StaleLease.
     """
-    from model import data, density
+    from model import density
     from model.calibration import summarize
 
     model = load_checkpoint(attempt, model_id, step, device_of(record))
     attempt.use_threads(model.config.network, tuple(model.event_shape), config.num_chains)
     # before the chains: a dataset that is gone should not cost an hour
-    location = attempt.patiently(lambda: fetch_dataset(model.config.dataset, attempt.settings, attempt.artifacts))
-    dataset = data.load(location, attempt.settings.read_limits)
+    dataset = _dataset(attempt, model)
     rounds, log_z, began_at = 0, None, time.monotonic()
     for log_z in density.calibrate(
         model,
@@ -90,6 +91,23 @@ def load_checkpoint(attempt: Attempt, model_id: str, step: int, device: str) -> 
         return load_model(directory, device)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _dataset(attempt: Attempt, model: EnergyModel) -> Dataset | None:
+    """What the model was trained on; None where an import did not say. Raises DataError, ShapeError."""
+    from model import data
+
+    name, event_shape = model.config.dataset, tuple(model.event_shape)
+    if name == UNKNOWN_DATASET:
+        return None
+    location = attempt.patiently(lambda: fetch_dataset(name, attempt.settings, attempt.artifacts))
+    dataset = data.load(location, attempt.settings.read_limits)
+    if dataset.event_shape != event_shape:
+        raise ShapeError(
+            f"dataset {name!r} holds events of shape {dataset.event_shape}, the model's are of {event_shape}; "
+            "import the model again with the dataset and the image size that belong together"
+        )
+    return dataset
 
 
 def _round(log_z: LogZ, step: int, index: int, config: CalibrationConfig, elapsed_s: float) -> dict[str, object]:

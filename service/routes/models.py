@@ -83,10 +83,12 @@ def _density_map_request(stores: Stores, model_id: str, step: int | None) -> Den
     responses={200: {"content": {"image/png": {}}, "description": "A PNG"}, **documented(404)},
 )
 def get_model_samples(model_id: ModelId, stores: StoresDependency) -> Response:
-    """The grid drawn last while the model trained, always from the same noise."""
+    """The grid drawn last while the model trained, always from the same noise; imported models have none."""
     job_id = describe(stores, model_id).get("job_id")
     try:
-        png = stores.artifacts.get_sample_grid(str(job_id))
+        if job_id is None:  # imported: no training drew one
+            raise ArtifactMissing
+        png = stores.artifacts.get_sample_grid(job_id)
     except ArtifactMissing:
         raise Problem(
             404, "no-samples-yet", f"model {model_id} has no sample grid yet; POST /sample draws from its checkpoints"
@@ -147,5 +149,5 @@ def _body(stores: Stores, model_id: str) -> ModelBody:
         )
         for one in stores.artifacts.list_checkpoints(model_id)
     ]
-    known = {name: description.get(name) for name in ("name", "dataset", "job_id", "created_at", "config")}
+    known = {name: description.get(name) for name in ("name", "dataset", "job_id", "origin", "created_at", "config")}
     return ModelBody(id=model_id, checkpoints=checkpoints, **known)

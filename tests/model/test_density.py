@@ -212,13 +212,22 @@ def test_a_calibration_scores_the_data_and_survives_json(model: EnergyModel) -> 
 def test_discrete_data_are_dequantized_before_they_are_scored(model: EnergyModel) -> None:
     (log_z,) = calibrate(model, num_chains=64, max_bridges=1)
     found = summarize(model, _dataset(bin_width=0.5), log_z, CalibrationConfig(), step=7)
+    continuous = summarize(model, _dataset(), log_z, CalibrationConfig(), step=7)
+    assert found.held_out_log_density is not None
+    assert continuous.held_out_log_density is not None
     assert found.held_out_bits_per_dim == pytest.approx(
         -found.held_out_log_density / (2 * math.log(2)) - math.log2(0.5), rel=1e-6
     )
-    assert (
-        found.held_out_log_density
-        < summarize(model, _dataset(), log_z, CalibrationConfig(), step=7).held_out_log_density
-    )
+    assert found.held_out_log_density < continuous.held_out_log_density
+
+
+def test_a_model_of_unknown_data_is_calibrated_without_scores(model: EnergyModel) -> None:
+    (log_z,) = calibrate(model, num_chains=64, max_bridges=1)
+    model.bin_width.fill_(0.5)
+    found = summarize(model, None, log_z, CalibrationConfig(), step=7)
+    assert (found.num_held_out, found.held_out_log_density, found.held_out_bits_per_dim) == (0, None, None)
+    assert (found.bin_width, found.train_quantiles, found.log_z) == (0.5, (), log_z)
+    assert Calibration.from_dict(found.to_dict()) == found
 
 
 def test_a_calibration_of_another_version_is_refused() -> None:

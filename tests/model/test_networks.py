@@ -58,6 +58,18 @@ def test_the_paper_s_cifar_network_has_the_size_of_the_release() -> None:
     assert sum(p.numel() for p in network.parameters()) == 9_056_256
 
 
+def test_the_length_of_a_stored_vector_does_not_scale_the_weights() -> None:
+    """The authors' averaged checkpoints hold averages of unit vectors, which are shorter."""
+    torch.manual_seed(0)
+    network = make_network(_SMALL, (1, 8, 8))
+    x, level = torch.randn(3, 1, 8, 8), torch.arange(3)
+    expected = network(x, level)
+    for name, buffer in network.named_buffers():
+        if name.endswith("left_vector"):
+            buffer *= 0.3
+    torch.testing.assert_close(network(x, level), expected)
+
+
 def test_power_iteration_brings_every_leading_singular_value_to_one() -> None:
     torch.manual_seed(0)
     network = MLPEnergy(NetworkConfig(kind="mlp", width=16, num_blocks=1), (4,))

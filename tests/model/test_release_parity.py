@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.config import ScheduleConfig
+from model.config import SamplingConfig, ScheduleConfig
 from model.energy import energy_and_score
 from model.energy_model import EnergyModel
 from model.recovery import contrastive_loss
@@ -66,12 +66,12 @@ def test_progressive_sampling_follows_the_release_s_run_through_every_level(mode
         model,
         images("chain_start"),
         _RecordedNoise(images("chain_noise")),
-        model.config.sampling,
+        SamplingConfig(num_steps=5),
         levels=range(6),
     )
     for recorded, level in zip(images("chain_levels"), (5, 4, 3, 2, 1, 0), strict=True):
         assert_close(samples.levels[level], recorded)
-    assert_close(samples.x, images("chain_levels")[-1])
+    assert_close(samples.x, images("chain_levels")[-1].clamp(-1, 1))  # of 8-bit images
     assert samples.gradient_evaluations == 30
 
 

@@ -36,6 +36,7 @@ def test_help_names_every_command() -> None:
         "datasets",
         "serve",
         "keys",
+        "import-official",
     ):
         assert f" {command} " in text
 
@@ -53,6 +54,15 @@ def test_a_server_that_is_away_is_one_line_and_status_1(arguments: list[str]) ->
 def test_wrong_usage_is_status_2() -> None:
     assert run("up", "--port", "zero").returncode == 2
     assert run("fly").returncode == 2
+
+
+def test_an_import_without_a_running_stack_or_storage_is_one_line(tmp_path: Path) -> None:
+    result = run("import-official", "ckpt", "--data", str(tmp_path))
+
+    assert result.returncode == 1
+    assert result.stderr == (
+        f"recovery: no `recovery up` runs on {tmp_path}; start one, or give the --data folder of the one that runs\n"
+    )
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
