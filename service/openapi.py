@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from service import errors
-from service.schemas import LogDensityBody, LogDensityRequestBody, SampleBody
+from service.sampler_schemas import LogDensityBody, LogDensityRequestBody, SampleBody
 from service.security import required_scope
 
 _EVERYWHERE = (413, 422, 500, 503)

@@ -11,13 +11,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from model.config import CalibrationConfig
 from model.presets import PRESET_SUMMARIES
 from service.dataset_schemas import DATASET_NAMES
-from service.settings import MAX_IMAGES, MAX_ITEM_PATHS, MAX_ITEMS, MAX_LEVELS, MAX_SCALE
 from worker.ids import ULID_PATTERN
 from worker.jobs import JobKind, JobRecord, JobStatus
 from worker.redaction import redact, redact_all
 
 _JOB_ID = "01JD3Z6M3Q4R5S6T7V8W9X0Y1Z"
-_MODEL_ID = "01JD3Z6M3QMDE0N5K7C2B8F4GH"
+MODEL_ID = "01JD3Z6M3QMDE0N5K7C2B8F4GH"
 _RANDOM_SEEDS = 2**32
 """random seeds stay small enough to be typed again"""
 
@@ -25,7 +24,7 @@ ModelAt = Annotated[
     str,
     Field(
         max_length=64,
-        examples=[_MODEL_ID, f"{_MODEL_ID}@2000"],
+        examples=[MODEL_ID, f"{MODEL_ID}@2000"],
         # In the document only: what does not fit it is a model that does not exist, 404.
         json_schema_extra={"pattern": ULID_PATTERN.removesuffix("$") + "(@[0-9]{1,9})?$"},
     ),
@@ -36,11 +35,13 @@ Device = Annotated[
 ]
 
 
-class _Request(BaseModel):
+class RequestBody(BaseModel):
+    """Unknown fields are refused, numbers are not taken from text."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class TrainRequest(_Request):
+class TrainRequest(RequestBody):
     """A training job: a preset, a configuration, or a configuration laid over a preset, and changes to it."""
 
     model_config = ConfigDict(
@@ -92,10 +93,10 @@ class TrainRequest(_Request):
     device: Device = "auto"
 
 
-class CalibrateRequest(_Request):
+class CalibrateRequest(RequestBody):
     """An estimate of log Z of a checkpoint from both sides, which POST /log-density needs."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"model": _MODEL_ID}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"model": MODEL_ID}]})
 
     model: ModelAt = Field(description="Id of a model, or `id@step`; the newest checkpoint without")
     name: str | None = Field(None, min_length=1, max_length=100, description="For people", examples=["log Z"])
@@ -123,13 +124,13 @@ class CalibrateRequest(_Request):
     device: Device = "auto"
 
 
-class BulkSampleRequest(_Request):
+class BulkSampleRequest(RequestBody):
     """Many samples of a checkpoint into storage, as shards. Sample i of a seed is the one that POST /sample gives."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"model": _MODEL_ID, "num_images": 50_000, "seed": 0}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"model": MODEL_ID, "num_images": 50_000, "seed": 0}]})
 
     model: str = Field(
-        max_length=64, description="Id of a model, or `id@step`; the newest checkpoint without", examples=[_MODEL_ID]
+        max_length=64, description="Id of a model, or `id@step`; the newest checkpoint without", examples=[MODEL_ID]
     )
     name: str | None = Field(None, min_length=1, max_length=100, description="For people", examples=["for FID"])
     num_images: int = Field(ge=1, le=1_000_000, examples=[50_000])
@@ -154,7 +155,7 @@ class BulkShardBody(BaseModel):
 class BulkManifestBody(BaseModel):
     """What a bulk sampling made; images are uint8 pixels (N, C, H, W), vectors float32 (N, D)."""
 
-    model: str = Field(description="`id@step`", examples=[f"{_MODEL_ID}@4400"])
+    model: str = Field(description="`id@step`", examples=[f"{MODEL_ID}@4400"])
     seed: int
     num_images: int
     event_shape: list[int]
@@ -164,7 +165,7 @@ class BulkManifestBody(BaseModel):
     shards: list[BulkShardBody]
 
 
-class ResumeRequest(_Request):
+class ResumeRequest(RequestBody):
     """How a failed or cancelled job goes on."""
 
     steps: int | None = Field(
@@ -195,7 +196,7 @@ class JobBody(BaseModel):
     status: JobStatus
     name: str | None = Field(examples=["my first model"])
     model_id: str | None = Field(
-        description="The model it trains, usable from its first checkpoint on, or calibrates", examples=[_MODEL_ID]
+        description="The model it trains, usable from its first checkpoint on, or calibrates", examples=[MODEL_ID]
     )
     model_step: int | None = Field(description="Of a calibration: the checkpoint", examples=[4900])
     seed: int | None = Field(examples=[0])
@@ -310,7 +311,7 @@ class CheckpointBody(BaseModel):
 class ModelBody(BaseModel):
     """A model: what it was trained on and how, and what there is of it."""
 
-    id: str = Field(examples=[_MODEL_ID])
+    id: str = Field(examples=[MODEL_ID])
     name: str | None = Field(examples=["my first model"])
     dataset: str | None = Field(examples=["digits"])
     job_id: str | None = Field(description="The job that trained it; null when it was imported", examples=[_JOB_ID])
@@ -327,121 +328,6 @@ class ModelListBody(BaseModel):
     """All models, newest first."""
 
     models: list[ModelBody]
-
-
-class SampleRequestBody(_Request):
-    """Samples of a model. Sample i of a seed is the same whatever `num_images` is."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"model": _MODEL_ID, "num_images": 64, "seed": 0, "scale": 4},
-                {"model": f"{_MODEL_ID}@2000", "num_images": 4, "levels": [15, 10, 5], "scale": 8},
-            ]
-        }
-    )
-
-    model: ModelAt = Field(
-        description="Id of a model, or `id@step` for one of its earlier checkpoints; GET /models lists them",
-    )
-    num_images: int = Field(1, ge=1, le=MAX_IMAGES, description=f"1…{MAX_IMAGES} samples", examples=[64])
-    seed: Seed | None = Field(None, description="Drawn at random when absent; always in X-Seed", examples=[0])
-    steps: int | None = Field(
-        None, ge=0, le=1000, description="K, chain steps per level; the model's own when absent", examples=[10]
-    )
-    noise_scale: float | None = Field(
-        None, ge=0, le=2, description="Multiplies the chain's noise; the model's own when absent", examples=[1.0]
-    )
-    levels: list[Annotated[int, Field(ge=0, lt=1000)]] = Field(
-        default_factory=list,
-        max_length=MAX_LEVELS,
-        description="Noise levels whose intermediate samples are returned too, noisiest first in the answer",
-        examples=[[15, 10, 5]],
-    )
-    precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Of the network's arithmetic; bfloat16 is faster on some hardware and not exact"
-    )
-    scale: int = Field(1, ge=1, le=MAX_SCALE, description="Magnification of PNGs: pixels per pixel", examples=[4])
-
-
-class SampleLevelBody(BaseModel):
-    """Intermediate samples at one level."""
-
-    level: int
-    images: list[str] | None = Field(None, description="Base64 PNGs, of image models")
-    values: list[Any] | None = Field(None, description="Numbers, of vector models")
-
-
-class SampleBody(BaseModel):
-    """Samples as JSON."""
-
-    model: str = Field(description="`id@step`", examples=[f"{_MODEL_ID}@4400"])
-    seed: int
-    shape: list[int] = Field(description="Of all samples together: (N, C, H, W) or (N, D)", examples=[[64, 1, 8, 8]])
-    gradient_evaluations: int = Field(description="Per sample", examples=[200])
-    images: list[str] | None = Field(None, description="Base64 PNGs, of image models")
-    values: list[Any] | None = Field(None, description="Numbers, of vector models")
-    levels: list[SampleLevelBody] = Field(default_factory=list)
-
-
-class LogDensityOptions(BaseModel):
-    """What a request for densities says beside its items; as fields of a form, or in JSON."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    model: ModelAt = Field(description="Id of a model, or `id@step`")
-    path: bool = Field(False, description="Also the second, independent estimate along the diffusion path; slower")
-    num_paths: int = Field(
-        4, ge=1, le=64, description=f"Paths it averages; items times paths are at most {MAX_ITEM_PATHS}", examples=[4]
-    )
-    seed: Seed | None = Field(None, description="Of the paths; drawn at random when absent, always in the answer")
-
-
-class LogDensityRequestBody(LogDensityOptions):
-    """Items to score."""
-
-    model_config = ConfigDict(
-        strict=True, json_schema_extra={"examples": [{"model": _MODEL_ID, "x": [[0.5, -1.2], [0.1, 2.0]]}]}
-    )
-
-    x: list[Any] = Field(
-        description=f"Up to {MAX_ITEMS} items as nested lists of shape (N, D), in the data's units, or (N, C, H, W), "
-        "images in [−1, 1]",
-        examples=[[[0.5, -1.2], [0.1, 2.0]]],
-    )
-
-
-class ItemDensityBody(BaseModel):
-    """One item, in the order of the request."""
-
-    log_density: float | None = Field(
-        description="Nats, null where the energy overflows, of the item as given: nothing is dequantized",
-        examples=[61.03],
-    )
-    bits_per_dim: float | None = Field(None, description="null for continuous data", examples=[2.6])
-    energy: float | None = Field(description="Of the cleanest noise level, nats", examples=[57.2])
-    path_log_density: float | None = Field(
-        None, description="With `path`: importance-weighted over the paths; an estimate, not a bound"
-    )
-    path_spread: float | None = Field(
-        None, description="With `path`: standard deviation of single paths, how far the noise levels disagree"
-    )
-
-
-class LogDensityBody(BaseModel):
-    """Densities as JSON."""
-
-    model: str = Field(description="`id@step`", examples=[f"{_MODEL_ID}@4900"])
-    level: Literal[0] = Field(description="The noise level whose energy this is: the cleanest")
-    blur_std: float = Field(description="The density is that of the data plus Gaussian noise of this std, scaled units")
-    log_z: LogZBody
-    std_error: float = Field(description="Of every log_density, nats, one and the same shift: that of log_z")
-    converged: bool = Field(
-        description="Whether std_error is within the calibration's tolerance; if not, calibrate with more bridges"
-    )
-    seed: int | None = Field(None, description="With `path`: the one that was used")
-    num_paths: int | None = Field(None, description="With `path`")
-    items: list[ItemDensityBody]
 
 
 class CheckBody(BaseModel):

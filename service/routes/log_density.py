@@ -18,14 +18,8 @@ from service.exchange import REPLY_HEADERS, ask, model_at, reply_headers, requir
 from service.images import FloatArray
 from service.items import from_files, from_lists, to_npy
 from service.routes.models import calibration_of, checkpoint_step, describe, parse_model
-from service.schemas import (
-    CalibrationBody,
-    ItemDensityBody,
-    LogDensityBody,
-    LogDensityOptions,
-    LogDensityRequestBody,
-    random_seed,
-)
+from service.sampler_schemas import ItemDensityBody, LogDensityBody, LogDensityOptions, LogDensityRequestBody
+from service.schemas import CalibrationBody, random_seed
 from service.settings import LOG_DENSITY_PATH, MAX_ITEM_PATHS, MAX_ITEMS
 from service.stores import Stores, StoresDependency
 from worker.ids import new_id

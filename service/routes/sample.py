@@ -22,7 +22,8 @@ from service.errors import Problem, documented, field_problem, not_acceptable
 from service.exchange import REPLY_HEADERS, Exchange, ask, model_at, reply_headers, require_sampler
 from service.images import FloatArray, encode_grid, encode_npy, encode_png, encode_zip, is_image
 from service.routes.models import checkpoint_step, describe, parse_model
-from service.schemas import SampleBody, SampleLevelBody, SampleRequestBody, random_seed
+from service.sampler_schemas import SampleBody, SampleLevelBody, SampleRequestBody
+from service.schemas import random_seed
 from service.stores import Stores, StoresDependency
 from worker.ids import new_id
 from worker.messages import SampleReply, SampleRequest
