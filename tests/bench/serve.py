@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -193,7 +195,7 @@ def litserve(directory: Path, rows: int) -> Iterator[str]:
     [port] = free_ports(1)
     command = [sys.executable, "-m", "tests.bench.litserve_digits", str(directory), str(port), str(rows)]
     with (directory.parent / "litserve.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     url = f"http://127.0.0.1:{port}"
 
     def answers() -> bool:
@@ -206,11 +208,8 @@ def litserve(directory: Path, rows: int) -> Iterator[str]:
         wait_until(answers, 60, "LitServe", every_s=0.3)
         yield url
     finally:
-        process.terminate()
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        os.killpg(process.pid, signal.SIGKILL)  # its workers would outlive a SIGTERM
+        process.wait()
 
 
 def measure(stack: LocalStack, directory: Path, console: Console) -> dict[str, Any]:
