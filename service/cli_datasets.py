@@ -39,7 +39,7 @@ def upload(
             reader, file_name=f"{path.resolve().name}{'.zip' if is_folder else ''}", name=name
         )
     Console(highlight=False).print(found["id"])
-    Console(stderr=True, highlight=False).print(_told(found), markup=False)
+    Console(stderr=True, highlight=False, soft_wrap=True).print(_told(found), markup=False)
 
 
 @application.command("list")

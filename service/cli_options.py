@@ -35,7 +35,11 @@ def show(
     if as_json:
         console.print(json.dumps(found, indent=2), markup=False, soft_wrap=True)
         return
-    table = Table(*headings)
+    first, *others = headings
+    table = Table()
+    table.add_column(first, no_wrap=True)  # an id is to be copied
+    for heading in others:
+        table.add_column(heading)
     for row in rows:
         table.add_row(*row)
     console.print(table)

@@ -67,12 +67,7 @@ class TrainRequest(RequestBody):
         "preset, or without one from the defaults",
         examples=[{"network": {"width": 32}}],
     )
-    dataset: str | None = Field(
-        None,
-        max_length=500,
-        description=DATASET_NAMES,
-        examples=["digits"],
-    )
+    dataset: str | None = Field(None, max_length=500, description=DATASET_NAMES, examples=["digits"])
     name: str | None = Field(None, min_length=1, max_length=100, description="For people", examples=["my first model"])
     seed: Seed | None = Field(
         None,

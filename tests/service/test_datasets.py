@@ -21,8 +21,8 @@ from model.presets import BUILT_IN_DATASETS
 from service.app import create_app
 from service.folder_zip import zipped
 from service.settings import ServiceSettings
-from tests.service.hostile_datasets import npy, npz, picture, rows
-from tests.service.hostile_datasets import zipped as zip_of
+from tests.service.hostile_files import npy, npz, picture, rows
+from tests.service.hostile_files import zipped as zip_of
 from worker.artifacts import Artifacts
 from worker.dataset_store import DatasetStore
 from worker.datasets import fetch_dataset

@@ -20,7 +20,7 @@ from model.data import load
 from model.errors import DataError, DataTooLarge
 from model.intake.limits import Summary
 from tests.servers import BUCKET
-from tests.service.hostile_datasets import npy, picture, rows
+from tests.service.hostile_files import npy, picture, rows
 from worker import dataset_store
 from worker.artifacts import Artifacts
 from worker.bucket import ArtifactDamaged, ArtifactMissing, Bucket, StorageUnavailable
