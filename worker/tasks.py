@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import socket
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+_making = threading.Lock()
+"""functools.cache alone would make a second engine for a request that comes while the first one is being made."""
 Q = TypeVar("Q", bound=SamplerRequest)
 
 
@@ -53,7 +56,7 @@ def _store() -> RecordStore:
 
 
 @functools.cache
-def _sampler() -> Sampler:
+def _made_sampler() -> Sampler:
     settings = _settings()
     return Sampler(
         _store().artifacts,
@@ -64,6 +67,11 @@ def _sampler() -> Sampler:
         max_rows=settings.sampler_rows,
         queue_s=settings.sampler_queue_s,
     )
+
+
+def _sampler() -> Sampler:
+    with _making:
+        return _made_sampler()
 
 
 def _load_dataset(name: str) -> Dataset:
@@ -147,5 +155,5 @@ def start_sampler(name: str) -> Switchboard:
 
 def stop_sampler() -> None:
     """End the engine, if it was started."""
-    if _sampler.cache_info().currsize:
-        _sampler().stop()
+    if _made_sampler.cache_info().currsize:
+        _made_sampler().stop()

@@ -195,7 +195,7 @@ def test_a_client_that_leaves_frees_the_samplers_chains(
         num_images=50,
         seed=0,
         num_steps=10_000,
-        deadline=time.time() + 60,
+        deadline=time.time() + 300,
     )
 
     def chains() -> int:
@@ -204,9 +204,9 @@ def test_a_client_that_leaves_frees_the_samplers_chains(
 
     with make_app(settings) as app:
         send_request(app, request)
-    wait_until(lambda: chains() == 50, 30, "fifty chains")
+    wait_until(lambda: chains() > 0, 60, "chains that run")
     store.redis.set(cancel_key(request.request_id), "", ex=60)
-    wait_until(lambda: chains() == 0, 10, "freed chains")
+    wait_until(lambda: chains() == 0, 30, "freed chains")
     assert not store.redis.exists(ReplyChannel(request.request_id).key)
     assert _ask(settings, model_id=model_id).ok
 
