@@ -132,7 +132,8 @@ def test_a_cancelled_job_stops_keeps_its_checkpoint_and_goes_on_when_asked(recov
 def test_a_training_that_cannot_work_fails_with_a_reason(recovery: Recovery, command: UpCommand) -> None:
     folder = command.data / "datasets" / "mine"
     folder.mkdir()
-    (folder / "cat.png").write_text("this is no picture")
+    for name in ("cat.png", "dog.png"):
+        (folder / name).write_text("this is no picture")
 
     made = recovery.train(preset="digits", config=TINY, dataset="mine", steps=10)
     for _ in recovery.events(made["id"]):
