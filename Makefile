@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test lint format clean bench-density
+.PHONY: help install demo test lint format clean bench-density bench-train bench-gpu
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -25,6 +25,12 @@ test: $(STAMP) ## every test
 
 bench-density: $(STAMP) ## train the planar densities and compare log Z and log p with the truth; writes bench-results/
 	$(BIN)/python -m tests.bench.density
+
+bench-train: $(STAMP) ## cost of a training step and of a sample beside a plain implementation; writes bench-results/
+	$(BIN)/python -m tests.bench.train
+
+bench-gpu: $(STAMP) ## CIFAR-10-shaped training and sampling on a CUDA device; says so when there is none
+	$(BIN)/python -m tests.bench.gpu
 
 lint: $(STAMP) ## formatting, lint, types, direction of imports
 	$(BIN)/ruff format --check .

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 
 import pytest
 import torch
 
-from model.config import NetworkConfig
+from model.config import Activation, NetworkConfig, Precision
 from model.errors import ShapeError
 from model.networks import (
     MLPEnergy,
@@ -111,6 +112,43 @@ def test_a_frozen_network_computes_the_same_and_takes_no_weight_gradient() -> No
     with torch.no_grad():
         network.conv_in.bias.add_(1.0)
     assert not torch.allclose(network(x, level), fixed)
+
+
+@pytest.mark.parametrize("activation", ["leaky_relu", "silu"])
+def test_the_gradient_written_out_for_frozen_blocks_is_that_of_autograd(activation: Activation) -> None:
+    torch.manual_seed(0)
+    network = ResNetEnergy(replace(_SMALL, activation=activation), (2, 8, 6)).double()
+    for parameter in network.parameters():  # no weight near zero, no gain of one
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    iterate_power(network, 5)
+    x, level = torch.randn(3, 2, 8, 6, dtype=torch.float64, requires_grad=True), torch.tensor([0, 1, 2])
+    (free,) = torch.autograd.grad(network(x, level).sum(), x)
+    with frozen(network):
+        (fixed,) = torch.autograd.grad(network(x, level).sum(), x)
+    torch.testing.assert_close(fixed, free)
+
+
+@pytest.mark.parametrize(
+    ("config", "event"), [(_SMALL, (1, 8, 8)), (NetworkConfig(kind="mlp", width=32, num_blocks=2), (6,))]
+)
+def test_bfloat16_layers_stay_within_two_percent_and_answer_in_float32(
+    config: NetworkConfig, event: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    network = make_network(config, event)
+    for parameter in network.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    x, level = torch.randn(64, *event, requires_grad=True), torch.arange(64) % 6
+
+    def answers(precision: Precision) -> tuple[torch.Tensor, torch.Tensor]:
+        with frozen(network, precision):
+            output = network(x, level)
+            return output.detach(), torch.autograd.grad(output.sum(), x)[0]
+
+    for exact, rounded in zip(answers("float32"), answers("bfloat16"), strict=True):
+        assert rounded.dtype == torch.float32
+        assert 0 < float((rounded - exact).norm()) < 0.02 * float(exact.norm())
+    assert network.precision == "float32"
 
 
 def test_freezing_ends_also_after_an_error() -> None:
