@@ -115,7 +115,8 @@ class _Weighted(nn.Module):
         """(weight, bias) that act on inputs of that type, with the learned scale in them."""
         if self._frozen is not None and dtype in self._frozen:
             return self._frozen[dtype]
-        weight, bias = self.normalized_weight(), self.bias
+        weight: Tensor = self.normalized_weight()
+        bias: Tensor = self.bias
         if self.gain is not None:
             weight, bias = weight * self.gain[:, None, None, None], bias * self.gain
         if weight.dim() == 4:
@@ -221,7 +222,8 @@ class _ResidualBlock(nn.Module):
             y: Tensor = _FrozenBlock.apply(x, level, self)  # type: ignore[no-untyped-call]
             return y
         h = self.map1(self.activation(x)) + level
-        return self.map2(self.activation(h)) + (x if self.shortcut is None else self.shortcut(x))
+        y = self.map2(self.activation(h)) + (x if self.shortcut is None else self.shortcut(x))
+        return y
 
 
 class _FrozenInput(torch.autograd.Function):
@@ -251,7 +253,8 @@ class _FrozenBlock(torch.autograd.Function):
         h = block.map1(block.activation(x)) + level
         ctx.save_for_backward(x, h)
         ctx.block = block
-        return block.map2(block.activation(h)) + (x if block.shortcut is None else block.shortcut(x))
+        y: Tensor = block.map2(block.activation(h)) + (x if block.shortcut is None else block.shortcut(x))
+        return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable

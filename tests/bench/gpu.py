@@ -52,7 +52,8 @@ def matrix_peak() -> float:
 
 def graphed(evaluate: Callable[[Tensor], tuple[Tensor, Tensor]], y: Tensor) -> Callable[[], None]:
     """A replay of `evaluate` at a fixed place in memory (torch's recipe: warm up on a side stream, then capture)."""
-    place, side = y.clone(), torch.cuda.Stream()
+    place = y.clone()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):
@@ -112,7 +113,8 @@ def train(console: Console, config: TrainConfig, peak: float) -> None:
     torch.cuda.empty_cache()
     console.print(
         f"training, {config.precision}: {rate * config.batch_size:.1f} images/s, "
-        f"{rate * step_flops(config) / peak:.0%} of peak, {used:.2f} GiB at most; stopped at step {_STEPS}, resumed to {done.step}; "
+        f"{rate * step_flops(config) / peak:.0%} of peak, {used:.2f} GiB at most; stopped at step {_STEPS}, "
+        f"resumed to {done.step}; "
         f"{(torch.cuda.memory_allocated() - before) / 2**20:.1f} MiB left behind"
     )
 

@@ -31,6 +31,8 @@ class Layer(nn.Module):
         if norm:
             self.register_buffer("left_vector", torch.zeros(outputs))
 
+    left_vector: Tensor
+
     def normalized(self) -> Tensor:
         """The weight over its singular value."""
         if not self.norm:
@@ -120,8 +122,9 @@ class PlainModel:
         for _ in range(num_steps):
             y = y.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(self.network(y, level).sum(), y)
+            y = y.detach()
             score = gradient / s**2 - precision * (y - x_next)
-            y = y.detach() + 0.5 * s**2 * score + s * noise.normal(x_next)
+            y = y + 0.5 * s**2 * score + s * noise.normal(x_next)
         return y
 
     def train_step(self, x_data: Tensor, level: Tensor, noise: NoiseSource, num_steps: int) -> tuple[float, float]:
@@ -135,7 +138,7 @@ class PlainModel:
         difference = (self.network(negative, level) - self.network(y, level)) / self.step_size[level] ** 2
         loss = (self.loss_weight[level] * difference).mean()
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = torch.stack([p.grad.norm() for p in self.network.parameters() if p.grad is not None]).norm()
         self.optimizer.step()
         with torch.no_grad():

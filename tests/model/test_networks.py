@@ -129,11 +129,17 @@ def test_the_gradient_written_out_for_frozen_blocks_is_that_of_autograd(activati
 
 
 @pytest.mark.parametrize(
-    ("config", "event"), [(_SMALL, (1, 8, 8)), (NetworkConfig(kind="mlp", width=32, num_blocks=2), (6,))]
+    ("config", "event", "score_tolerance"),
+    [
+        (replace(_SMALL, activation="silu"), (1, 8, 8), 0.02),
+        (_SMALL, (1, 8, 8), 0.1),  # rounding moves activations across the kink, where the slope jumps
+        (NetworkConfig(kind="mlp", width=32, num_blocks=2), (6,), 0.1),
+    ],
 )
-def test_bfloat16_layers_stay_within_two_percent_and_answer_in_float32(
-    config: NetworkConfig, event: tuple[int, ...]
+def test_bfloat16_layers_answer_near_float32_and_in_it(
+    config: NetworkConfig, event: tuple[int, ...], score_tolerance: float
 ) -> None:
+    """Energies within 2 %, scores of a smooth activation too."""
     torch.manual_seed(0)
     network = make_network(config, event)
     for parameter in network.parameters():
@@ -145,9 +151,10 @@ def test_bfloat16_layers_stay_within_two_percent_and_answer_in_float32(
             output = network(x, level)
             return output.detach(), torch.autograd.grad(output.sum(), x)[0]
 
-    for exact, rounded in zip(answers("float32"), answers("bfloat16"), strict=True):
+    tolerances = (0.02, score_tolerance)
+    for exact, rounded, tolerance in zip(answers("float32"), answers("bfloat16"), tolerances, strict=True):
         assert rounded.dtype == torch.float32
-        assert 0 < float((rounded - exact).norm()) < 0.02 * float(exact.norm())
+        assert 0 < float((rounded - exact).norm()) < tolerance * float(exact.norm())
     assert network.precision == "float32"
 
 
