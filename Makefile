@@ -27,7 +27,7 @@ bench-density: $(STAMP) ## train the planar densities and compare log Z and log 
 	$(BIN)/python -m tests.bench.density
 
 bench-train: $(STAMP) ## cost of a training step and of a sample beside a plain implementation; writes bench-results/
-	$(BIN)/python -m tests.bench.train
+	OMP_WAIT_POLICY=passive $(BIN)/python -m tests.bench.train
 
 bench-gpu: $(STAMP) ## CIFAR-10-shaped training and sampling on a CUDA device; says so when there is none
 	$(BIN)/python -m tests.bench.gpu

@@ -1,8 +1,9 @@
 """What a training step and a sample cost: `make bench-train` prints the tables and writes bench-results/train.json.
 
 DRL's CIFAR-10 network (N = 2, 9,056,256 parameters), T6, K = 30, batch 8, against the plain implementation beside this
-file and the machine's own measured peaks, all in one run and in turns, so that other load meets everyone alike. Then
-how a step's cost grows, what its surroundings take, and what bfloat16 does to a model of digits.
+file and the machine's own measured peaks, all in one run and in turns, so that other load meets everyone alike. The
+peaks are the fastest of short calls and the steps medians of long ones, so shares of the peak mean something on an idle
+machine only. Then how a step's cost grows, what its surroundings take, and what bfloat16 does to a model of digits.
 """
 
 from __future__ import annotations
