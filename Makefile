@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test fuzz lint format clean bench-density bench-serve soak chaos
+.PHONY: help install demo test fuzz lint format clean bench-density bench-serve bench-train bench-gpu soak chaos
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -39,6 +39,12 @@ soak: $(STAMP) ## mixed load with clients that leave, for SECONDS: memory, leaks
 
 chaos: $(STAMP) ## kill everything around 12 trainings, again and again, and check that none is harmed; 10 minutes at most
 	$(BIN)/python -m tests.chaos.run
+
+bench-train: $(STAMP) ## cost of a training step and of a sample beside a plain implementation; writes bench-results/
+	OMP_WAIT_POLICY=passive $(BIN)/python -m tests.bench.train
+
+bench-gpu: $(STAMP) ## CIFAR-10-shaped training and sampling on a CUDA device; says so when there is none
+	$(BIN)/python -m tests.bench.gpu
 
 lint: $(STAMP) ## formatting, lint, types, direction of imports
 	$(BIN)/ruff format --check .

@@ -28,6 +28,7 @@ EnergyForm = Literal["step_size", "gaussian", "log_snr"]
 ChainStart = Literal["neighbour", "predictor"]
 KernelKind = Literal["langevin", "mala", "hmc"]
 ScoreMatchingForm = Literal["recovery", "marginal", "dual"]
+Precision = Literal["float32", "bfloat16"]
 
 
 def _require_range(name: str, value: float, low: float, high: float) -> None:
@@ -226,6 +227,8 @@ class TrainConfig:
     steps: int = 100_000
     """All training steps, the score-matching start included."""
     batch_size: int = 256
+    precision: Precision = "float32"
+    """of the network's layers in training; positions, energies, losses, weights and moments are float32 either way"""
     seed: int = 0
     horizontal_flips: bool = False
     dequantize: bool = False
@@ -252,6 +255,7 @@ class TrainConfig:
                 f"score_matching.steps is {self.score_matching.steps}; expected at most steps, {self.steps}"
             )
         _require_range("batch_size", self.batch_size, 1, 65_536)
+        _require_choice("precision", self.precision, typing.get_args(Precision))
         _require_range("seed", self.seed, 0, 2**63 - 1)
         _require_range("affine_jitter", self.affine_jitter, 0.0, 10.0)
         for name in ("log_every", "sample_every", "checkpoint_every"):

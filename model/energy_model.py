@@ -26,10 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from model.base import GaussianBase, MixtureBase
-from model.config import TrainConfig
+from model.config import Precision, TrainConfig
 from model.data import Dataset
 from model.energy import EnergyFn
-from model.networks import Autocast, frozen, make_network
+from model.networks import frozen, make_network
 from model.recovery import recovery_energy
 from model.schedule import Schedule, expand, make_schedule
 
@@ -115,13 +115,9 @@ class EnergyModel(nn.Module):
         x = x * self.data_std + self.data_mean
         return x.clamp(-1, 1) if self.bin_width > 0 else x
 
-    def lower_precision(self) -> None:
-        """From now on the network computes in bfloat16; the Gaussian, the chain and the weights stay float32."""
-        self.network = Autocast(self.network)  # type: ignore[assignment]
-
-    def frozen(self) -> contextlib.AbstractContextManager[None]:
+    def frozen(self, precision: Precision | None = None) -> contextlib.AbstractContextManager[None]:
         """Fix the network's weights while a chain runs; see `model.networks.frozen`."""
-        return frozen(self.network)
+        return frozen(self.network, precision)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move the schedule along with the parameters (`nn.Module.to`, `.cuda`, …)."""

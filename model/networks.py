@@ -7,6 +7,9 @@ one evaluation.
 
 Spectral norm (Miyato et al. 2018) divides a weight by an estimate of its largest singular value from one power
 iteration. `frozen` fixes the normalised weights for the length of a Markov chain, during which they cannot change.
+
+Precision: a layer computes in the type of its input. The residual trunk runs in `compute_dtype`; the input layer, the
+level embedding, the sum over space and the head stay in the parameters' type, and so does all that is returned.
 """
 
 from __future__ import annotations
@@ -14,15 +17,15 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from model.config import NetworkConfig
+from model.config import NetworkConfig, Precision
 from model.errors import ShapeError
-
-_INITIAL_POWER_ITERATIONS = 15  # a random vector underestimates the singular value, so the first outputs would be huge
+from model.layers import Conv3x3, Dense, Weighted
 
 _ACTIVATIONS_PER_THREAD = 150_000
 
@@ -30,112 +33,11 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "leaky_relu": lambda x: F.leaky_relu(x, 0.2),
     "silu": F.silu,
 }
-
-
-class _Weighted(nn.Module):
-    """A linear map with optional spectral norm; subclasses say how the weight is applied.
-
-    `bound_only` is the release's rule for near-zero-initialised weights: W/(s + 1e-6) · min(s + 1e-6, 1), which leaves
-    small weights as they are and only bounds the singular value from above.
-
-    Initial weights follow the release where there is spectral norm. Elsewhere they are normal of standard deviation
-    `gain`/√fan_in with biases uniform up to ±`bias_limit`: starting near zero only delays learning there
-    (measured on a mixture: two to four times the score error after 500 steps).
-    """
-
-    kernel: tuple[int, ...] = ()
-    """trailing axes of the weight (out, in, *kernel)"""
-
-    def __init__(
-        self,
-        in_width: int,
-        out_width: int,
-        *,
-        spectral_norm: bool,
-        bound_only: bool = False,
-        gain: float = 1.0,
-        bias_limit: float = 0.0,
-    ) -> None:
-        super().__init__()
-        shape = (out_width, in_width, *self.kernel)
-        self.spectral_norm = spectral_norm
-        self.bound_only = bound_only
-        self.weight = nn.Parameter(torch.empty(shape))
-        self.bias = nn.Parameter(torch.zeros(out_width))
-        self.gain = nn.Parameter(torch.ones(out_width)) if bound_only and self.kernel else None
-        self._frozen_weight: Tensor | None = None
-        receptive = math.prod(shape[2:])
-        if not spectral_norm:
-            nn.init.normal_(self.weight, std=gain / math.sqrt(shape[1] * receptive))
-            nn.init.uniform_(self.bias, -bias_limit, bias_limit)
-            return
-        scale = 1e-10 if bound_only else 1.0  # variance scaling, fan average, uniform (release: default_init)
-        limit = math.sqrt(3 * scale / ((shape[0] + shape[1]) * receptive / 2))
-        nn.init.uniform_(self.weight, -limit, limit)
-        self.register_buffer("left_vector", F.normalize(torch.randn(shape[0]), dim=0))
-        self.iterate_power(_INITIAL_POWER_ITERATIONS)
-
-    left_vector: Tensor
-    """(out,) the power iteration's estimate of the leading left singular vector."""
-
-    def iterate_power(self, num_iterations: int = 1) -> None:
-        """Bring `left_vector` nearer to the weight's leading singular vector, in place."""
-        if not self.spectral_norm:
-            return
-        with torch.no_grad():
-            matrix = self.weight.flatten(1)
-            for _ in range(num_iterations):
-                right = F.normalize(matrix.T @ self.left_vector, dim=0, eps=1e-12)
-                self.left_vector.copy_(F.normalize(matrix @ right, dim=0, eps=1e-12))
-
-    def normalized_weight(self) -> Tensor:
-        """The weight that is applied; gradients pass through the singular value but not through its vectors."""
-        if self._frozen_weight is not None:
-            return self._frozen_weight
-        if not self.spectral_norm:
-            return self.weight
-        matrix = self.weight.flatten(1)
-        with torch.no_grad():
-            right = F.normalize(matrix.T @ self.left_vector, dim=0, eps=1e-12)
-            left = F.normalize(
-                matrix @ right, dim=0, eps=1e-12
-            )  # the release's rule; an averaged vector has no length 1
-        singular_value = left @ matrix @ right
-        if self.bound_only:
-            singular_value = singular_value + 1e-6
-            return self.weight / singular_value * singular_value.clamp(max=1)
-        return self.weight / singular_value
-
-    def freeze(self) -> None:
-        """Fix the applied weight, without gradient, until `unfreeze`."""
-        self._frozen_weight = None
-        self._frozen_weight = self.normalized_weight().detach()
-
-    @property
-    def is_frozen(self) -> bool:
-        """Whether the applied weight is fixed."""
-        return self._frozen_weight is not None
-
-    def unfreeze(self) -> None:
-        """Go back to computing the applied weight from the parameters."""
-        self._frozen_weight = None
-
-
-class _Conv3x3(_Weighted):
-    """3×3 convolution, stride 1, zero padding; `bound_only` adds the release's learned scale per channel."""
-
-    kernel = (3, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = F.conv2d(x, self.normalized_weight(), self.bias, padding=1)
-        return y if self.gain is None else y * self.gain[:, None, None]
-
-
-class _Dense(_Weighted):
-    """Affine map of the last axis."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.normalized_weight(), self.bias)
+_ACTIVATION_BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "leaky_relu": lambda gradient, x: torch.ops.aten.leaky_relu_backward(gradient, x, 0.2, False),
+    "silu": torch.ops.aten.silu_backward,
+}
+"""(gradient of the output, input) -> gradient of the input"""
 
 
 def sinusoidal_embedding(level: Tensor, dim: int) -> Tensor:
@@ -158,8 +60,8 @@ class _LevelEmbedding(nn.Module):
         self.width = config.width
         self.activation = _ACTIVATIONS[config.activation]
         width = _level_width(config)
-        self.dense0 = _Dense(config.width, width, spectral_norm=config.spectral_norm)
-        self.dense1 = _Dense(width, width, spectral_norm=config.spectral_norm)
+        self.dense0 = Dense(config.width, width, spectral_norm=config.spectral_norm)
+        self.dense1 = Dense(width, width, spectral_norm=config.spectral_norm)
 
     def forward(self, level: Tensor) -> Tensor:
         code = sinusoidal_embedding(level, self.width).to(self.dense0.weight.dtype)
@@ -171,24 +73,68 @@ class _ResidualBlock(nn.Module):
     """Activation → map → + level → activation → near-zero map, beside a shortcut; convolutions or dense layers."""
 
     def __init__(
-        self, layer: type[_Conv3x3] | type[_Dense], in_width: int, out_width: int, config: NetworkConfig
+        self, layer: type[Conv3x3] | type[_Dense], in_width: int, out_width: int, config: NetworkConfig
     ) -> None:
         super().__init__()
         spectral_norm = config.spectral_norm
         self.activation = _ACTIVATIONS[config.activation]
+        self.activation_backward = _ACTIVATION_BACKWARD[config.activation]
         self.map1 = layer(in_width, out_width, spectral_norm=spectral_norm, gain=1.4, bias_limit=0.5)
-        self.level = _Dense(_level_width(config), out_width, spectral_norm=spectral_norm, gain=0.7)
+        self.level = Dense(_level_width(config), out_width, spectral_norm=spectral_norm, gain=0.7)
         self.map2 = layer(out_width, out_width, spectral_norm=spectral_norm, bound_only=True, gain=0.5)
         self.shortcut = (
             layer(in_width, out_width, spectral_norm=spectral_norm, gain=0.9) if in_width != out_width else None
         )
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        level = self.level(self.activation(embedding))
-        h = self.map1(self.activation(x)) + level.reshape(*level.shape, *[1] * (x.dim() - 2))
-        h = self.map2(self.activation(h))
-        y: Tensor = h + (x if self.shortcut is None else self.shortcut(x))
+        level = self.level(self.activation(embedding)).to(x.dtype)
+        level = level.reshape(*level.shape, *[1] * (x.dim() - 2))
+        if isinstance(self.map1, Conv3x3) and self.map1.is_frozen:
+            y: Tensor = _FrozenBlock.apply(x, level, self)  # type: ignore[no-untyped-call]
+            return y
+        h = self.map1(self.activation(x)) + level
+        y = self.map2(self.activation(h)) + (x if self.shortcut is None else self.shortcut(x))
         return y
+
+
+class _FrozenInput(torch.autograd.Function):
+    """The fixed input layer in its own precision, its output and the gradient in the trunk's."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: Conv3x3, dtype: torch.dtype) -> Tensor:
+        ctx.layer, ctx.dtype = layer, x.dtype
+        y: Tensor = layer(x).to(dtype)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.layer.transposed(gradient).to(ctx.dtype), None, None
+
+
+class _FrozenBlock(torch.autograd.Function):
+    """A residual block of convolutions whose weights are fixed, with its gradient by the input written out.
+
+    Two things make it faster on CPUs than what autograd does: the transposed convolutions run as plain ones of the
+    turned kernel, and the two gradients of x are added into a new tensor (bfloat16 in place takes four times as long).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, level: Tensor, block: _ResidualBlock) -> Tensor:
+        h = block.map1(block.activation(x)) + level
+        ctx.save_for_backward(x, h)
+        ctx.block = block
+        y: Tensor = block.map2(block.activation(h)) + (x if block.shortcut is None else block.shortcut(x))
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        x, h = ctx.saved_tensors
+        block = ctx.block
+        by_h = block.activation_backward(block.map2.transposed(gradient), h)
+        by_x = block.activation_backward(block.map1.transposed(by_h), x)
+        return by_x + (gradient if block.shortcut is None else block.shortcut.transposed(gradient)), None, None
 
 
 class _EnergyNetwork(nn.Module):
@@ -203,7 +149,11 @@ class _EnergyNetwork(nn.Module):
         gain = (
             math.sqrt(2 * in_width / (in_width + out_width)) if config.spectral_norm else 0.5
         )  # the release's or ours
-        self.head = _Dense(in_width, out_width, spectral_norm=False, gain=gain)
+        self.head = Dense(in_width, out_width, spectral_norm=False, gain=gain)
+        self.precision: Precision = "float32"
+
+    def _trunk_dtype(self, own: torch.dtype) -> torch.dtype:
+        return torch.bfloat16 if self.precision == "bfloat16" else own
 
     def _head(self, features: Tensor, embedding: Tensor) -> Tensor:
         output: Tensor = (features * self.head(self.activation(embedding))).sum(1)
@@ -219,13 +169,13 @@ class ResNetEnergy(_EnergyNetwork):
         channels, height, width = event_shape
         widths = [config.width * m for m in config.multipliers]
         super().__init__(config, config.head_width or widths[-1])
-        self.conv_in = _Conv3x3(
+        self.conv_in = Conv3x3(
             channels + 2 * config.coordinates, config.width, spectral_norm=config.spectral_norm, bias_limit=0.5
         )
         inputs = [config.width, *widths[:-1]]
         self.resolutions = nn.ModuleList(
             nn.ModuleList(
-                _ResidualBlock(_Conv3x3, before if block == 0 else after, after, config)
+                _ResidualBlock(Conv3x3, before if block == 0 else after, after, config)
                 for block in range(config.num_blocks)
             )
             for before, after in zip(inputs, widths, strict=True)
@@ -236,10 +186,10 @@ class ResNetEnergy(_EnergyNetwork):
         if config.head_width:
             halvings = 2 ** (len(widths) - 1)
             positions = math.ceil(height / halvings) * math.ceil(width / halvings)
-            self.dense_out = _Dense(
+            self.dense_out = Dense(
                 positions * widths[-1], config.head_width, spectral_norm=config.spectral_norm, gain=1.4, bias_limit=0.5
             )
-            self.block_out = _ResidualBlock(_Dense, config.head_width, config.head_width, config)
+            self.block_out = _ResidualBlock(Dense, config.head_width, config.head_width, config)
 
     grid: Tensor
     """(2, H, W) rows and columns from −1 to 1"""
@@ -248,7 +198,10 @@ class ResNetEnergy(_EnergyNetwork):
         embedding = self.embedding(level)
         if self.config.coordinates:
             x = torch.cat([x, self.grid.to(x.dtype).expand(len(x), -1, -1, -1)], dim=1)
-        h = self.conv_in(x)
+        if self.conv_in.is_frozen:
+            h: Tensor = _FrozenInput.apply(x, self.conv_in, self._trunk_dtype(x.dtype))  # type: ignore[no-untyped-call]
+        else:
+            h = self.conv_in(x).to(self._trunk_dtype(x.dtype))
         for index, blocks in enumerate(self.resolutions):
             if index > 0:
                 h = F.avg_pool2d(h, 2, ceil_mode=True)  # odd sizes keep their last row and column
@@ -256,10 +209,10 @@ class ResNetEnergy(_EnergyNetwork):
                 h = block(h, embedding)
         if self.config.head_width:
             h = self.block_out(self.dense_out(self.activation(h).flatten(1)), embedding)
-            return self._head(self.activation(h), embedding)
+            return self._head(self.activation(h).to(embedding.dtype), embedding)
         # DRL: ReLU then the sum over space; the smooth counterpart keeps score matching twice differentiable
         h = F.relu(h) if self.config.activation == "leaky_relu" else F.silu(h)
-        return self._head(h.sum((2, 3)), embedding)
+        return self._head(h.sum((2, 3), dtype=embedding.dtype), embedding)
 
 
 class MLPEnergy(_EnergyNetwork):
@@ -268,12 +221,12 @@ class MLPEnergy(_EnergyNetwork):
     def __init__(self, config: NetworkConfig, event_shape: tuple[int, ...]) -> None:
         super().__init__(config, config.width)
         dim, count = math.prod(event_shape), config.fourier_features
-        self.dense_in = _Dense(dim + 2 * count, config.width, spectral_norm=config.spectral_norm)
+        self.dense_in = Dense(dim + 2 * count, config.width, spectral_norm=config.spectral_norm)
         if count:
             magnitude = config.max_frequency ** torch.rand(count)
             self.register_buffer("frequencies", F.normalize(torch.randn(dim, count), dim=0) * magnitude)
         self.blocks = nn.ModuleList(
-            _ResidualBlock(_Dense, config.width, config.width, config) for _ in range(config.num_blocks)
+            _ResidualBlock(Dense, config.width, config.width, config) for _ in range(config.num_blocks)
         )
 
     frequencies: Tensor
@@ -292,22 +245,10 @@ class MLPEnergy(_EnergyNetwork):
                 waves = waves * damping.repeat(1, 2)
             h = torch.cat([h, waves], dim=1)
         h = self.dense_in(h)
+        h = h.to(self._trunk_dtype(h.dtype))
         for block in self.blocks:
             h = block(h, embedding)
-        return self._head(self.activation(h), embedding)
-
-
-class Autocast(nn.Module):
-    """A network whose layers compute in bfloat16, with float32 going in and coming out."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        with torch.autocast(inputs[0].device.type, torch.bfloat16):
-            output: Tensor = self.network(*inputs)
-        return output.float()
+        return self._head(self.activation(h).to(embedding.dtype), embedding)
 
 
 def make_network(config: NetworkConfig, event_shape: tuple[int, ...]) -> ResNetEnergy | MLPEnergy:
@@ -328,25 +269,31 @@ def useful_threads(config: NetworkConfig, event_shape: tuple[int, ...], batch_si
 def iterate_power(network: nn.Module, num_iterations: int = 1) -> None:
     """Power iterations of every spectral norm in `network`, in place: one a training step (DRL), more to converge."""
     for module in network.modules():
-        if isinstance(module, _Weighted):
+        if isinstance(module, Weighted):
             module.iterate_power(num_iterations)
 
 
 @contextlib.contextmanager
-def frozen(network: nn.Module) -> Iterator[None]:
+def frozen(network: nn.Module, precision: Precision | None = None) -> Iterator[None]:
     """Fix every weight and its spectral norm while a chain runs: gradients then flow to positions only.
 
-    Within another `frozen` of the same network it changes nothing.
+    The trunk computes in `precision`, or in the network's own without one. Within another `frozen` of the same network
+    nothing else changes.
     """
+    networks = [(m, m.precision) for m in network.modules() if isinstance(m, _EnergyNetwork)]
     parameters = [p for p in network.parameters() if p.requires_grad]
-    weighted = [m for m in network.modules() if isinstance(m, _Weighted) and not m.is_frozen]
+    weighted = [m for m in network.modules() if isinstance(m, Weighted) and not m.is_frozen]
     for parameter in parameters:
         parameter.requires_grad_(False)
     for module in weighted:
         module.freeze()
+    for one, own in networks:
+        one.precision = precision or own
     try:
         yield
     finally:
+        for one, own in networks:
+            one.precision = own
         for module in weighted:
             module.unfreeze()
         for parameter in parameters:

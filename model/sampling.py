@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from model.config import ChainStart, SamplingConfig
+from model.config import ChainStart, Precision, SamplingConfig
 from model.energy import energy_and_score
 from model.energy_model import EnergyModel
 from model.errors import ConfigError
@@ -108,17 +108,19 @@ def sample(
     levels: Collection[int] = (),
     first: int = 0,
     progress_fn: Callable[[int], None] | None = None,
+    precision: Precision | None = None,
 ) -> Samples:
     """Samples `first` … `first + num_samples − 1` of the stream `seed`; each depends on its own index alone.
 
     `num_steps` and `noise_scale` default to the model's `config.sampling`; adjusted kernels have no noise scale.
-    `progress_fn(t)` is called when level t is reached. Raises ConfigError for values out of range.
+    `progress_fn(t)` is called when level t is reached. `precision` is that of the network's layers, by default the
+    model's own: float32 for a model that was loaded. Raises ConfigError for values out of range.
     """
     settings = chosen_settings(model, num_steps=num_steps, noise_scale=noise_scale, levels=levels)
     device = model.step_size.device
     noise = ChainNoise(seed, range(first, first + num_samples))
     x_top = noise.normal(torch.empty(num_samples, *model.event_shape, device=device))
-    return descend(model, x_top, noise, settings, levels=levels, progress_fn=progress_fn)
+    return descend(model, x_top, noise, settings, levels=levels, progress_fn=progress_fn, precision=precision)
 
 
 def chosen_settings(
@@ -149,12 +151,13 @@ def descend(
     *,
     levels: Collection[int] = (),
     progress_fn: Callable[[int], None] | None = None,
+    precision: Precision | None = None,
 ) -> Samples:
     """The progressive descent from `x_top` = x_T (B, *event), with the noise given (DRL algorithm 2)."""
     top = model.num_levels
     x, evaluations = x_top, 0
     kept = {top: x_top.cpu()} if top in levels else {}
-    with model.frozen():
+    with model.frozen(precision):
         for t in range(top - 1, -1, -1):
             level = torch.full((len(x),), t, device=x.device)
             draw = _draw(model, x, level, noise, settings, is_top=t == top - 1)

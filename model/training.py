@@ -115,6 +115,7 @@ def start(config: TrainConfig, dataset: Dataset, device: str = "cpu") -> TrainSt
     model.fit_units(dataset)
     model.fit_base(torch.cat([augment(some, config, model.bin_width, noise) for _ in range(rounds)]))
     model.to(device)
+    model.network.precision = config.precision
     return TrainState(config, model, copy.deepcopy(model).requires_grad_(False), _make_optimizer(config, model))
 
 
@@ -126,6 +127,7 @@ def resume(snapshot: Snapshot, config: TrainConfig, device: str = "cpu") -> Trai
     ema = copy.deepcopy(model).requires_grad_(False)
     load_weights(ema, snapshot.ema)
     model.to(device)
+    model.network.precision = ema.network.precision = config.precision
     optimizer = _make_optimizer(config, model)
     state = TrainState(config, model, ema.to(device), optimizer, snapshot.step, snapshot.rollbacks)
     _restore_moments(state.optimizer, snapshot.state)
@@ -147,7 +149,7 @@ def _restore_moments(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor
 
 def _make_optimizer(config: TrainConfig, model: EnergyModel) -> torch.optim.Optimizer:
     settings = config.optimizer
-    return torch.optim.Adam(model.parameters(), lr=0.0, betas=(settings.beta1, settings.beta2), foreach=True)
+    return torch.optim.Adam(model.parameters(), lr=0.0, betas=(settings.beta1, settings.beta2), fused=True)
 
 
 def train(
@@ -309,8 +311,10 @@ def _descend_gradient(state: TrainState, loss: Tensor, learning_rate: float) -> 
         group["lr"] = learning_rate
     state.optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
-    limit = state.config.optimizer.max_gradient_norm
-    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), math.inf if limit is None else limit)
+    limit, gradients = state.config.optimizer.max_gradient_norm, [p.grad for p in state.model.parameters()]
+    norm = torch.nn.utils.get_total_norm([g for g in gradients if g is not None])
+    if limit is not None:
+        torch.nn.utils.clip_grads_with_norm_(state.model.parameters(), limit, norm)
     state.optimizer.step()
     return float(norm)
 

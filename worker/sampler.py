@@ -93,8 +93,7 @@ class Checkpoints:
             raise self._absent(key.model_id, key.step) from None
         finally:
             shutil.rmtree(directory, ignore_errors=True)
-        if key.precision == "bfloat16":
-            model.lower_precision()
+        model.network.precision = key.precision
         return model
 
     def _absent(self, model_id: str, step: int | None) -> RequestRefused:

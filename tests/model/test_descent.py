@@ -143,7 +143,7 @@ def model() -> Iterator[EnergyModel]:
 
 def test_a_network_of_lower_precision_differs_a_little_and_its_gaussian_not_at_all() -> None:
     exact, lower = _model(), _model()
-    lower.lower_precision()
+    lower.network.precision = "bfloat16"
     x, level = torch.randn(50, 3), torch.arange(50) % 4
     with exact.frozen(), lower.frozen():
         difference = lower.energy(x, level) - exact.energy(x, level)

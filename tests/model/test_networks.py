@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 
 import pytest
 import torch
 
-from model.config import NetworkConfig
+from model.config import Activation, NetworkConfig, Precision
 from model.errors import ShapeError
 from model.networks import (
     MLPEnergy,
@@ -123,6 +124,50 @@ def test_a_frozen_network_computes_the_same_and_takes_no_weight_gradient() -> No
     with torch.no_grad():
         network.conv_in.bias.add_(1.0)
     assert not torch.allclose(network(x, level), fixed)
+
+
+@pytest.mark.parametrize("activation", ["leaky_relu", "silu"])
+def test_the_gradient_written_out_for_frozen_blocks_is_that_of_autograd(activation: Activation) -> None:
+    torch.manual_seed(0)
+    network = ResNetEnergy(replace(_SMALL, activation=activation), (2, 8, 6)).double()
+    for parameter in network.parameters():  # no weight near zero, no gain of one
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    iterate_power(network, 5)
+    x, level = torch.randn(3, 2, 8, 6, dtype=torch.float64, requires_grad=True), torch.tensor([0, 1, 2])
+    (free,) = torch.autograd.grad(network(x, level).sum(), x)
+    with frozen(network):
+        (fixed,) = torch.autograd.grad(network(x, level).sum(), x)
+    torch.testing.assert_close(fixed, free)
+
+
+@pytest.mark.parametrize(
+    ("config", "event", "score_tolerance"),
+    [
+        (replace(_SMALL, activation="silu"), (1, 8, 8), 0.02),
+        (_SMALL, (1, 8, 8), 0.1),  # rounding moves activations across the kink, where the slope jumps
+        (NetworkConfig(kind="mlp", width=32, num_blocks=2), (6,), 0.1),
+    ],
+)
+def test_bfloat16_layers_answer_near_float32_and_in_it(
+    config: NetworkConfig, event: tuple[int, ...], score_tolerance: float
+) -> None:
+    """Energies within 2 %, scores of a smooth activation too."""
+    torch.manual_seed(0)
+    network = make_network(config, event)
+    for parameter in network.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    x, level = torch.randn(64, *event, requires_grad=True), torch.arange(64) % 6
+
+    def answers(precision: Precision) -> tuple[torch.Tensor, torch.Tensor]:
+        with frozen(network, precision):
+            output = network(x, level)
+            return output.detach(), torch.autograd.grad(output.sum(), x)[0]
+
+    tolerances = (0.02, score_tolerance)
+    for exact, rounded, tolerance in zip(answers("float32"), answers("bfloat16"), tolerances, strict=True):
+        assert rounded.dtype == torch.float32
+        assert 0 < float((rounded - exact).norm()) < tolerance * float(exact.norm())
+    assert network.precision == "float32"
 
 
 def test_freezing_ends_also_after_an_error() -> None:

@@ -121,6 +121,20 @@ def test_another_seed_gives_other_weights_and_the_same_seed_the_same(digits: Dat
     assert last_loss(_PAPER) != last_loss(replace(_PAPER, seed=1))
 
 
+@pytest.mark.parametrize("config", [_PAPER, _ADJUSTED], ids=["paper", "adjusted"])
+def test_training_in_bfloat16_has_the_losses_of_float32_and_keeps_float32_weights(
+    config: TrainConfig, digits: Dataset, tmp_path: Path
+) -> None:
+    exact = [e for e in train(config, digits) if isinstance(e, StepEvent)]
+    rounded = [e for e in _run(replace(config, precision="bfloat16"), digits, tmp_path) if isinstance(e, StepEvent)]
+    for one, other in zip(exact, rounded, strict=True):
+        assert other.loss != one.loss
+        assert other.loss == pytest.approx(one.loss, rel=0.05, abs=0.02)
+    snapshot = read_snapshot(tmp_path / "12")
+    assert all(t.dtype == torch.float32 for n, t in snapshot.state.items() if "weight" in n or "exp_avg" in n)
+    assert load_model(tmp_path / "12").network.precision == "float32"
+
+
 def test_phases_follow_each_other_and_adapt_the_steps(digits: Dataset, tmp_path: Path) -> None:
     events = _run(_ADJUSTED, digits, tmp_path)
     assert [e.phase for e in events if isinstance(e, StepEvent)] == ["score_matching"] * 2 + ["recovery"] * 2
