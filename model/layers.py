@@ -1,7 +1,7 @@
 """Layers with a spectral norm that can be fixed: convolution and dense, for training and for long chains.
 
-Spectral norm (Miyato et al. 2018) divides a weight by an estimate of its largest singular value. A layer computes in the
-type of its input.
+Spectral norm (Miyato et al. 2018) divides a weight by an estimate of its largest singular value. A layer computes in
+the type of its input.
 """
 
 from __future__ import annotations

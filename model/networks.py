@@ -73,7 +73,7 @@ class _ResidualBlock(nn.Module):
     """Activation → map → + level → activation → near-zero map, beside a shortcut; convolutions or dense layers."""
 
     def __init__(
-        self, layer: type[Conv3x3] | type[_Dense], in_width: int, out_width: int, config: NetworkConfig
+        self, layer: type[Conv3x3] | type[Dense], in_width: int, out_width: int, config: NetworkConfig
     ) -> None:
         super().__init__()
         spectral_norm = config.spectral_norm
