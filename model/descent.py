@@ -28,6 +28,7 @@ from model.schedule import expand
 Rows = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
+_EXACT_ROWS, _ROWS_MULTIPLE = 8, 4
 _ACCEPT, _REJECT = -1.0, 2.0  # in place of a uniform
 
 
@@ -141,11 +142,13 @@ class Descents:
 
     def evaluate(self, num_rows: int) -> tuple[Tensor, Tensor]:
         """(energies (N,), scores (N, *event)) at the points of the first rows: one gradient evaluation."""
-        level = self._network_level[:num_rows]
+        shape = min(_padded(num_rows), self.capacity)
+        level = self._network_level[:shape]
         conditional = recovery_energy(
-            lambda y: self.model.energy(y, level), self._x_next[:num_rows], self._precision[:num_rows]
+            lambda y: self.model.energy(y, level), self._x_next[:shape], self._precision[:shape]
         )
-        return energy_and_score(conditional, self._point[:num_rows])
+        energy, score = energy_and_score(conditional, self._point[:shape])
+        return energy[:num_rows], score[:num_rows]
 
     def step(self) -> Step:
         """One gradient evaluation of all rows, and every row one step on."""
@@ -325,6 +328,12 @@ class Descents:
             return
         self._x_next[rows] = x
         self._wait(rows, Waiting.denoise, self._scale[0] * x, torch.zeros(len(rows), dtype=torch.int64).to(x.device))
+
+
+def _padded(num_rows: int) -> int:
+    """Up to three spare rows: the convolution library keeps memory for every batch size it has ever seen (100 MB for
+    the sizes to 128 of the digits' network)."""
+    return num_rows if num_rows <= _EXACT_ROWS else -(-num_rows // _ROWS_MULTIPLE) * _ROWS_MULTIPLE
 
 
 def _both(first: Mask, second: Mask) -> Mask:

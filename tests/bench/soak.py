@@ -152,7 +152,9 @@ def main(seconds: float) -> int:
         "seconds": seconds,
         "outcomes": dict(sorted(soak.outcomes.items())),
         "memory_growth": growth,
-        "memory_mb": {name: round(samples[-1] / 2**20) for name, samples in soak.memory_bytes.items()},
+        "memory_mb_every_minute": {
+            name: [round(value / 2**20) for value in samples[4::60]] for name, samples in soak.memory_bytes.items()
+        },
         "chains_left": chains_left,
         "unanswered": unanswered,
     }
