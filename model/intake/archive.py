@@ -20,7 +20,7 @@ from model.errors import DataError, DataTooLarge
 from model.intake.limits import ReadLimits, shortened
 
 _DIRECTORY_ENTRY = b"PK\x01\x02"
-_DIRECTORY_BYTES = 1024
+_DIRECTORY_BYTES = 256
 """Of the directory, for each member that is allowed"""
 _MAX_NAME = 500
 _FREE_BYTES = 2**20
