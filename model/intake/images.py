@@ -33,8 +33,8 @@ def store_images(
     """
     if not names:
         raise DataError(f"{name} holds no images; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
-    require_count(name, len(names), limits)
     first = decode(names[0], read_fn(0), limits)
+    require_count(name, len(names), limits)
     require_bytes(name, (len(names), *first.shape), 1, limits)
     shape = (len(names), *first.shape)
     colours = target.with_name(f"{target.name}.colour")
