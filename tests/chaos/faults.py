@@ -30,7 +30,7 @@ _PLAN = {
 """Besides the kills of the victim. All of it happens in every run; when, and to whom, is the seed's."""
 _PAUSE_S = (1.5, 4.0)
 _PATIENCE_S = 120.0
-_VICTIM_STEPS = 25
+_VICTIM_STEPS = 150
 """Steps an attempt at the victim must have trained before it is killed."""
 
 
@@ -69,11 +69,11 @@ class Faults:
             helper.join()
 
     def _order(self) -> list[str]:
-        """Shuffled, with the victim's kills spread over it and the longest outage not at the end."""
+        """Shuffled, with the victim's kills among the first, before it is done."""
         plan = [what for what, count in _PLAN.items() for _ in range(count)]
         self.random.shuffle(plan)
         for index in range(VICTIM_KILLS):
-            plan.insert(round((index + 0.5) * len(plan) / VICTIM_KILLS), "kill the victim")
+            plan.insert(2 * index, "kill the victim")
         return plan
 
     def _do(self, what: str) -> None:
