@@ -68,6 +68,7 @@ def training_points(dataset: Dataset) -> FloatArray:
 
 
 def map_values(model: EnergyModel, grid: FloatArray, calibration: Calibration) -> Generator[None, None, DoubleArray]:
+    """Log densities of the cells (N, 2) of a map, a piece a turn: (N,) nats."""
     values = []
     for chunk in torch.split(torch.from_numpy(grid), _MAP_CHUNK):
         values.append(density.log_density(model, chunk, calibration.log_z.estimate).cpu().numpy())
@@ -76,5 +77,6 @@ def map_values(model: EnergyModel, grid: FloatArray, calibration: Calibration) -
 
 
 def map_title(calibration: Calibration) -> str:
+    """log Z and its sides, for people."""
     log_z = calibration.log_z
     return f"log Z = {log_z.estimate:.3f} ± {log_z.std_error:.3f} nats (sides {log_z.lower:.3f} … {log_z.upper:.3f})"
