@@ -17,6 +17,7 @@ from kombu.exceptions import OperationalError
 from pydantic import BaseModel, ConfigDict, Field
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from model.errors import ConfigError, DataError, DataTooLarge
 from worker.artifacts import ArtifactDamaged, ArtifactMissing, StorageUnavailable
@@ -218,4 +219,13 @@ def _http_problem(error: HTTPException, request: Request) -> Problem:
     phrase = http.HTTPStatus(error.status_code).phrase
     known = {404: "unknown-route"}
     kind = known.get(error.status_code, phrase.lower().replace(" ", "-"))
-    return Problem(error.status_code, kind, details.get(error.status_code, error.detail), headers=error.headers)
+    headers = _allowed(request) if error.status_code == 405 else error.headers
+    return Problem(error.status_code, kind, details.get(error.status_code, error.detail), headers=headers)
+
+
+def _allowed(request: Request) -> dict[str, str]:
+    """All methods of a path (RFC 9110, 10.2.1): the router names those of the first route that fits."""
+    paths: dict[str, dict[str, Any]] = request.app.openapi()["paths"]
+    here = request.url.path
+    fitting = [here] if here in paths else [path for path in paths if compile_path(path)[0].fullmatch(here)]
+    return {"Allow": ", ".join(sorted({method.upper() for path in fitting for method in paths[path]}))}

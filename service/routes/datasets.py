@@ -25,6 +25,7 @@ MULTIPART = "multipart/form-data"
 _FORM_SCHEMA = {
     "type": "object",
     "required": ["file"],
+    "additionalProperties": False,
     "properties": {
         "file": {
             "type": "string",

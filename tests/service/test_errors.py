@@ -100,3 +100,11 @@ def test_storage_away_is_a_503_that_names_it(service_settings: ServiceSettings) 
         for answer in (client.get("/models"), client.post("/jobs/train", json={"preset": "digits"})):
             assert answer.status_code == 503
             assert "storage" in answer.json()["detail"]
+
+
+def test_a_method_that_is_not_offered_is_told_all_that_are(client: TestClient) -> None:
+    """Routes of one path stand apart in the router, which by itself names those of the first alone."""
+    answer = client.put("/datasets")
+    assert answer.status_code == 405
+    assert answer.headers["allow"] == "GET, POST"
+    assert client.patch("/datasets/01JD3Z6M3Q9A0B1C2D3E4F5G6H").headers["allow"] == "DELETE, GET"
