@@ -60,7 +60,7 @@ class IdempotencyKey:
             return self._made_before(stores, fingerprint)
         try:
             record = create_fn(job_id)
-        except Exception:
+        except Exception:  # whatever it was is raised again; the key must not answer for a job that was never made
             with contextlib.suppress(RedisError):
                 redis.delete(self._name)
             raise

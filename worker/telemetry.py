@@ -87,7 +87,7 @@ class Telemetry:
                 time.sleep(_RETRY_S)
             except StaleLease:
                 break
-            except Exception:
+            except Exception:  # what is told of a training must never end it
                 log.exception("telemetry_refused")
                 break
         self.dropped += 1

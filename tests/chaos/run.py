@@ -58,7 +58,7 @@ _CONFIG = tiny_config(
     score_matching=ScoreMatchingConfig(steps=2000, batch_size=64, form="marginal", recovery_weight=1.0),
     optimizer=OptimizerConfig(learning_rate=1e-5, warmup_steps=50, max_gradient_norm=1.0),
 )
-"""Twenty seconds on a core after a start of four, both phases of training: together longer than the storm."""
+"""A minute each as two ran side by side on two busy cores; both phases of training. Together longer than the storm."""
 SEEDS = (0, 1)
 """Of the trainings, in turn: a pair of undisturbed runs then tells the weights of all."""
 _RECOVERY_TRIALS = 3
