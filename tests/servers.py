@@ -30,10 +30,14 @@ BUCKET = "recovery-test"
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on; below 50000 because SeaweedFS also takes port + 10000."""
+    """Ports nobody listens on, with the ports 10000 higher, which SeaweedFS takes too.
+
+    All lie below 32768: from there on the system gives a port to any client that connects, between our look and the
+    server's start.
+    """
     found: list[int] = []
-    start = 20_000 + (os.getpid() * 97 + time.monotonic_ns() // 1000) % 20_000
-    for port in range(start, start + 9_000):
+    start = 10_000 + (os.getpid() * 97 + time.monotonic_ns() // 1000) % 11_000
+    for port in range(start, start + 1_700):
         if len(found) == count:
             return found
         with contextlib.suppress(OSError):
