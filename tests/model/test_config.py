@@ -37,6 +37,8 @@ def test_a_preset_survives_json(name: str) -> None:
         ({"schedule": {"kind": "cosine"}}, "expected one of published"),
         ({"network": {"multipliers": []}}, "0 entries"),
         ({"optimizer": {"ema_decay": 1.0}}, "ema_decay"),
+        ({"energy_penalty": -0.1}, "energy_penalty is -0.1"),
+        ({"energy_penalty": 0.1, "energy": "gaussian"}, "step_size"),
         ({"chain": {"target_acceptance": 0.7}}, "mala"),
         ({"score_matching": {"steps": 200_000}}, "at most steps"),
         ({"schedule": {"kind": "log_snr", "log_snr_max": -8}}, "log_snr_min"),
