@@ -28,6 +28,7 @@ from model.energy_model import EnergyModel
 from model.errors import DivergenceError
 from model.events import CheckpointEvent, DoneEvent, RollbackEvent, SampleEvent, StepEvent, TrainEvent
 from model.noise import SharedNoise
+from model.sampling import sample
 from model.training import start, train
 
 _PAPER = TrainConfig(
@@ -214,6 +215,30 @@ def test_a_thousand_levels_without_a_chain_train_on_the_normal_approximation(dig
     losses = [e.loss for e in train(_T1K, digits) if isinstance(e, StepEvent)]
     assert len(losses) == 4
     assert all(math.isfinite(loss) for loss in losses)
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 48, 40), (4, 5, 11)])
+@pytest.mark.parametrize("steps_of_matching", [0, 1])
+def test_images_of_any_size_and_channels_train_and_are_drawn(
+    shape: tuple[int, int, int], steps_of_matching: int, tmp_path: Path
+) -> None:
+    events = torch.rand(12, *shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    config = replace(
+        _PAPER,
+        network=replace(_PAPER.network, multipliers=(1, 2, 2, 2)),
+        chain=ChainConfig(num_steps=1),
+        sampling=SamplingConfig(num_steps=1),
+        score_matching=ScoreMatchingConfig(steps=steps_of_matching, batch_size=2),
+        steps=2,
+        batch_size=2,
+        log_every=1,
+        num_preview_samples=1,
+    )
+    found = _run(config, Dataset("noise", events[:8], events[8:], torch.zeros(()), torch.ones(())), tmp_path)
+    assert all(math.isfinite(event.loss) for event in found if isinstance(event, StepEvent))
+    drawn = sample(load_model(tmp_path / "2"), 2, seed=0).x
+    assert drawn.shape == (2, *shape)
+    assert bool(torch.isfinite(drawn).all())
 
 
 def test_divergence_is_an_error_with_the_step_and_the_remedy(digits: Dataset) -> None:
