@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test fuzz lint format clean bench-density bench-serve bench-train bench-gpu soak chaos
+.PHONY: help install demo test fuzz lint format clean bench-density bench-serve bench-train bench-gpu soak chaos ablation
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -45,6 +45,9 @@ bench-train: $(STAMP) ## cost of a training step and of a sample beside a plain 
 
 bench-gpu: $(STAMP) ## CIFAR-10-shaped training and sampling on a CUDA device; says so when there is none
 	$(BIN)/python -m tests.bench.gpu
+
+ablation: $(STAMP) ## what each option of stability does to a small DRL on the digits; 20 minutes at most
+	OMP_WAIT_POLICY=passive $(BIN)/python -m tests.bench.ablation
 
 lint: $(STAMP) ## formatting, lint, types, direction of imports
 	$(BIN)/ruff format --check .

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from model.errors import ConfigError
+from model.intake.limits import MAX_SIDE, MIN_SIDE
 
 C = TypeVar("C")
 
@@ -39,6 +40,13 @@ def _require_range(name: str, value: float, low: float, high: float) -> None:
 def _require_choice(name: str, value: str, choices: Collection[str]) -> None:
     if value not in choices:
         raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
+
+
+def _require_image_size(size: tuple[int, ...]) -> None:
+    if len(size) != 2:
+        raise ConfigError(f"image_size has {len(size)} numbers; expected two, height and width")
+    for side in size:
+        _require_range("image_size", side, MIN_SIDE, MAX_SIDE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +174,9 @@ class OptimizerConfig:
     cosine_decay: bool = False
     """Decay to zero over the phase's steps; otherwise constant after the warm-up (DRL)."""
     max_gradient_norm: float | None = None
+    """Gradients of a larger norm, over all parameters together, are scaled down to it; None never does (DRL)."""
     ema_decay: float = 0.999
+    """0 samples from the weights as they are."""
 
     def __post_init__(self) -> None:
         _require_range("optimizer.learning_rate", self.learning_rate, 1e-8, 1.0)
@@ -230,6 +240,14 @@ class TrainConfig:
     precision: Precision = "float32"
     """of the network's layers in training; positions, energies, losses, weights and moments are float32 either way"""
     seed: int = 0
+    shared_noise: bool = False
+    """One ε for x_t and x_{t+1} of a contrastive pair, which keeps both marginals (Zhu et al. 2024); DRL draws two."""
+    energy_penalty: float = 0.0
+    """Weight of the squared energies beside the contrastive loss, both on the network's output scale (Du & Mordatch
+    2019); energy `step_size` only. 0 in DRL."""
+    image_size: tuple[int, int] | None = None
+    """(height, width) that images are brought to when they are read: cropped around the centre to these proportions,
+    then resized (`model.intake.framing`). None takes them as they are, and then they have to be of one size."""
     horizontal_flips: bool = False
     dequantize: bool = False
     """Add uniform noise of one bin to discrete data, so that they have a density (Theis et al. 2016)."""
@@ -257,6 +275,14 @@ class TrainConfig:
         _require_range("batch_size", self.batch_size, 1, 65_536)
         _require_choice("precision", self.precision, typing.get_args(Precision))
         _require_range("seed", self.seed, 0, 2**63 - 1)
+        _require_range("energy_penalty", self.energy_penalty, 0.0, 1e6)
+        if self.energy_penalty > 0 and self.energy != "step_size":
+            raise ConfigError(
+                f"energy_penalty is {self.energy_penalty:g}, but energy {self.energy!r} has the Gaussian of its base, "
+                "which is not to be pulled to 0; use energy 'step_size', or 0"
+            )
+        if self.image_size is not None:
+            _require_image_size(self.image_size)
         _require_range("affine_jitter", self.affine_jitter, 0.0, 10.0)
         for name in ("log_every", "sample_every", "checkpoint_every"):
             _require_range(name, getattr(self, name), 1, 100_000_000)

@@ -38,6 +38,7 @@ from model.noise import SharedNoise, derive_seed, make_generator
 from model.recovery import (
     contrastive_loss,
     dual_score_matching_loss,
+    energy_penalty,
     marginal_score_matching_loss,
     noise_contrastive_loss,
     recovery_score_matching_loss,
@@ -289,9 +290,12 @@ def _score_matching_loss(model: EnergyModel, x_data: Tensor, level: Tensor, nois
 
 def _recovery_loss(model: EnergyModel, x_data: Tensor, level: Tensor, noise: SharedNoise, meter: Meter) -> Tensor:
     """The contrastive loss of one batch of pairs; adapts the step sizes when the configuration asks for it."""
-    chain = model.config.chain
-    x, x_next = model.schedule.diffuse_pair(x_data, level, noise.normal(x_data), noise.normal(x_data))
-    y_positive = expand(model.schedule.scale[level], x) * x
+    config, chain, schedule = model.config, model.config.chain, model.schedule
+    if config.shared_noise:
+        x, x_next = schedule.diffuse_together(x_data, level, noise.normal(x_data))
+    else:
+        x, x_next = schedule.diffuse_pair(x_data, level, noise.normal(x_data), noise.normal(x_data))
+    y_positive = expand(schedule.scale[level], x) * x
     with model.frozen():
         draw = draw_conditional(model, x_next, level, noise, num_steps=chain.num_steps, start=chain.start)
     if chain.target_acceptance is not None:
@@ -302,7 +306,8 @@ def _recovery_loss(model: EnergyModel, x_data: Tensor, level: Tensor, noise: Sha
     positive, negative = energy.chunk(2)
     displacement = (squared_norm(draw.y - x_next) / x[0].numel()).sqrt()
     meter.add_levels(level, positive, negative, displacement, draw.acceptance)
-    return contrastive_loss(positive, negative, model.loss_weight[level])
+    loss, weight = contrastive_loss(positive, negative, model.loss_weight[level]), config.energy_penalty
+    return loss + weight * energy_penalty(positive, negative, model.loss_weight[level]) if weight > 0 else loss
 
 
 def _descend_gradient(state: TrainState, loss: Tensor, learning_rate: float) -> float:

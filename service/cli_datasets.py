@@ -23,6 +23,9 @@ DatasetId = Annotated[str, typer.Argument(help="Its id; `recovery datasets list`
 def upload(
     path: Annotated[Path, typer.Argument(help="A folder or .zip of images, a .npy, .npz or .csv", exists=True)],
     name: Annotated[str | None, typer.Option(help="For people")] = None,
+    image_size: Annotated[
+        str | None, typer.Option(help="Crop images around their centre and resize them: 64, or 48x64 (height x width)")
+    ] = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
 ) -> None:
@@ -35,9 +38,8 @@ def upload(
         ) as reader,
         Recovery(url, api_key=api_key) as client,
     ):
-        found = client.upload_dataset(
-            reader, file_name=f"{path.resolve().name}{'.zip' if is_folder else ''}", name=name
-        )
+        file_name = f"{path.resolve().name}{'.zip' if is_folder else ''}"
+        found = client.upload_dataset(reader, file_name=file_name, name=name, image_size=image_size)
     Console(highlight=False).print(found["id"])
     Console(stderr=True, highlight=False, soft_wrap=True).print(_told(found), markup=False)
 

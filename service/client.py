@@ -139,19 +139,27 @@ class Recovery:
             "POST", f"/jobs/{_quoted(job_id)}/resume", json={"steps": steps} if steps is not None else None
         )
 
-    def upload_dataset(self, source: Path | BinaryIO, *, file_name: str | None = None, name: str | None = None) -> Json:
+    def upload_dataset(
+        self,
+        source: Path | BinaryIO,
+        *,
+        file_name: str | None = None,
+        name: str | None = None,
+        image_size: str | None = None,
+    ) -> Json:
         """Upload a .zip of images, .npy, .npz or .csv, or a folder of images; the dataset, whose id trainings take.
 
-        An open file, read once from its beginning, needs a `file_name`. Raises OSError for what cannot be read.
+        An open file, read once from its beginning, needs a `file_name`. `image_size`, "64" or "48x64" (height x width),
+        crops and resizes images. Raises OSError for what cannot be read.
         """
         if isinstance(source, Path) and source.is_dir():
             with zipped(source) as packed:
-                return self.upload_dataset(packed, file_name=f"{source.name}.zip", name=name)
+                return self.upload_dataset(packed, file_name=f"{source.name}.zip", name=name, image_size=image_size)
         if isinstance(source, Path):
             with source.open("rb") as file:
-                return self.upload_dataset(file, file_name=file_name or source.name, name=name)
+                return self.upload_dataset(file, file_name=file_name or source.name, name=name, image_size=image_size)
         form = {"file": (file_name or "data", source)}
-        fields = {} if name is None else {"name": name}
+        fields = {key: value for key, value in (("name", name), ("image_size", image_size)) if value is not None}
         return self._json("POST", "/datasets", files=form, data=fields, timeout=_UPLOAD_TIMEOUT)
 
     def datasets(self) -> list[Json]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from model.config import CalibrationConfig
-from model.presets import PRESET_SUMMARIES
+from model.presets import ALIASES, PRESET_SUMMARIES
 from service.dataset_schemas import DATASET_NAMES
 from worker.ids import ULID_PATTERN
 from worker.jobs import JobKind, JobRecord, JobStatus
@@ -57,9 +57,11 @@ class TrainRequest(RequestBody):
     preset: str | None = Field(
         None,
         description="Name of a configuration. "
-        + "; ".join(f"`{name}`: {summary}" for name, summary in PRESET_SUMMARIES.items()),
+        + "; ".join(f"`{name}`: {summary}" for name, summary in PRESET_SUMMARIES.items())
+        + ". "
+        + ", ".join(f"`{short}` is `{name}`" for short, name in ALIASES.items()),
         examples=list(PRESET_SUMMARIES),
-        json_schema_extra={"enum": [*PRESET_SUMMARIES, None]},
+        json_schema_extra={"enum": [*PRESET_SUMMARIES, *ALIASES, None]},
     )
     config: dict[str, Any] | None = Field(
         None,

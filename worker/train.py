@@ -36,11 +36,13 @@ class TrainingRun(Attempt):
     def work(self, record: JobRecord) -> StopReason | None:
         """Train, deliver, and calibrate the last checkpoint if the configuration says so."""
         config = from_dict(TrainConfig, record.spec["config"])
-        location = self.patiently(lambda: fetch_dataset(config.dataset, self.settings, self.artifacts))
+        location = self.patiently(
+            lambda: fetch_dataset(config.dataset, self.settings, self.artifacts, config.image_size)
+        )
         from model import data, training  # torch takes seconds; signals and threads are in place by now
 
         device = device_of(record)
-        dataset = data.load(location, self.settings.read_limits)
+        dataset = data.load(location, self.settings.read_limits, config.image_size)
         batch_size = max(config.batch_size, config.score_matching.batch_size)
         self.use_threads(config.network, dataset.event_shape, batch_size)
         model_id = record.model_id or record.id
