@@ -29,7 +29,7 @@ from model.events import CheckpointEvent, DoneEvent, RollbackEvent, SampleEvent,
 from model.noise import SharedNoise
 from model.training import start, train
 
-_PAPER = TrainConfig(
+PAPER = TrainConfig(
     network=NetworkConfig(width=8, multipliers=(1, 2), num_blocks=1),
     chain=ChainConfig(num_steps=3),
     sampling=SamplingConfig(num_steps=2),
@@ -43,8 +43,8 @@ _PAPER = TrainConfig(
     horizontal_flips=True,
     affine_jitter=0.3,
 )
-_ADJUSTED = replace(
-    _PAPER,
+ADJUSTED = replace(
+    PAPER,
     energy="gaussian",
     schedule=ScheduleConfig(kind="log_snr", num_levels=7),
     network=NetworkConfig(width=8, multipliers=(1, 2), num_blocks=1, activation="silu", spectral_norm=False),
@@ -52,7 +52,7 @@ _ADJUSTED = replace(
     score_matching=ScoreMatchingConfig(steps=6, batch_size=16, form="marginal"),
 )
 _T1K = replace(
-    _PAPER,
+    PAPER,
     schedule=ScheduleConfig(kind="linear_betas", num_levels=1000),
     chain=ChainConfig(num_steps=0),
     sampling=SamplingConfig(num_steps=0),
@@ -76,7 +76,7 @@ def _run(config: TrainConfig, dataset: Dataset, directory: Path) -> list[TrainEv
     return events
 
 
-@pytest.mark.parametrize("config", [_PAPER, _ADJUSTED], ids=["paper", "adjusted"])
+@pytest.mark.parametrize("config", [PAPER, ADJUSTED], ids=["paper", "adjusted"])
 @pytest.mark.parametrize("step", [4, 8])
 def test_a_resumed_run_ends_with_exactly_the_weights_of_one_never_stopped(
     config: TrainConfig, step: int, digits: Dataset, tmp_path: Path
@@ -91,7 +91,7 @@ def test_a_resumed_run_ends_with_exactly_the_weights_of_one_never_stopped(
 
 
 def test_events_come_when_they_were_asked_for(digits: Dataset) -> None:
-    events = list(train(_PAPER, digits))
+    events = list(train(PAPER, digits))
     steps = {
         kind: [e.step for e in events if isinstance(e, kind)] for kind in (StepEvent, SampleEvent, CheckpointEvent)
     }
@@ -107,7 +107,7 @@ def test_events_come_when_they_were_asked_for(digits: Dataset) -> None:
 
 def test_stopping_ends_within_a_step_on_a_checkpoint(digits: Dataset) -> None:
     polls = itertools.count()
-    *_, checkpoint, done = train(_PAPER, digits, stop_fn=lambda: next(polls) >= 5)
+    *_, checkpoint, done = train(PAPER, digits, stop_fn=lambda: next(polls) >= 5)
     assert done == DoneEvent(step=5, stopped=True)
     assert isinstance(checkpoint, CheckpointEvent)
     assert checkpoint.step == 5
@@ -117,11 +117,11 @@ def test_another_seed_gives_other_weights_and_the_same_seed_the_same(digits: Dat
     def last_loss(config: TrainConfig) -> float:
         return [e.loss for e in train(config, digits) if isinstance(e, StepEvent)][-1]
 
-    assert last_loss(_PAPER) == last_loss(_PAPER)
-    assert last_loss(_PAPER) != last_loss(replace(_PAPER, seed=1))
+    assert last_loss(PAPER) == last_loss(PAPER)
+    assert last_loss(PAPER) != last_loss(replace(PAPER, seed=1))
 
 
-@pytest.mark.parametrize("config", [_PAPER, _ADJUSTED], ids=["paper", "adjusted"])
+@pytest.mark.parametrize("config", [PAPER, ADJUSTED], ids=["paper", "adjusted"])
 def test_training_in_bfloat16_has_the_losses_of_float32_and_keeps_float32_weights(
     config: TrainConfig, digits: Dataset, tmp_path: Path
 ) -> None:
@@ -136,7 +136,7 @@ def test_training_in_bfloat16_has_the_losses_of_float32_and_keeps_float32_weight
 
 
 def test_phases_follow_each_other_and_adapt_the_steps(digits: Dataset, tmp_path: Path) -> None:
-    events = _run(_ADJUSTED, digits, tmp_path)
+    events = _run(ADJUSTED, digits, tmp_path)
     assert [e.phase for e in events if isinstance(e, StepEvent)] == ["score_matching"] * 2 + ["recovery"] * 2
     before, after = (load_model(tmp_path / str(step)).step_size for step in (4, 12))
     assert not torch.equal(before, after)
@@ -150,9 +150,9 @@ def test_a_thousand_levels_without_a_chain_train_on_the_normal_approximation(dig
 
 def test_divergence_is_an_error_with_the_step_and_the_remedy(digits: Dataset) -> None:
     wild = replace(
-        _PAPER,
+        PAPER,
         steps=200,
-        network=replace(_PAPER.network, spectral_norm=False),
+        network=replace(PAPER.network, spectral_norm=False),
         optimizer=OptimizerConfig(learning_rate=1.0, warmup_steps=0),
     )
     events: list[TrainEvent] = []
