@@ -41,8 +41,7 @@ def with_batch_size(
     """
     if config.batch_size != "auto":
         return config, None
-    least, largest = AUTO_BATCH_SIZES
-    most = min(-(-largest // ranks.count), config.microbatch_size or largest)
+    most = min(-(-AUTO_BATCH_SIZES[1] // ranks.count), config.microbatch_size or AUTO_BATCH_SIZES[1])
     step = TrialStep(config, dataset, device)
     free = free_bytes(device) // (1 if step.on_gpu else ranks.count)
     budget = (_GPU_SHARE if step.on_gpu else _CPU_SHARE) * free - step.moment_bytes
@@ -53,14 +52,25 @@ def with_batch_size(
             f"batch_size is 'auto', but a step with one item takes more than the {max(0.0, budget) / 2**20:,.0f} MiB "
             f"that may be used on {device}; use a smaller network.width, or another device"
         )
-    size = max(least, min(largest, 2 ** ((fitting * ranks.count).bit_length() - 1)))
-    decided = replace(config, batch_size=size)
-    if fitting < -(-decided.largest_batch_size // ranks.count):
-        decided = replace(decided, microbatch_size=fitting)
+    decided = with_rows(config, fitting, ranks.count)
     event = BatchEvent(
-        batch_size=size, microbatch_size=decided.microbatch_size, row_bytes=round(row_bytes), free_bytes=free
+        batch_size=decided.pairs_per_step,
+        microbatch_size=decided.microbatch_size,
+        row_bytes=round(row_bytes),
+        free_bytes=free,
     )
     return decided, event
+
+
+def with_rows(config: TrainConfig, num_rows: int, num_ranks: int) -> TrainConfig:
+    """`config` with the batch for processes that each hold `num_rows` at once: what all hold, but at least the least
+    batch, gathered in several pieces then."""
+    least, largest = AUTO_BATCH_SIZES
+    size = max(least, min(largest, 2 ** ((num_rows * num_ranks).bit_length() - 1)))
+    decided = replace(config, batch_size=size)
+    if num_rows < -(-decided.largest_batch_size // num_ranks):
+        decided = replace(decided, microbatch_size=num_rows)
+    return decided
 
 
 def most_rows(peak_fn: Callable[[int], float], budget: float, most: int) -> tuple[int, float]:
