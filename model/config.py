@@ -30,6 +30,8 @@ ChainStart = Literal["neighbour", "predictor"]
 KernelKind = Literal["langevin", "mala", "hmc"]
 ScoreMatchingForm = Literal["recovery", "marginal", "dual"]
 Precision = Literal["float32", "bfloat16"]
+AUTO_BATCH_SIZES = (64, 256)
+"""Least and largest that `batch_size` 'auto' becomes: those of DRL's experiments."""
 
 
 def _require_range(name: str, value: float, low: float, high: float) -> None:
@@ -236,7 +238,12 @@ class TrainConfig:
     dataset: str = "digits"
     steps: int = 100_000
     """All training steps, the score-matching start included."""
-    batch_size: int = 256
+    batch_size: int | Literal["auto"] = 256
+    """Pairs a step. `auto`: what the memory found at the start holds at once, a power of two from 64 to 256, DRL's
+    range; `microbatch_size` goes with it. It is decided once and kept with the checkpoints."""
+    microbatch_size: int | None = None
+    """Rows of a batch, in either phase, that are in memory at once; their gradients add up to that of the whole batch,
+    to rounding. None takes all."""
     precision: Precision = "float32"
     """of the network's layers in training; positions, energies, losses, weights and moments are float32 either way"""
     seed: int = 0
@@ -272,7 +279,13 @@ class TrainConfig:
             raise ConfigError(
                 f"score_matching.steps is {self.score_matching.steps}; expected at most steps, {self.steps}"
             )
-        _require_range("batch_size", self.batch_size, 1, 65_536)
+        if isinstance(self.batch_size, str):
+            if self.batch_size != "auto":
+                raise ConfigError(f"batch_size is {self.batch_size!r}; expected an integer from 1 to 65536, or 'auto'")
+        else:
+            _require_range("batch_size", self.batch_size, 1, 65_536)
+        if self.microbatch_size is not None:
+            _require_range("microbatch_size", self.microbatch_size, 1, 65_536)
         _require_choice("precision", self.precision, typing.get_args(Precision))
         _require_range("seed", self.seed, 0, 2**63 - 1)
         _require_range("energy_penalty", self.energy_penalty, 0.0, 1e6)
@@ -287,6 +300,19 @@ class TrainConfig:
         for name in ("log_every", "sample_every", "checkpoint_every"):
             _require_range(name, getattr(self, name), 1, 100_000_000)
         _require_range("num_preview_samples", self.num_preview_samples, 1, 256)
+
+    @property
+    def pairs_per_step(self) -> int:
+        """`batch_size` as a number. Raises ConfigError while it is to be decided."""
+        if isinstance(self.batch_size, str):
+            raise ConfigError("batch_size is 'auto'; it becomes a number when training starts")
+        return self.batch_size
+
+    @property
+    def largest_batch_size(self) -> int:
+        """Of both phases, at most."""
+        recovery = AUTO_BATCH_SIZES[1] if isinstance(self.batch_size, str) else self.batch_size
+        return max(recovery, self.score_matching.batch_size if self.score_matching.steps else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -362,8 +388,12 @@ def _read(hint: Any, value: Any, path: str) -> Any:
         return from_dict(hint, value, path=f"{path}.")  # type: ignore[arg-type]
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_read(arguments[0], item, path) for item in value)
-    if origin is types.UnionType:
-        return None if value is None else _read(arguments[0], value, path)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and types.NoneType in arguments:
+            return None
+        if isinstance(value, str) and any(typing.get_origin(one) is Literal for one in arguments):
+            return value
+        return _read(arguments[0], value, path)
     if origin is Literal and isinstance(value, str):
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

@@ -201,6 +201,7 @@ def _t1k(config: TrainConfig) -> TrainConfig:
 
 def _score_matching_only(config: TrainConfig) -> TrainConfig:
     """The other objective of T1k."""
+    assert config.batch_size != "auto"
     matching = ScoreMatchingConfig(
         steps=config.steps,
         batch_size=config.batch_size,

@@ -43,8 +43,7 @@ class TrainingRun(Attempt):
 
         device = device_of(record)
         dataset = data.load(location, self.settings.read_limits, config.image_size)
-        batch_size = max(config.batch_size, config.score_matching.batch_size)
-        self.use_threads(config.network, dataset.event_shape, batch_size)
+        self.use_threads(config.network, dataset.event_shape, config.largest_batch_size)
         model_id = record.model_id or record.id
         self.patiently(lambda: self._describe_model(model_id, record))
         snapshot = self.patiently(lambda: self._newest_snapshot(model_id))

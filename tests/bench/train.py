@@ -34,6 +34,7 @@ from model.energy_model import EnergyModel
 from model.evaluation import frechet_distance
 from model.events import CheckpointEvent, StepEvent
 from model.noise import SharedNoise, make_generator
+from model.objective import stratified_levels
 from model.sampling import descend, sample
 from tests.bench.plain import PlainModel, plain_copy
 
@@ -99,7 +100,7 @@ def forward_flops(config: TrainConfig) -> float:
 
 def step_flops(config: TrainConfig) -> float:
     """K gradients by the position (two forwards each), then one by the weights of twice the batch (three)."""
-    return config.batch_size * forward_flops(config) * (2 * config.chain.num_steps + 2 * 3)
+    return config.pairs_per_step * forward_flops(config) * (2 * config.chain.num_steps + 2 * 3)
 
 
 def _steps(config: TrainConfig, dataset: data.Dataset) -> Iterator[StepEvent]:
@@ -123,7 +124,7 @@ class PlainTraining:
         noise = SharedNoise(make_generator(config.seed, training._STEP_STREAM, self.step - 1))
         batch = training._batch(config, self.dataset.train, self.step - 1)
         x_data = augment(batch, config, self.model.bin_width, noise)
-        level = training._stratified_levels(self.model.num_levels, x_data, noise)
+        level = stratified_levels(self.model.num_levels, x_data, noise)
         return self.plain.train_step(x_data, level, noise, config.chain.num_steps)
 
 
@@ -152,7 +153,7 @@ def compare_sampling() -> dict[str, Any]:
     model = EnergyModel(BENCH_CONFIG, (3, 32, 32))
     plain = plain_copy(model, 3)
     settings = SamplingConfig(num_steps=_SAMPLING_STEPS)
-    x_top = torch.randn(BENCH_CONFIG.batch_size, 3, 32, 32, generator=make_generator(1))
+    x_top = torch.randn(BENCH_CONFIG.pairs_per_step, 3, 32, 32, generator=make_generator(1))
     found: dict[str, Tensor] = {}
 
     def ours(precision: Precision) -> None:
@@ -278,7 +279,7 @@ def _print(console: Console, results: dict[str, Any]) -> None:
         table.add_row(
             name,
             f"{seconds:.2f}",
-            f"{BENCH_CONFIG.batch_size / seconds:.2f}",
+            f"{BENCH_CONFIG.pairs_per_step / seconds:.2f}",
             f"{rate / 1e12:.3f}",
             f"{rate / peak['convolution']:.0%}",
             f"{rate / peak['matmul']:.0%}",
