@@ -11,7 +11,9 @@ import typer
 from rich.console import Console
 
 from service import cli_datasets, cli_keys, progress
+from service.capacity import CapacityError
 from service.child import ChildDiedError, LocalStackError
+from service.cli_capacity import capacity
 from service.cli_official import ImportFailed, import_official
 from service.cli_options import ApiKey, AsJson, Url, show
 from service.client import DEFAULT_URL, ClientError, Recovery
@@ -31,6 +33,7 @@ application = typer.Typer(
 application.add_typer(cli_datasets.application, name="datasets")
 application.add_typer(cli_keys.application, name="keys")
 application.command("import-official")(import_official)
+application.command()(capacity)
 
 
 def main() -> None:
@@ -42,7 +45,7 @@ def main() -> None:
         errors.print(error.log_tail, markup=False, style="dim")
         errors.print(f"recovery: {error}", markup=False)
         sys.exit(EXIT_FAILED)
-    except (LocalStackError, ClientError, DemoError, KeysError, ImportFailed, OSError) as error:
+    except (LocalStackError, ClientError, DemoError, KeysError, ImportFailed, CapacityError, OSError) as error:
         errors.print(f"recovery: {error}", markup=False)
         sys.exit(EXIT_FAILED)
     except KeyboardInterrupt:

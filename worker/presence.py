@@ -1,14 +1,20 @@
-"""Which workers are alive: each keeps a key with a time to live, renewed by a thread that no task can hold up."""
+"""Which workers are alive: each keeps a key with a time to live, renewed by a thread that no task can hold up.
+
+The same thread touches the file that tells whoever runs the container (heartbeat.py), whether Redis answers or not.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections import Counter
+from pathlib import Path
 
 import structlog
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import RedisError
+
+from worker.heartbeat import beat
 
 log = structlog.get_logger(__name__)
 
@@ -18,10 +24,13 @@ _PATTERN = "worker:*"
 class Presence:
     """Announces one worker, which may serve several kinds ("train", "sample"), until `stop`."""
 
-    def __init__(self, redis: Redis, kinds: list[str], name: str, *, every_s: float) -> None:
+    def __init__(
+        self, redis: Redis, kinds: list[str], name: str, *, every_s: float, heartbeat_file: Path | None = None
+    ) -> None:
         self._redis = redis
         self._keys = [f"worker:{kind}:{name}" for kind in kinds]
         self._every_s = every_s
+        self._heartbeat_file = heartbeat_file
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="presence", daemon=True)
 
@@ -44,6 +53,7 @@ class Presence:
             self._announce()
 
     def _announce(self) -> None:
+        self._beat()
         try:
             pipeline = self._redis.pipeline(transaction=False)
             for key in self._keys:
@@ -51,6 +61,14 @@ class Presence:
             pipeline.execute()
         except RedisError as error:
             log.warning("presence_not_announced", error=type(error).__name__)
+
+    def _beat(self) -> None:
+        if self._heartbeat_file is None:
+            return
+        try:
+            beat(self._heartbeat_file)
+        except OSError as error:
+            log.error("no_heartbeat", file=str(self._heartbeat_file), error=error.strerror)
 
 
 def live_workers(redis: Redis) -> dict[str, int]:

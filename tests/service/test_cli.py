@@ -37,6 +37,7 @@ def test_help_names_every_command() -> None:
         "serve",
         "keys",
         "import-official",
+        "capacity",
     ):
         assert f" {command} " in text
 
