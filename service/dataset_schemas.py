@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, Field
 
 from model.intake.limits import Summary
 from model.presets import BUILT_IN_DATASETS
-from worker.dataset_store import StoredDataset
+
+if TYPE_CHECKING:  # a client that reads these bodies needs no storage
+    from worker.dataset_store import StoredDataset
 
 _DATASET_ID = "01JD3Z6M3Q9A0B1C2D3E4F5G6H"
 DATASET_NAMES = (
