@@ -84,6 +84,11 @@ def examine_machine(data: Path) -> Iterator[Finding]:
     yield from _torch_findings()
     yield _embedded_servers()
     yield _disk(data)
+    yield from configuration_findings()
+
+
+def configuration_findings() -> Iterator[Finding]:
+    """Nothing when the user's file keeps its key to itself."""
     path = config_file()
     if path.exists() and path.stat().st_mode & 0o077 and "api_key" in path.read_text(errors="replace"):
         yield Finding.wrong(

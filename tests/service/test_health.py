@@ -8,6 +8,7 @@ from redis import Redis
 from service.app import create_app
 from service.settings import ServiceSettings
 from tests.servers import free_ports
+from worker.presence import WorkerReport
 
 
 def test_the_process_is_alive_without_asking_anybody(service_settings: ServiceSettings) -> None:
@@ -54,3 +55,14 @@ def test_metrics_are_there_while_redis_is_away(service_settings: ServiceSettings
     away = service_settings.model_copy(update={"redis_url": f"redis://127.0.0.1:{free_ports(1)[0]}/0"})
     with TestClient(create_app(away)) as client:
         assert "recovery_redis_up 0.0" in client.get("/metrics").text
+
+
+def test_workers_are_listed_with_what_they_say_of_themselves(client: TestClient, redis: Redis) -> None:
+    report = WorkerReport(version="1.2.3", gpus=("NVIDIA L4",), clock_ahead_s=0.5)
+    redis.set("worker:train:trainer@gpu", report.model_dump_json(), ex=60)
+    redis.set("worker:sample:old@cpu", "", ex=60)
+
+    assert client.get("/workers").json()["workers"] == [
+        {"kind": "sample", "name": "old@cpu", "version": None, "gpus": [], "clock_ahead_s": None},
+        {"kind": "train", "name": "trainer@gpu", "version": "1.2.3", "gpus": ["NVIDIA L4"], "clock_ahead_s": 0.5},
+    ]
