@@ -191,7 +191,8 @@ def calibrate(
     model: ModelAt,
     tolerance: Annotated[float | None, typer.Option(help="Nats of error to be content with")] = None,
     num_chains: Annotated[int | None, typer.Option(help="Chains walked side by side")] = None,
-    max_bridges: Annotated[int | None, typer.Option(help="Temperatures between levels at which to give up")] = None,
+    max_bridges: Annotated[int | None, typer.Option(help="Temperatures between levels, at most")] = None,
+    max_chains: Annotated[int | None, typer.Option(help="Chains at which to give up")] = None,
     num_leapfrog: Annotated[int | None, typer.Option(help="1: MALA; about 5 (HMC) for thousands of dimensions")] = None,
     seed: Annotated[int | None, typer.Option(help="0 if absent")] = None,
     wait: Wait = False,
@@ -206,6 +207,7 @@ def calibrate(
             tolerance=tolerance,
             num_chains=num_chains,
             max_bridges=max_bridges,
+            max_chains=max_chains,
             num_leapfrog=num_leapfrog,
             seed=seed,
         )

@@ -205,4 +205,4 @@ def log_density(
     )
     print_line(f"all ± {found.std_error:.4f} nats, the error of log Z")
     if not found.converged:
-        print_line("its two sides have not met: calibrate with more --max-bridges or --num-chains")
+        print_line("its two sides have not met: calibrate with more --max-bridges or --max-chains")

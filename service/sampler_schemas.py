@@ -57,7 +57,7 @@ class SampleBody(BaseModel):
     """Samples as JSON."""
 
     model: str = Field(description="`id@step`", examples=[f"{MODEL_ID}@4400"])
-    seed: int
+    seed: int = Field(examples=[0])
     shape: list[int] = Field(description="Of all samples together: (N, C, H, W) or (N, D)", examples=[[64, 1, 8, 8]])
     gradient_evaluations: int = Field(description="Per sample", examples=[200])
     images: list[str] | None = Field(None, description="Base64 PNGs, of image models")
@@ -118,7 +118,7 @@ class LogDensityBody(BaseModel):
     log_z: LogZBody
     std_error: float = Field(description="Of every log_density, nats, one and the same shift: that of log_z")
     converged: bool = Field(
-        description="Whether std_error is within the calibration's tolerance; if not, calibrate with more bridges"
+        description="Whether std_error is within the calibration's tolerance; if not, more bridges or chains may help"
     )
     seed: int | None = Field(None, description="With `path`: the one that was used")
     num_paths: int | None = Field(None, description="With `path`")

@@ -80,6 +80,7 @@ class CalibrateOptions(TypedDict, total=False):
     tolerance: float | None
     """nats of error to be content with"""
     max_bridges: int | None
+    max_chains: int | None
     num_leapfrog: int | None
     device: str | None
 

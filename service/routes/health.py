@@ -57,7 +57,14 @@ def list_workers(stores: StoresDependency) -> WorkerListBody:
     operation_id="get_metrics",
     summary="Prometheus series",
     response_class=Response,
-    responses={200: {"content": {"text/plain": {}}, "description": "Exposition format"}},
+    responses={
+        200: {
+            "content": {
+                "text/plain": {"schema": {"type": "string"}, "example": 'recovery_jobs{status="queued"} 1.0\n'}
+            },
+            "description": "Exposition format",
+        }
+    },
 )
 def get_metrics(request: Request) -> Response:
     """Requests by route and status; jobs, queues and workers as Redis shows them now."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from dataclasses import fields
 from typing import Annotated, Any
 
 import structlog
@@ -46,7 +47,9 @@ _SSE_SCHEMA = {
     "type": "object",
     "description": "One event of the stream",
     "properties": {name: {"type": "string"} for name in ("id", "event", "data")},
+    "examples": [{"id": "1732392000000-0", "event": "step", "data": '{"id":"1732392000000-0","type":"step", …}'}],
 }
+_LINE = '{"id":"1732392000000-0","type":"step","at":"2026-11-24T09:30:00Z","data":{"step":20,"loss":0.4}}\n'
 _FROM_THE_START = "0"
 
 JobId = Annotated[str, Path(description="Id of a job; GET /jobs lists them", examples=["01JD3Z6M3Q4R5S6T7V8W9X0Y1Z"])]
@@ -103,7 +106,7 @@ async def calibrate(
         model_id, wanted = parse_model(request.model)
         describe(stores, model_id)
         step = checkpoint_step(stores, model_id, wanted)
-        options = request.model_dump(include={"seed", "num_chains", "tolerance", "max_bridges", "num_leapfrog"})
+        options = request.model_dump(include={field.name for field in fields(CalibrationConfig)})
         spec = {"config": to_dict(CalibrationConfig(**options)), "step": step, "device": request.device}
         return key.create(
             stores,
@@ -174,7 +177,10 @@ async def get_job(job_id: JobId, stores: StoresDependency, wait: WaitDependency)
         200: {
             "description": "Events from the first, or after `Last-Event-ID`, until the job ends. Each has an `id`, "
             "a type and, as `data`, an EventBody",
-            "content": {_SSE: {"schema": _SSE_SCHEMA}, _JSON_LINES: {"schema": {"type": "string"}}},
+            "content": {
+                _SSE: {"schema": _SSE_SCHEMA},
+                _JSON_LINES: {"schema": {"type": "string", "examples": [_LINE]}},
+            },
         },
         **documented(404, 406),
     },
