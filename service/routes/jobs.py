@@ -52,7 +52,8 @@ _SSE_SCHEMA = {
 _LINE = '{"id":"1732392000000-0","type":"step","at":"2026-11-24T09:30:00Z","data":{"step":20,"loss":0.4}}\n'
 _FROM_THE_START = "0"
 
-JobId = Annotated[str, Path(description="Id of a job; GET /jobs lists them", examples=["01JD3Z6M3Q4R5S6T7V8W9X0Y1Z"])]
+_JOB_ID = "01JD3Z6M3Q4R5S6T7V8W9X0Y1Z"
+JobId = Annotated[str, Path(description="Id of a job; GET /jobs lists them", examples=[_JOB_ID])]
 
 
 _ENDED_ALREADY: dict[int | str, dict[str, Any]] = {
@@ -151,9 +152,11 @@ async def sample_in_bulk(
 @router.get("", operation_id="list_jobs", summary="List jobs, newest first")
 def list_jobs(
     stores: StoresDependency,
-    status: Annotated[JobStatus | None, Query(description="Only jobs in this state")] = None,
-    kind: Annotated[JobKind | None, Query(description="Only jobs of this kind")] = None,
-    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before", pattern=ULID_PATTERN)] = None,
+    status: Annotated[JobStatus | None, Query(description="Only jobs in this state", examples=["running"])] = None,
+    kind: Annotated[JobKind | None, Query(description="Only jobs of this kind", examples=["train"])] = None,
+    cursor: Annotated[
+        str | None, Query(description="`next_cursor` of the page before", pattern=ULID_PATTERN, examples=[_JOB_ID])
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=200, description="Jobs on a page")] = 50,
 ) -> JobPageBody:
     """One page of jobs."""
@@ -190,7 +193,12 @@ async def follow_job(
     stores: StoresDependency,
     accept: Annotated[str | None, Header(include_in_schema=False)] = None,
     last_event_id: Annotated[
-        str, Header(description="Id of the last event received; the stream goes on after it", pattern=r"^\d+(-\d+)?$")
+        str,
+        Header(
+            description="Id of the last event received; the stream goes on after it",
+            pattern=r"^\d+(-\d+)?$",
+            examples=["1732392000000-0"],
+        ),
     ] = _FROM_THE_START,
 ) -> StreamingResponse:
     """Server-sent events, or JSON Lines with `Accept: application/jsonl`."""

@@ -50,7 +50,9 @@ async def get_model_density(
     model_id: ModelId,
     stores: StoresDependency,
     connection: Request,
-    step: Annotated[int | None, Query(ge=0, description="Of the checkpoint; the newest when absent")] = None,
+    step: Annotated[
+        int | None, Query(ge=0, description="Of the checkpoint; the newest when absent", examples=[4400])
+    ] = None,
 ) -> Response:
     """log density of a calibrated checkpoint over the frame of the data, in the data's units, and the data."""
     request = await run_in_threadpool(_density_map_request, stores, model_id, step)
