@@ -55,6 +55,18 @@ _FROM_THE_START = "0"
 _JOB_ID = "01JD3Z6M3Q4R5S6T7V8W9X0Y1Z"
 JobId = Annotated[str, Path(description="Id of a job; GET /jobs lists them", examples=[_JOB_ID])]
 
+Cursor = Annotated[
+    str | None,
+    Query(description="`next_cursor` of the page before", pattern=ULID_PATTERN, examples=[_JOB_ID]),
+]
+LastEventId = Annotated[
+    str,
+    Header(
+        description="Id of the last event received; the stream goes on after it",
+        pattern=r"^\d+(-\d+)?$",
+        examples=["1732392000000-0"],
+    ),
+]
 
 _ENDED_ALREADY: dict[int | str, dict[str, Any]] = {
     200: {"model": JobBody, "description": "It ended within the time that `Prefer: wait` gave it"}
@@ -154,7 +166,7 @@ def list_jobs(
     stores: StoresDependency,
     status: Annotated[JobStatus | None, Query(description="Only jobs in this state", examples=["running"])] = None,
     kind: Annotated[JobKind | None, Query(description="Only jobs of this kind", examples=["train"])] = None,
-    cursor: Annotated[
+    cursor: Cursor = None,
         str | None, Query(description="`next_cursor` of the page before", pattern=ULID_PATTERN, examples=[_JOB_ID])
     ] = None,
     limit: Annotated[int, Query(ge=1, le=200, description="Jobs on a page")] = 50,
@@ -192,14 +204,7 @@ async def follow_job(
     job_id: JobId,
     stores: StoresDependency,
     accept: Annotated[str | None, Header(include_in_schema=False)] = None,
-    last_event_id: Annotated[
-        str,
-        Header(
-            description="Id of the last event received; the stream goes on after it",
-            pattern=r"^\d+(-\d+)?$",
-            examples=["1732392000000-0"],
-        ),
-    ] = _FROM_THE_START,
+    last_event_id: LastEventId = _FROM_THE_START,
 ) -> StreamingResponse:
     """Server-sent events, or JSON Lines with `Accept: application/jsonl`."""
     form = preferred(accept, [_SSE, _JSON_LINES])
