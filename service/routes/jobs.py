@@ -167,8 +167,6 @@ def list_jobs(
     status: Annotated[JobStatus | None, Query(description="Only jobs in this state", examples=["running"])] = None,
     kind: Annotated[JobKind | None, Query(description="Only jobs of this kind", examples=["train"])] = None,
     cursor: Cursor = None,
-        str | None, Query(description="`next_cursor` of the page before", pattern=ULID_PATTERN, examples=[_JOB_ID])
-    ] = None,
     limit: Annotated[int, Query(ge=1, le=200, description="Jobs on a page")] = 50,
 ) -> JobPageBody:
     """One page of jobs."""
