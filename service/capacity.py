@@ -17,11 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from service.foreseen import ForeseenError
+
 HOURS_A_DAY = 24.0
 _MAX_SERVERS = 100_000
 
 
-class CapacityError(Exception):
+class CapacityError(ForeseenError):
     """What is missing or makes no sense; one sentence, and what to give instead."""
 
 

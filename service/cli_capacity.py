@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from service.capacity import (
     CapacityError,
@@ -19,7 +18,7 @@ from service.capacity import (
     samplers,
     trainers,
 )
-from service.cli_options import AsJson, show
+from service.cli_options import AsJson, print_json, print_note, print_table
 
 
 class Precision(StrEnum):
@@ -74,9 +73,12 @@ def capacity(
         )
     if not rows:
         raise CapacityError("no load given; say --images-per-second, --jobs-per-day, or both")
-    show(found, ["kind", "load", "one does", "needed", "busy", "mean wait"], rows, as_json=as_json)
-    if not as_json and "trainers" in found:
-        Console(highlight=False).print("in brackets: with one trainer less", style="dim")
+    if as_json:
+        print_json(found)
+        return
+    print_table(["kind", "load", "one does", "needed", "busy", "mean wait"], rows)
+    if "trainers" in found:
+        print_note("in brackets: with one trainer less")
 
 
 def _duration_h(job_hours: float | None, job_steps: int | None, train: Path, precision: Precision) -> float:

@@ -44,6 +44,7 @@ _FORM_SCHEMA = {
         },
     },
 }
+_FORM = {"schema": _FORM_SCHEMA, "example": {"file": "(pictures.zip)", "name": "my pictures"}}
 
 DatasetId = Annotated[
     str, Path(description="Id of a dataset; GET /datasets lists them", examples=["01JD3Z6M3Q9A0B1C2D3E4F5G6H"])
@@ -59,7 +60,14 @@ DatasetId = Annotated[
         200: {"model": DatasetBody, "description": "The same file was uploaded before: the dataset that exists"},
         **documented(400, 415, 507),
     },
-    openapi_extra={"requestBody": {"required": True, "content": {MULTIPART: {"schema": _FORM_SCHEMA}}}},
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                MULTIPART: {"schema": _FORM_SCHEMA, "example": {"file": "(pictures.zip)", "name": "my pictures"}}
+            },
+        }
+    },
 )
 async def upload_dataset(request: Request, response: Response, stores: StoresDependency) -> DatasetBody:
     """Everything is checked before anything is stored; what is refused is named. The answer's id is a `dataset`."""

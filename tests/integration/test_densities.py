@@ -17,7 +17,7 @@ from PIL import Image
 from model import data
 from model.checkpoint import load_model
 from model.density import bits_per_dim, log_density
-from service.client import Recovery, RefusedError
+from service.client import Job, Recovery, RefusedError
 from service.images import encode_png
 from tests.integration.stack import TINY, UpCommand
 from worker.artifacts import Artifacts
@@ -25,7 +25,7 @@ from worker.artifacts import Artifacts
 pytestmark = pytest.mark.timeout(240)
 
 
-def _finish(recovery: Recovery, job: dict[str, Any]) -> dict[str, Any]:
+def _finish(recovery: Recovery, job: Job) -> Job:
     """The job, once it has succeeded."""
     for _ in recovery.events(job["id"]):
         pass

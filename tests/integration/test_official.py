@@ -31,7 +31,7 @@ def run(data: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_an_imported_checkpoint_is_listed_sampled_calibrated_and_scores(recovery: Recovery, command: UpCommand) -> None:
     told = run(command.data, str(CHECKPOINT), "--name", "authors", "--image-size", str(SIZE))
     assert told.returncode == 0, told.stderr
-    model_id, found = told.stdout.splitlines()
+    model_id, found = told.stdout.strip(), told.stderr
     assert found.startswith("step 1234; width 16, multipliers (1, 2, 2, 2), 1 block a resolution; 6 levels")
 
     listed = next(model for model in recovery.models() if model["id"] == model_id)

@@ -24,7 +24,7 @@ from worker.ids import new_id
 from worker.jobs import JobKind
 from worker.messages import SAMPLE_QUEUE, TRAIN_QUEUE, SampleRequest
 from worker.pictures import picture_of
-from worker.presence import Presence, live_workers
+from worker.presence import Presence, WorkerReport, live_workers, worker_reports
 from worker.records import RecordStore
 from worker.settings import Settings
 from worker.supervise import death_in_words
@@ -81,8 +81,15 @@ def test_a_worker_is_alive_until_it_leaves_or_falls_silent(store: RecordStore) -
     presence.start()
     store.redis.set("worker:train:silent@host", "", px=1)
     assert live_workers(store.redis) in ({"train": 1, "sample": 1}, {"train": 2, "sample": 1})
+    reports = {(kind, name): report for kind, name, report in worker_reports(store.redis)}
     presence.stop()
     wait_until(lambda: live_workers(store.redis) == {}, 1, "silence")
+
+    said = reports["train", "both@host"]
+    assert reports["sample", "both@host"] == said
+    assert said.version is not None
+    assert abs(said.clock_ahead_s or 0) < 1
+    assert reports.get(("train", "silent@host"), WorkerReport()) == WorkerReport()
 
 
 def test_messages_are_json_named_by_their_job_and_carry_only_its_id(store: RecordStore, settings: Settings) -> None:
