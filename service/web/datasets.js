@@ -11,6 +11,17 @@ export function title(dataset) {
   return dataset.name ?? dataset.file_name ?? dataset.id;
 }
 
+/** Names of uploaded datasets by id; none of them when they cannot be had. */
+export async function datasetNames(signal) {
+  try {
+    const { datasets } = await get("/datasets", signal);
+    return new Map(datasets.map((one) => [one.id, title(one)]));
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    return new Map();
+  }
+}
+
 /** What is in it. */
 export function contents(dataset) {
   if (dataset.count === null) return "read when a training starts";
@@ -120,8 +131,8 @@ export async function view(root, { signal }) {
       ...Object.entries(SOURCES).flatMap(([source, heading]) => {
         const these = datasets.filter((one) => one.source === source);
         if (source === "uploaded" && !these.length)
-          return [h("h2", {}, heading), h("p", { class: "hint" }, "Nothing has been uploaded yet.")];
-        return these.length ? [h("h2", {}, heading), h("ul", { class: "cards two" }, these.map(card))] : [];
+          return [h("h2", { class: "heading" }, heading), h("p", { class: "hint" }, "Nothing has been uploaded yet.")];
+        return these.length ? [h("h2", { class: "heading" }, heading), h("ul", { class: "cards two" }, these.map(card))] : [];
       }),
     );
   };

@@ -58,21 +58,17 @@ function fieldTable(caption, rows) {
   return [
     h("h4", {}, caption),
     h(
-      "div",
-      { class: "scroll" },
+      "table",
+      {},
       h(
-        "table",
+        "tbody",
         {},
-        h(
-          "tbody",
-          {},
-          rows.map(([name, type, text, required]) =>
-            h(
-              "tr",
-              {},
-              h("th", { scope: "row" }, h("code", {}, name), required ? h("small", {}, " required") : null),
-              h("td", {}, h("small", {}, type), h("br"), prose(text)),
-            ),
+        rows.map(([name, type, text, required]) =>
+          h(
+            "tr",
+            {},
+            h("th", { scope: "row" }, h("code", {}, name), required ? h("small", {}, " required") : null),
+            h("td", {}, h("small", {}, type), h("br"), prose(text)),
           ),
         ),
       ),
@@ -196,7 +192,7 @@ async function show() {
       h(
         "div",
         {},
-        [...groups].map(([tag, calls]) => [h("h2", { class: "group" }, tag), calls.map((one) => call(...one))]),
+        [...groups].map(([tag, calls]) => [h("h2", { class: "heading" }, tag), calls.map((one) => call(...one))]),
       ),
     ),
   );

@@ -46,6 +46,11 @@ export function duration(seconds) {
   return `${Math.floor(total / 86_400)} d ${Math.floor((total % 86_400) / 3600)} h`;
 }
 
+/** What there is of some facts, on one line. */
+export function facts(...parts) {
+  return parts.filter(Boolean).join(" · ");
+}
+
 /** How long ago. */
 export function ago(time) {
   const seconds = (Date.now() - new Date(time).getTime()) / 1000;

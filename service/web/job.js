@@ -1,8 +1,9 @@
 // One job: how far it is, its curves and pictures as they come, and what can be done with it.
 
 import { follow, get, isOver, pause, post, save, send } from "./api.js";
+import { datasetNames } from "./datasets.js";
 import { actionButton, h, messagePlace, say } from "./dom.js";
-import { ago, duration, fixed, number, whole } from "./format.js";
+import { ago, duration, facts, fixed, number, whole } from "./format.js";
 import { kindOf, progressBar, showStatus, title } from "./jobs.js";
 import { calibrationChart, curves, gridStrip } from "./training.js";
 
@@ -110,6 +111,7 @@ async function shardList(job, signal, report) {
 
 export async function view(root, { id, signal }) {
   let job = await get(`/jobs/${id}`, signal);
+  const names = await datasetNames(signal);
   const heading = h("h1", { tabindex: "-1" }, title(job));
   const status = h("span", { role: "status" });
   const about = h("p", { class: "about" });
@@ -133,16 +135,14 @@ export async function view(root, { id, signal }) {
       job.started_at && job.finished_at ? (new Date(job.finished_at) - new Date(job.started_at)) / 1000 : null;
     say(
       about,
-      [
+      facts(
         kindOf(job),
-        job.dataset ? `on ${job.dataset}` : null,
+        job.dataset && `on ${names.get(job.dataset) ?? job.dataset}`,
         `given ${ago(job.created_at)}`,
-        took !== null ? `took ${duration(took)}` : null,
-        job.seed !== null ? `seed ${job.seed}` : null,
-        job.attempt > 1 ? `attempt ${job.attempt}` : null,
-      ]
-        .filter(Boolean)
-        .join(" · "),
+        took !== null && `took ${duration(took)}`,
+        job.seed !== null && `seed ${job.seed}`,
+        job.attempt > 1 && `attempt ${job.attempt}`,
+      ),
     );
     bar.update(job);
     say(reason, job.error ?? "");

@@ -1,14 +1,14 @@
 // All jobs, newest first, as they go on.
 
 import { get, isOver, pause, picture } from "./api.js";
+import { datasetNames } from "./datasets.js";
 import { empty, h, problem, say } from "./dom.js";
-import { ago, duration, number, whole } from "./format.js";
+import { ago, duration, facts, number, whole } from "./format.js";
 
 const KINDS = { train: "Training", calibrate: "Calibration", sample: "Bulk sampling" };
 const MARKS = { queued: "○", running: "◐", succeeded: "✓", failed: "✕", cancelled: "–" };
 const BUSY_MS = 1500;
 const IDLE_MS = 8000;
-const THUMBNAIL_MS = 6000;
 
 /** What a job is called. */
 export function title(job) {
@@ -48,43 +48,46 @@ function told(job) {
     ? `${whole(step)} of ${whole(total)} ${job.kind === "train" ? "steps" : job.kind === "calibrate" ? "rounds" : "samples"}`
     : "starting";
   if (job.status !== "running" || !total) return steps;
-  return [
+  return facts(
     steps,
-    rate && job.kind === "train" ? `${number(rate, 2)} a second` : null,
-    eta !== null ? `${duration(eta)} left` : null,
-  ]
-    .filter(Boolean)
-    .join(" · ");
+    rate && job.kind === "train" && `${number(rate, 2)} a second`,
+    eta !== null && `${duration(eta)} left`,
+  );
 }
 
-/** The latest sample grid of a training, fetched again now and then while it trains. */
+/** Whether a training with a checkpoint of that step has drawn a grid of samples. */
+export function hasGrid(config, checkpoint) {
+  return (
+    Boolean(config) &&
+    checkpoint !== null &&
+    checkpoint !== undefined &&
+    checkpoint >= Math.min(config.sample_every, config.steps)
+  );
+}
+
+/** The latest sample grid of a training. */
 function thumbnail(signal) {
   const element = h("div", { class: "thumbnail small", "aria-hidden": "true" });
   let shown = null;
-  let at = 0;
   return {
     element,
     update(job) {
       element.hidden = job.kind !== "train";
-      const isDue =
-        `${job.status} ${job.last_checkpoint}` !== shown ||
-        (job.status === "running" && Date.now() - at > THUMBNAIL_MS);
-      if (element.hidden || (!job.last_checkpoint && job.status !== "running") || !isDue) return;
-      shown = `${job.status} ${job.last_checkpoint}`;
-      at = Date.now();
+      if (element.hidden || job.last_checkpoint === shown || !hasGrid(job.config, job.last_checkpoint)) return;
+      shown = job.last_checkpoint;
       picture(
         `/models/${job.model_id}/samples.png`,
         { alt: "", class: job.config?.network?.kind === "mlp" ? "whole" : "corner" },
         signal,
       ).then(
         (image) => element.replaceChildren(image),
-        () => {},
-      ); // there is none yet
+        () => {}, // the row says enough without it
+      );
     },
   };
 }
 
-function row(signal) {
+function row(names, signal) {
   const link = h("a", {});
   const status = h("span", {});
   const about = h("p", { class: "about" });
@@ -102,16 +105,10 @@ function row(signal) {
       link.setAttribute("href", `#/jobs/${job.id}`);
       say(link, title(job));
       showStatus(status, job);
+      const dataset = job.dataset && `on ${names.get(job.dataset) ?? job.dataset}`;
       say(
         about,
-        [
-          kindOf(job),
-          job.dataset ? `on ${job.dataset}` : null,
-          ago(job.created_at),
-          job.last_loss !== null ? `loss ${number(job.last_loss)}` : null,
-        ]
-          .filter(Boolean)
-          .join(" · "),
+        facts(kindOf(job), dataset, ago(job.created_at), job.last_loss !== null && `loss ${number(job.last_loss)}`),
       );
       bar.update(job);
       image.update(job);
@@ -119,6 +116,15 @@ function row(signal) {
       error.hidden = !job.error;
     },
   };
+}
+
+function invitation() {
+  return empty(
+    "Nothing has been trained here yet",
+    "Train on the built-in handwritten digits to see the whole way in a few minutes, or upload pictures of your own.",
+    h("a", { class: "button primary", href: "#/train" }, "Train a model"),
+    h("a", { class: "button", href: "#/datasets" }, "Upload a dataset"),
+  );
 }
 
 export async function view(root, { signal }) {
@@ -133,30 +139,24 @@ export async function view(root, { signal }) {
   );
   const nothing = h("div", {});
   const rows = new Map();
+  const names = await datasetNames(signal);
+  let said = null;
   let older = [];
   let cursor = null;
 
   const show = (jobs) => {
     for (const job of jobs) {
-      if (!rows.has(job.id)) rows.set(job.id, row(signal));
+      if (!rows.has(job.id)) rows.set(job.id, row(names, signal));
       rows.get(job.id).update(job);
     }
     const wanted = jobs.map((job) => rows.get(job.id).element);
     if (wanted.length !== list.children.length || wanted.some((element, index) => element !== list.children[index]))
       list.replaceChildren(...wanted);
+    const missing = jobs.length ? "nothing" : status.value;
+    if (missing === said) return; // or the focus would be lost
+    said = missing;
     nothing.replaceChildren(
-      ...(jobs.length
-        ? []
-        : [
-            status.value
-              ? empty("None of these", `No job is ${status.value} now.`)
-              : empty(
-                  "Nothing has been trained here yet",
-                  "Train on the built-in handwritten digits to see the whole way in a few minutes, or upload pictures of your own.",
-                  h("a", { class: "button primary", href: "#/train" }, "Train a model"),
-                  h("a", { class: "button", href: "#/datasets" }, "Upload a dataset"),
-                ),
-          ]),
+      ...(jobs.length ? [] : [missing ? empty("None of these", `No job is ${missing} now.`) : invitation()]),
     );
   };
 

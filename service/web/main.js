@@ -34,6 +34,7 @@ async function show() {
     const { view } = await load();
     await view(root, { signal, id: match[1], query: new URLSearchParams(query) });
     if (signal.aborted) return;
+    performance.mark("view"); // `make test-web` reads when the first view was there
     const heading = root.querySelector("h1");
     document.title = `${heading?.textContent ?? ""} · recovery-likelihood`;
     if (!isFirst) heading?.focus();

@@ -1,64 +1,13 @@
 // One model: its checkpoints, sampling, densities.
 
-import { get, picture, post } from "./api.js";
-import { actionButton, h, messagePlace, problem } from "./dom.js";
-import { ago, bytes, fixed, whole } from "./format.js";
+import { get, picture } from "./api.js";
+import { calibrationForm, calibrationTable } from "./calibration.js";
+import { datasetNames } from "./datasets.js";
+import { h, problem } from "./dom.js";
+import { ago, bytes, facts, whole } from "./format.js";
 import { title } from "./models.js";
 import { samplingPanel } from "./sampling.js";
 import { scoringPanel } from "./scoring.js";
-
-function calibrationTable(calibration) {
-  const { log_z: z } = calibration;
-  const rows = [
-    ["log Z", `${fixed(z.estimate, 3)} ± ${fixed(z.std_error, 3)} nats`],
-    ["from below (annealed importance sampling)", `${fixed(z.lower, 3)} ± ${fixed(z.lower_std_error, 3)}`],
-    ["from above (the same walk backwards)", `${fixed(z.upper, 3)} ± ${fixed(z.upper_std_error, 3)}`],
-    ["asked for, reached", `${fixed(calibration.tolerance, 3)} nats, ${calibration.converged ? "yes" : "no"}`],
-    [
-      "held-out data",
-      calibration.held_out_log_density === null
-        ? "–"
-        : `${fixed(calibration.held_out_log_density, 2)} nats${calibration.held_out_bits_per_dim === null ? "" : `, ${fixed(calibration.held_out_bits_per_dim, 3)} bits/dim`}`,
-    ],
-  ];
-  return h(
-    "table",
-    {},
-    h("caption", {}, "Calibration"),
-    h(
-      "tbody",
-      {},
-      rows.map(([name, value]) => h("tr", {}, h("th", { scope: "row" }, name), h("td", {}, value))),
-    ),
-  );
-}
-
-function calibratePanel(modelAt, { report, element }) {
-  return h(
-    "section",
-    { class: "panel", "aria-labelledby": "calibrate" },
-    h("h2", { id: "calibrate" }, "Score data"),
-    h(
-      "p",
-      {},
-      "This checkpoint cannot say how likely a picture is yet: its energies are known up to a constant, log Z. A calibration estimates it from both sides; on small models that takes minutes.",
-    ),
-    element,
-    h(
-      "p",
-      { class: "actions" },
-      actionButton(
-        "Calibrate",
-        { class: "primary" },
-        async () => {
-          const job = await post("/jobs/calibrate", { model: modelAt, name: "log Z" });
-          location.hash = `#/jobs/${job.id}`;
-        },
-        report,
-      ),
-    ),
-  );
-}
 
 function densityMap(model, step, signal) {
   const place = h("div", { class: "frame" }, h("p", { class: "loading" }, "Drawing the map…"));
@@ -78,16 +27,39 @@ function densityMap(model, step, signal) {
   );
 }
 
+function calibratePanel(modelAt) {
+  return h(
+    "section",
+    { class: "panel", "aria-labelledby": "calibrate" },
+    h("h2", { id: "calibrate" }, "Score data"),
+    h(
+      "p",
+      {},
+      "This checkpoint cannot say how likely data are yet: its energies are known up to a constant, log Z. " +
+        "A calibration estimates it from both sides; on small models that takes minutes.",
+    ),
+    calibrationForm(modelAt),
+  );
+}
+
+function calibrationPanel(modelAt, calibration) {
+  return h(
+    "section",
+    { class: "panel", "aria-label": "Calibration" },
+    calibrationTable(calibration),
+    h("details", {}, h("summary", {}, "Do it again"), calibrationForm(modelAt, "Calibrate again")),
+  );
+}
+
 export async function view(root, { id, signal }) {
   const model = await get(`/models/${id}`, signal);
   const place = h("div", { class: "panels" });
-  const about = [
-    model.dataset ? `trained on ${model.dataset}` : null,
+  const names = await datasetNames(signal);
+  const about = facts(
+    model.dataset && `trained on ${names.get(model.dataset) ?? model.dataset}`,
     model.origin,
-    model.created_at ? ago(model.created_at) : null,
-  ]
-    .filter(Boolean)
-    .join(" · ");
+    model.created_at && ago(model.created_at),
+  );
   const newest = model.checkpoints.at(-1);
   const choice = h(
     "select",
@@ -115,8 +87,8 @@ export async function view(root, { id, signal }) {
     place.replaceChildren(
       samplingPanel(model, checkpoint.step, leaving.signal),
       ...(isPlanar ? [densityMap(model, checkpoint.step, leaving.signal)] : []),
-      calibration ? scoringPanel(modelAt, calibration, leaving.signal) : calibratePanel(modelAt, messagePlace()),
-      ...(calibration ? [h("section", { class: "panel" }, calibrationTable(calibration))] : []),
+      calibration ? scoringPanel(modelAt, calibration, leaving.signal) : calibratePanel(modelAt),
+      ...(calibration ? [calibrationPanel(modelAt, calibration)] : []),
     );
   };
 

@@ -1,8 +1,10 @@
 // All models, newest first, each with its latest samples.
 
 import { get, picture, Refused } from "./api.js";
+import { datasetNames } from "./datasets.js";
 import { empty, h } from "./dom.js";
-import { ago, whole } from "./format.js";
+import { ago, facts, whole } from "./format.js";
+import { hasGrid } from "./jobs.js";
 
 const PAGE = 24;
 
@@ -11,15 +13,16 @@ export function title(model) {
   return model.name ?? `Model ${model.id.slice(-6)}`;
 }
 
-function card(model, signal) {
+function card(model, names, signal) {
   const thumbnail = h("div", { class: "thumbnail" });
   const last = model.checkpoints.at(-1);
-  if (model.job_id) {
-    picture(`/models/${model.id}/samples.png`, { alt: "", class: "pixels" }, signal).then(
+  const nothing = model.job_id ? "no samples yet" : "imported";
+  if (model.job_id && hasGrid(model.config, last?.step)) {
+    picture(`/models/${model.id}/samples.png`, { alt: "", class: model.config.network?.kind === "mlp" ? "whole" : "pixels" }, signal).then(
       (image) => thumbnail.replaceChildren(image),
-      (error) => error instanceof Refused && thumbnail.append(h("span", {}, "no samples yet")),
+      (error) => error instanceof Refused && thumbnail.append(h("span", {}, nothing)),
     );
-  } else thumbnail.append(h("span", {}, "imported"));
+  } else thumbnail.append(h("span", {}, nothing));
   return h(
     "li",
     { class: "card model" },
@@ -27,25 +30,23 @@ function card(model, signal) {
     h(
       "p",
       { class: "about" },
-      [
-        model.dataset ? `on ${model.dataset}` : null,
+      facts(
+        model.dataset && `on ${names.get(model.dataset) ?? model.dataset}`,
         last ? `step ${whole(last.step)}` : "no checkpoint yet",
-        model.created_at ? ago(model.created_at) : null,
-      ]
-        .filter(Boolean)
-        .join(" · "),
+        model.created_at && ago(model.created_at),
+      ),
     ),
     last?.calibration ? h("p", { class: "tag" }, "answers with densities") : null,
   );
 }
 
 export async function view(root, { signal }) {
-  const { models } = await get("/models", signal);
+  const [{ models }, names] = await Promise.all([get("/models", signal), datasetNames(signal)]);
   const list = h("ul", { class: "cards gallery" });
   const more = h("button", { type: "button" }, "Show more");
   let shown = 0;
   const show = () => {
-    list.append(...models.slice(shown, shown + PAGE).map((model) => card(model, signal)));
+    list.append(...models.slice(shown, shown + PAGE).map((model) => card(model, names, signal)));
     shown += PAGE;
     more.hidden = shown >= models.length;
   };

@@ -4,6 +4,7 @@ import { picture, save, send, stream } from "./api.js";
 import { actionButton, freshId, h, messagePlace, say } from "./dom.js";
 import { decoded, drawImages, drawPoints, magnified, reach } from "./frames.js";
 import { fixed, whole } from "./format.js";
+import { hasGrid } from "./jobs.js";
 
 const COUNTS = { images: [1, 4, 16, 36, 64, 100], vectors: [64, 256] };
 const MAX_SEED = 2 ** 32;
@@ -189,7 +190,7 @@ export function samplingPanel(model, step, signal) {
   );
   const stop = h("button", { type: "button", hidden: true, onclick: () => running.abort() }, "Stop");
   scrub.addEventListener("input", () => show(Number(scrub.value)));
-  if (model.job_id) {
+  if (model.job_id && hasGrid(model.config, step)) {
     picture(
       `/models/${model.id}/samples.png`,
       { alt: "Samples drawn while the model trained", class: "pixels" },
@@ -201,8 +202,8 @@ export function samplingPanel(model, step, signal) {
         first.lastChild.textContent =
           "Drawn while it trained. Draw samples of your own and watch them form, from pure noise down to the data; the same seed always gives the same ones.";
       },
-      () => {},
-    ); // there is none: the text stays
+      () => {}, // the text stays
+    );
   }
 
   return h(
