@@ -183,6 +183,26 @@ class ResumeRequest(RequestBody):
     )
 
 
+class TrainCheckBody(BaseModel):
+    """What a training request would train."""
+
+    config: dict[str, Any] = Field(description="The whole configuration; its seed is drawn anew when none is given")
+
+
+class PresetBody(BaseModel):
+    """A configuration by name."""
+
+    name: str = Field(description="Give it as `preset` to POST /jobs/train", examples=["digits"])
+    summary: str
+    config: dict[str, Any] = Field(description="The whole configuration")
+
+
+class PresetListBody(BaseModel):
+    """All configurations that have a name."""
+
+    presets: list[PresetBody]
+
+
 class ProgressBody(BaseModel):
     """How far a job has come."""
 
