@@ -117,12 +117,17 @@ def train(
     name: Annotated[str | None, typer.Option(help="For people")] = None,
     seed: Annotated[int | None, typer.Option(help="Drawn at random if absent")] = None,
     steps: Annotated[int | None, typer.Option(help="Another number of training steps")] = None,
+    batch_size: Annotated[str | None, typer.Option(help="Pairs a step; `auto`: what the memory holds")] = None,
+    device: Annotated[str | None, typer.Option(help="`cpu` or `cuda`; what the trainer has, if absent")] = None,
+    num_gpus: Annotated[int | None, typer.Option(help="GPUs of one trainer that share every batch")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end")] = False,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
 ) -> None:
     """Start a training job; prints its id."""
     wanted = {"preset": preset, "dataset": dataset, "name": name, "seed": seed, "steps": steps}
+    size = int(batch_size) if batch_size is not None and batch_size.isdecimal() else batch_size
+    wanted |= {"batch_size": size, "device": device, "num_gpus": num_gpus}
     with Recovery(url, api_key=api_key) as client:
         job = client.train(**{key: value for key, value in wanted.items() if value is not None})
         Console(highlight=False).print(job["id"])

@@ -90,7 +90,7 @@ class Recovery:
         self._http.close()
 
     def train(self, **request: Any) -> Json:
-        """Start a training job, as POST /jobs/train; the job."""
+        """Start a training job with the fields of POST /jobs/train: `preset`, `num_gpus=2`, …; the job."""
         return self._create("/jobs/train", request)
 
     def jobs(self, *, status: str | None = None) -> list[Json]:
