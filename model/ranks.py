@@ -1,8 +1,8 @@
 """One training by several processes, the ranks: each computes its rows of every batch and all take the same step.
 
-torchrun starts them and says who they are (RANK, WORLD_SIZE); gradients are averaged by DistributedDataParallel over
-NCCL on GPUs and over Gloo on CPUs. All ranks hold the same weights and decide alike: whatever a decision depends on is
-added up over the ranks first.
+torchrun starts them and says who they are; gradients are averaged by DistributedDataParallel, over NCCL on GPUs and
+over Gloo on CPUs. All ranks hold the same weights and decide alike: whatever a decision depends on is added up over the
+ranks first. What is asked of all of them (may we go on?) goes over Gloo on GPUs too: it notices when one is gone.
 """
 
 from __future__ import annotations
@@ -29,10 +29,9 @@ class Ranks:
     Calls that say so must be made by all ranks, in the same order. They raise RankError when another rank is gone.
     """
 
-    def __init__(self, index: int = 0, count: int = 1, device: str = "cpu") -> None:
+    def __init__(self, index: int = 0, count: int = 1) -> None:
         self.index = index
         self.count = count
-        self._device = device
 
     @property
     def leads(self) -> bool:
@@ -52,25 +51,29 @@ class Ranks:
 
     def any(self, flag: bool) -> bool:
         """Whether it is true on any rank. To be called by all."""
-        return flag if self.count == 1 else bool(self.sum(torch.tensor(float(flag), device=self._device)) > 0)
+        return flag if self.count == 1 else bool(self.sum(torch.tensor(float(flag))) > 0)
 
     def least(self, value: int) -> int:
         """The smallest of the ranks' values. To be called by all."""
         if self.count == 1:
             return value
-        found = torch.tensor(value, device=self._device)
+        found = torch.tensor(value)
         with _told_apart():
             dist.all_reduce(found, dist.ReduceOp.MIN)
         return int(found)
 
+    def wait(self) -> None:
+        """Until all ranks have called it."""
+        self.any(False)
+
     @contextlib.contextmanager
     def leader_first(self) -> Iterator[None]:
-        """The block is run by the leading rank, and only then by the others. To be entered by all."""
+        """The block is run by the leading rank, and then by the others. To be entered by all."""
         if not self.leads:
-            self.any(False)
+            self.wait()
         yield
         if self.leads:
-            self.any(False)
+            self.wait()
 
     def averaging(self, module: nn.Module) -> nn.Module:
         """`module` with the leading rank's weights, its gradients averaged over the ranks. To be called by all."""
@@ -112,18 +115,12 @@ def _told_apart() -> Iterator[None]:
 
 @contextlib.contextmanager
 def joined(index: int, count: int, device: str) -> Iterator[Ranks]:
-    """The ranks of this training, met at the address that torchrun left in the environment."""
-    on_gpu = device.startswith("cuda")
-    if on_gpu:
+    """The ranks of this training, met at the address that torchrun left in the environment. Raises RankError."""
+    if device.startswith("cuda"):
         torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
     with _told_apart():
-        dist.init_process_group(
-            "nccl" if on_gpu else "gloo",
-            rank=index,
-            world_size=count,
-            timeout=_TIMEOUT,
-            device_id=torch.device(device) if on_gpu else None,
-        )
-    yield Ranks(index, count, device)
+        dist.init_process_group(backend, rank=index, world_size=count, timeout=_TIMEOUT)
+    yield Ranks(index, count)
     # Not after an error: the process ends then, and ranks that are gone do not answer.
     dist.destroy_process_group()

@@ -41,7 +41,7 @@ class Calls(Generic[J, M]):
         self, preset: str | None = None, *, idempotency_key: str | None = None, **options: Unpack[TrainOptions]
     ) -> Call[J]:
         """Start a training job. Options: config, dataset, name, seed, steps, batch_size, checkpoint_every,
-        sample_every, calibrate, device."""
+        sample_every, calibrate, device, num_gpus."""
         body = given(preset=preset, **options)
         return self.job_of((yield from requests.create("/jobs/train", body, idempotency_key)))
 

@@ -9,7 +9,7 @@ import io
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias, TypedDict
+from typing import Any, BinaryIO, Literal, TypeAlias, TypedDict
 
 import httpx2
 import numpy as np
@@ -63,12 +63,14 @@ class TrainOptions(TypedDict, total=False):
     name: str | None
     seed: int | None
     steps: int | None
-    batch_size: int | None
+    batch_size: int | Literal["auto"] | None
     checkpoint_every: int | None
     sample_every: int | None
     calibrate: bool | None
     device: str | None
     """auto, cpu or cuda"""
+    num_gpus: int | None
+    """of one trainer, that share every batch"""
 
 
 class CalibrateOptions(TypedDict, total=False):

@@ -93,7 +93,7 @@ async def train(
 
     def submit() -> JobRecord:
         config = train_config(request, stores.settings, stores.artifacts)
-        spec = {"config": to_dict(config), "device": request.device}
+        spec = {"config": to_dict(config), "device": request.device, "num_gpus": request.num_gpus}
         return key.create(stores, request, lambda job_id: _create(stores, job_id, JobKind.train, spec, request.name))
 
     return await _answer(stores, response, await run_in_threadpool(submit), wait)

@@ -19,7 +19,7 @@ from model.errors import DataError
 from tests.servers import wait_until
 from worker.broker import make_app, send_request, wake
 from worker.datasets import resolve_dataset
-from worker.exits import read_reason, write_reason
+from worker.exits import Exit, death_in_words, read_outcome, write_outcome
 from worker.ids import new_id
 from worker.jobs import JobKind
 from worker.messages import SAMPLE_QUEUE, TRAIN_QUEUE, SampleRequest
@@ -27,7 +27,6 @@ from worker.pictures import picture_of
 from worker.presence import Presence, WorkerReport, live_workers, worker_reports
 from worker.records import RecordStore
 from worker.settings import Settings
-from worker.supervise import death_in_words
 
 
 def test_settings_come_from_the_environment_and_do_not_show_secrets(
@@ -114,9 +113,10 @@ def _only_message(store: RecordStore, queue: str) -> tuple[Any, dict[str, Any]]:
 
 
 def test_a_reason_left_by_a_training_is_read_and_none_is_none(tmp_path: Path) -> None:
-    assert read_reason(tmp_path) is None
-    write_reason(tmp_path, "no “dataset”")
-    assert read_reason(tmp_path) == "no “dataset”"
+    assert read_outcome(tmp_path) == (None, None)
+    write_outcome(tmp_path, Exit.failed, "no “dataset”")
+    assert read_outcome(tmp_path) == (Exit.failed, "no “dataset”")
+    assert read_outcome(tmp_path, rank=1) == (None, None)
 
 
 def test_a_death_by_signal_is_told_in_words() -> None:
