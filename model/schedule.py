@@ -69,8 +69,9 @@ class Schedule:
     def diffuse_together(self, x_data: Tensor, level: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """(x_t, x_{t+1}) of one and the same ε, for `level` (B,) in 0…T−1: their marginals without their joint.
 
-        The contrastive loss needs no more, since the expected energy of y⁺ and that of y⁻ ~ p(y | x_{t+1}) depend on
-        one marginal each (Zhu et al. 2024, variance reduction). Score matching of the conditional needs the joint.
+        The contrastive loss needs no more: the expected energy of y⁺, and of y⁻ that any chain draws given x_{t+1},
+        depend on one marginal each, so the expected gradient is the same and only its variance falls (Zhu et al. 2024).
+        Score matching of the conditional needs the joint.
         """
         return self.diffuse(x_data, level, noise), self.diffuse(x_data, level + 1, noise)
 

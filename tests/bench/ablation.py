@@ -70,6 +70,10 @@ def _no_spectral_norm(config: TrainConfig) -> TrainConfig:
     return replace(config, network=replace(config.network, spectral_norm=False))
 
 
+def _clip_and_shared_noise(config: TrainConfig) -> TrainConfig:
+    return _clip(_shared_noise(config))
+
+
 def _all(config: TrainConfig) -> TrainConfig:
     return _activation(_clip(_shared_noise(_penalty(config))))
 
@@ -86,6 +90,7 @@ VARIANTS: dict[str, Change] = {
     f"energy penalty {_PENALTY:g}": _penalty,
     "no warm-up": _no_warmup,
     "no spectral norm": _no_spectral_norm,
+    "clipping, one noise": _clip_and_shared_noise,
     "SiLU, clipping, one noise, penalty": _all,
 }
 _STRESSED = [name for name in VARIANTS if name != "no spectral norm"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -113,6 +114,22 @@ def test_fewer_steps_keep_the_share_of_the_score_matching_start() -> None:
     assert shorter.score_matching.steps == pytest.approx(config.score_matching.steps / 10, abs=1)
     with pytest.raises(ConfigError, match="unknown field"):
         override(config, step=3)
+
+
+def test_defaults_are_the_paper_s_but_for_what_was_measured_to_be_better() -> None:
+    paper, ours = preset("cifar10-t6"), TrainConfig()
+    changed = replace(
+        ours,
+        dataset=paper.dataset,
+        steps=paper.steps,
+        horizontal_flips=True,
+        sample_every=paper.sample_every,
+        checkpoint_every=paper.checkpoint_every,
+        sampling=paper.sampling,
+    )
+    assert (changed.shared_noise, changed.optimizer.max_gradient_norm) == (True, 1.0)
+    optimizer = replace(changed.optimizer, max_gradient_norm=None)
+    assert replace(changed, shared_noise=False, optimizer=optimizer) == paper
 
 
 def test_the_built_in_names_are_those_that_load() -> None:

@@ -113,8 +113,11 @@ def _posterior(t: int, x_next: Tensor, schedule: Schedule, noise: SharedNoise) -
     return chosen + variance[part].sqrt()[:, None] * noise.normal(x_next)
 
 
-def _pair_gradients(t: int, *, shared_noise: bool) -> list[Tensor]:
-    """Of the contrastive loss of each pair at the true energy, in its shift and in its sharpness: (N,) each."""
+def _pair_gradients(t: int, *, shared_noise: bool, chain: bool = True) -> list[Tensor]:
+    """Of each pair's contrastive loss at the true energy in its shift and sharpness, (N,) each.
+
+    Negatives come from an exact chain on p(y | x_{t+1}), or from one of no steps, x_{t+1} itself.
+    """
     schedule, count = make_schedule(ScheduleConfig()), 100_000
     noise = SharedNoise(torch.Generator().manual_seed(21 + t))
     x_data, level = _DATA.sample(count, noise.generator), torch.full((count,), t)
@@ -125,7 +128,7 @@ def _pair_gradients(t: int, *, shared_noise: bool) -> list[Tensor]:
     shift = torch.zeros(count, 1, dtype=torch.float64, requires_grad=True)
     sharpness = torch.ones(count, dtype=torch.float64, requires_grad=True)
     energy = _level_energy(schedule, t, shift, sharpness)
-    y_negative = _posterior(t, x_next, schedule, noise)
+    y_negative = _posterior(t, x_next, schedule, noise) if chain else x_next
     loss = contrastive_loss(energy(float(schedule.scale[t]) * x), energy(y_negative), torch.ones(count))
     return [gradient.flatten() * count for gradient in torch.autograd.grad(loss, [shift, sharpness])]
 
@@ -135,6 +138,15 @@ def _pair_gradients(t: int, *, shared_noise: bool) -> list[Tensor]:
 def test_pairs_of_one_noise_keep_the_recovery_loss_s_stationary_point(t: int, shared_noise: bool) -> None:
     for gradient in _pair_gradients(t, shared_noise=shared_noise):
         assert abs(float(gradient.mean() / gradient.std())) * math.sqrt(len(gradient)) < 5
+
+
+@pytest.mark.parametrize("t", [1, 3])
+def test_pairs_of_one_noise_leave_the_expected_gradient_as_it_is(t: int) -> None:
+    """Also where it is not 0, since a chain has not converged: its negatives depend on x_{t+1} alone."""
+    shared, separate = (_pair_gradients(t, shared_noise=one, chain=False)[1] for one in (True, False))
+    error = ((shared.var() + separate.var()) / len(shared)).sqrt()
+    assert abs(float(separate.mean())) > 10 * float(error)
+    assert abs(float(shared.mean() - separate.mean())) < 5 * float(error)
 
 
 def test_pairs_of_one_noise_lower_the_gradient_s_variance() -> None:

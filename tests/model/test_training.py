@@ -35,9 +35,10 @@ PAPER = TrainConfig(
     network=NetworkConfig(width=8, multipliers=(1, 2), num_blocks=1),
     chain=ChainConfig(num_steps=3),
     sampling=SamplingConfig(num_steps=2),
-    optimizer=OptimizerConfig(warmup_steps=4),
+    optimizer=OptimizerConfig(warmup_steps=4, max_gradient_norm=None),
     steps=12,
     batch_size=8,
+    shared_noise=False,
     log_every=3,
     sample_every=6,
     checkpoint_every=4,
@@ -246,7 +247,7 @@ def test_divergence_is_an_error_with_the_step_and_the_remedy(digits: Dataset) ->
         PAPER,
         steps=200,
         network=replace(PAPER.network, spectral_norm=False),
-        optimizer=OptimizerConfig(learning_rate=1.0, warmup_steps=0),
+        optimizer=OptimizerConfig(learning_rate=1.0, warmup_steps=0, max_gradient_norm=None),
     )
     events: list[TrainEvent] = []
     with pytest.raises(DivergenceError, match=r"learning rate.* went back to a checkpoint 3 times") as caught:
@@ -260,7 +261,8 @@ _UNSTABLE = TrainConfig(
     network=NetworkConfig(kind="mlp", width=8, num_blocks=1, spectral_norm=False),
     schedule=ScheduleConfig(kind="log_snr", num_levels=3),
     chain=ChainConfig(num_steps=1, step_size=0.1),
-    optimizer=OptimizerConfig(learning_rate=0.007, warmup_steps=0),
+    optimizer=OptimizerConfig(learning_rate=0.007, warmup_steps=0, max_gradient_norm=None),
+    shared_noise=False,
     steps=60,
     batch_size=16,
     log_every=1,

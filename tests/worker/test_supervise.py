@@ -147,7 +147,7 @@ def test_a_job_that_cannot_run_fails_with_the_reason(store: RecordStore, changes
 
 
 def test_a_training_that_diverges_goes_back_three_times_and_then_fails_with_the_reason(store: RecordStore) -> None:
-    record = _training(store, optimizer=OptimizerConfig(learning_rate=1.0, warmup_steps=0))
+    record = _training(store, optimizer=OptimizerConfig(learning_rate=1.0, warmup_steps=0, max_gradient_norm=None))
     ended = Attempt(store).end()
     assert ended is not None
     assert ended.status is JobStatus.failed
