@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test fuzz lint format clean bench-density bench-serve bench-train bench-gpu soak chaos ablation test-web
+.PHONY: help install demo test fuzz lint format clean bench-density bench-serve bench-train bench-gpu soak chaos ablation test-web test-observability
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -28,6 +28,10 @@ test-web: $(STAMP) ## the web page in Chromium against the real stack; writes do
 		{ echo "make test-web needs Debian's chromium and could not install it: as root, run \`apt-get update && apt-get install chromium fonts-inter\`, and try again"; exit 1; }
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[worker,local,dev,web]'
 	$(BIN)/python -m pytest tests/web -m web
+
+test-observability: $(STAMP) ## metrics, alerts and dashboards of a real run, by a real Prometheus; draws deploy/images/
+	@command -v prometheus promtool > /dev/null || .ci/install-prometheus
+	$(BIN)/python -m pytest tests/observability -m observability -s
 
 fuzz: $(STAMP) ## generated requests against the real service, more of them than in `make test`
 	RECOVERY_FUZZ_EXAMPLES=60 $(BIN)/python -m pytest tests/service/test_fuzz.py

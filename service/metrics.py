@@ -7,6 +7,8 @@ scraped by itself, its requests are added up, and what all replicas read from th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry
@@ -17,7 +19,7 @@ from starlette.types import Scope
 
 from service.fleet import Fleet
 from worker.artifacts import ArtifactError
-from worker.probe import Probe
+from worker.probe import PATIENCE_S, Probe
 from worker.series import Series
 from worker.tally import ATTEMPT_DURATION, JOB_DURATION, JOBS, STARTED
 
@@ -87,9 +89,12 @@ class FleetCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The series of this moment."""
-        yield S3_UP.single(self._storage_answers())
+        storage, redis = self._storage.begin(), self._fleet.begin()
+        both: list[Future[Any]] = [storage, redis]
+        wait(both, PATIENCE_S)
+        yield S3_UP.single(_has_answered(storage))
         try:
-            fleet = self._fleet.ask()
+            fleet = redis.result(timeout=0)
         except (RedisError, TimeoutError) as error:
             log.warning("redis-unavailable", detail=type(error).__name__)
             yield REDIS_UP.single(0)
@@ -103,13 +108,14 @@ class FleetCollector(Collector):
         yield ATTEMPT_DURATION.distributed(fleet.tally.attempts)
         yield JOB_DURATION.distributed(fleet.tally.ended)
 
-    def _storage_answers(self) -> bool:
-        try:
-            self._storage.ask()
-        except (ArtifactError, TimeoutError) as error:
-            log.warning("storage-unavailable", detail=type(error).__name__)
-            return False
-        return True
+
+def _has_answered(ping: Future[None]) -> bool:
+    try:
+        ping.result(timeout=0)
+    except (ArtifactError, TimeoutError) as error:
+        log.warning("storage-unavailable", detail=type(error).__name__)
+        return False
+    return True
 
 
 def route_template(scope: Scope) -> str:

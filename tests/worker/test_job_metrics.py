@@ -136,11 +136,11 @@ def test_a_probe_waits_for_a_slow_answer_only_so_long_and_asks_once_meanwhile() 
 
     def answer() -> int | None:
         try:
-            return probe.ask()
+            return probe.ask(timeout_s=0.2)
         except TimeoutError:
             return None
 
-    probe = Probe(slow, timeout_s=0.2)
+    probe = Probe(slow)
     assert [answer(), answer()] == [None, None]
     assert asked == [1]
     gate.set()
