@@ -15,7 +15,7 @@ from service.client import Recovery
 from service.images import encode_png
 from tests.web.visitor import HOSTILE, Visitor, finished
 
-pytestmark = [pytest.mark.web, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.web, pytest.mark.timeout(600)]
 
 
 @pytest.mark.usefixtures("trained")
@@ -37,7 +37,7 @@ def test_samples_are_seen_forming_from_noise(
     page = visitor.page
     model_id = recovery.job(trained)["model_id"]
     visitor.go(f"/models/{model_id}")
-    page.get_by_label("Seed").fill("7")
+    page.get_by_label("Seed", exact=True).fill("7")
     page.evaluate(
         """() => {
         window.seen = [];
@@ -85,10 +85,10 @@ def test_sliders_and_seeds_are_sent_and_nonsense_is_explained(
 ) -> None:
     page = visitor.page
     visitor.open(f"/#/models/{recovery.job(trained)['model_id']}")
-    page.get_by_label("Seed").fill("seven")
+    page.get_by_label("Seed", exact=True).fill("seven")
     visitor.button("Draw samples").click()
     page.get_by_text("“seven” is not a seed").wait_for()
-    page.get_by_label("Seed").fill("3")
+    page.get_by_label("Seed", exact=True).fill("3")
     page.get_by_label("Samples", exact=True).select_option("4")
     page.get_by_label("Steps a level").focus()
     page.keyboard.press("Home")
