@@ -272,7 +272,10 @@ class CalibrationConfig:
     tolerance: float | None = None
     """Nats between the two sides at which to be content; None takes that of the dimension."""
     max_bridges: int = 32
-    """Temperatures between neighbouring levels at which to give up; every round doubles them, starting from 1."""
+    """Temperatures between neighbouring levels: every round doubles them, starting from 1, up to this many."""
+    max_chains: int | None = None
+    """Chains at which to give up: once the bridges are at their most, every round doubles the chains. None takes eight
+    times `num_chains`."""
     num_leapfrog: int = 1
     """Gradient evaluations a move: 1 is MALA; about 5 (HMC) reach further in thousands of dimensions."""
 
@@ -282,11 +285,30 @@ class CalibrationConfig:
         if self.tolerance is not None:
             _require_range("tolerance", self.tolerance, 1e-6, 1e6)
         _require_range("max_bridges", self.max_bridges, 1, 4096)
+        if self.max_chains is not None:
+            _require_range("max_chains", self.max_chains, self.num_chains, 1_000_000)
         _require_range("num_leapfrog", self.num_leapfrog, 1, 64)
 
     @property
+    def most_chains(self) -> int:
+        """`max_chains`, or what it is by default."""
+        return 8 * self.num_chains if self.max_chains is None else self.max_chains
+
+    @property
     def max_rounds(self) -> int:
-        """Rounds until `max_bridges` is reached."""
+        """Rounds until `max_bridges` and then `most_chains` are reached."""
+        return self._bridging_rounds + math.ceil(math.log2(self.most_chains / self.num_chains))
+
+    def work(self, rounds: int) -> int:
+        """What the first `rounds` rounds cost, in walks of `num_chains` chains over one bridge a level.
+
+        A round of more bridges begins anew; a round of more chains walks as many again as there are.
+        """
+        bridging = min(rounds, self._bridging_rounds)
+        return (1 << bridging) - 1 + (1 << bridging - 1) * ((1 << rounds - bridging) - 1)
+
+    @property
+    def _bridging_rounds(self) -> int:
         return 1 + math.ceil(math.log2(self.max_bridges))
 
 

@@ -223,7 +223,8 @@ def calibrate(
     model: Annotated[str, typer.Argument(help="Id of a model, or id@step")],
     tolerance: Annotated[float | None, typer.Option(help="Nats of error to be content with")] = None,
     num_chains: Annotated[int | None, typer.Option(help="Chains walked side by side")] = None,
-    max_bridges: Annotated[int | None, typer.Option(help="Temperatures between levels at which to give up")] = None,
+    max_bridges: Annotated[int | None, typer.Option(help="Temperatures between levels, at most")] = None,
+    max_chains: Annotated[int | None, typer.Option(help="Chains at which to give up")] = None,
     num_leapfrog: Annotated[int | None, typer.Option(help="1: MALA; about 5 (HMC) for thousands of dimensions")] = None,
     seed: Annotated[int | None, typer.Option(help="0 if absent")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end")] = False,
@@ -235,6 +236,7 @@ def calibrate(
         "tolerance": tolerance,
         "num_chains": num_chains,
         "max_bridges": max_bridges,
+        "max_chains": max_chains,
         "num_leapfrog": num_leapfrog,
         "seed": seed,
     }
@@ -268,7 +270,7 @@ def log_density(
         Console(highlight=False).print(f"all ± {found['std_error']:.4f} nats, the error of log Z")
         if not found["converged"]:
             Console(highlight=False).print(
-                "its two sides have not met: calibrate with more --max-bridges or --num-chains"
+                "its two sides have not met: calibrate with more --max-bridges or --max-chains"
             )
 
 

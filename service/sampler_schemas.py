@@ -118,7 +118,7 @@ class LogDensityBody(BaseModel):
     log_z: LogZBody
     std_error: float = Field(description="Of every log_density, nats, one and the same shift: that of log_z")
     converged: bool = Field(
-        description="Whether std_error is within the calibration's tolerance; if not, calibrate with more bridges"
+        description="Whether std_error is within the calibration's tolerance; if not, more bridges or chains may help"
     )
     seed: int | None = Field(None, description="With `path`: the one that was used")
     num_paths: int | None = Field(None, description="With `path`")

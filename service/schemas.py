@@ -108,7 +108,15 @@ class CalibrateRequest(RequestBody):
         CalibrationConfig.max_bridges,
         ge=1,
         le=4096,
-        description="Temperatures between neighbouring noise levels at which to give up; every round doubles them",
+        description="Temperatures between neighbouring noise levels, at most; every round doubles them",
+    )
+    max_chains: int | None = Field(
+        CalibrationConfig.max_chains,
+        ge=16,
+        le=1_000_000,
+        description="Chains at which to give up: with all bridges, every round doubles them; eight times `num_chains` "
+        "when absent",
+        examples=[4096],
     )
     num_leapfrog: int = Field(
         CalibrationConfig.num_leapfrog,

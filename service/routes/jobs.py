@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from dataclasses import fields
 from typing import Annotated, Any
 
 import structlog
@@ -110,7 +111,7 @@ async def calibrate(
         model_id, wanted = parse_model(request.model)
         describe(stores, model_id)
         step = checkpoint_step(stores, model_id, wanted)
-        options = request.model_dump(include={"seed", "num_chains", "tolerance", "max_bridges", "num_leapfrog"})
+        options = request.model_dump(include={field.name for field in fields(CalibrationConfig)})
         spec = {"config": to_dict(CalibrationConfig(**options)), "step": step, "device": request.device}
         return key.create(
             stores,

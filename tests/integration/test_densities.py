@@ -84,7 +84,7 @@ def test_an_uncalibrated_model_says_what_to_do_and_doing_it_helps(
     with pytest.raises(RefusedError, match="POST /jobs/calibrate"):
         recovery.density_png(model_id)
 
-    job = _finish(recovery, recovery.calibrate(model_id, num_chains=128, max_bridges=2))
+    job = _finish(recovery, recovery.calibrate(model_id, num_chains=128, max_bridges=2, max_chains=256))
     answer = recovery.log_density(model_id, points)
     np.save(tmp_path / "points.npy", points)
     line = [sys.executable, "-m", "service.cli", "log-density", model_id, str(tmp_path / "points.npy"), "--json"]

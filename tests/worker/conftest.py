@@ -60,7 +60,7 @@ def tiny_spec(**changes: Any) -> dict[str, Any]:
 
 def calibration_spec(step: int = 20, **changes: Any) -> dict[str, Any]:
     """The spec of a calibration of a second."""
-    config = CalibrationConfig(**{"num_chains": 64, "max_bridges": 1, **changes})
+    config = CalibrationConfig(**{"num_chains": 64, "max_bridges": 1, "max_chains": 64, **changes})
     return {"config": to_dict(config), "step": step, "device": "cpu"}
 
 
