@@ -41,6 +41,7 @@ function path(points, x, y) {
   let drawing = false;
   let text = "";
   for (const [px, py] of points) {
+    if (points.length === 1 && py !== null) return `M${x(px) - 2} ${y(py)}h4`; // a line needs two points to be seen
     if (py === null) drawing = false;
     else {
       text += `${drawing ? "L" : "M"}${x(px).toFixed(1)} ${y(py).toFixed(1)}`;

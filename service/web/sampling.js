@@ -9,10 +9,10 @@ import { hasGrid } from "./jobs.js";
 const COUNTS = { images: [1, 4, 16, 36, 64, 100], vectors: [64, 256] };
 const MAX_SEED = 2 ** 32;
 
-function slider(label, note, { min, max, step, value, format }) {
+function slider(label, note, { min, max, step, value, format, disabled = false }) {
   const id = freshId("slider");
   const output = h("output", { for: id }, format(value));
-  const input = h("input", { id, type: "range", min, max, step, value, "aria-describedby": `${id}-note` });
+  const input = h("input", { id, type: "range", min, max, step, value, disabled, "aria-describedby": `${id}-note` });
   input.addEventListener("input", () => say(output, format(Number(input.value))));
   return {
     element: h(
@@ -54,7 +54,12 @@ function controls(config) {
     value: own.num_steps,
     format: whole,
   });
-  const noise = slider("Noise scale", "below 1 the chains are colder: cleaner samples, less variety", {
+  const isAdjusted = (config.chain?.kernel ?? "langevin") !== "langevin";
+  const note = isAdjusted
+    ? `the model's chains are Metropolis-adjusted (${config.chain.kernel}), which need noise of scale 1`
+    : "below 1 the chains are colder: cleaner samples, less variety";
+  const noise = slider("Noise scale", note, {
+    disabled: isAdjusted,
     min: 0,
     max: 1.5,
     step: 0.01,

@@ -90,12 +90,14 @@ def training(_tab: Visitor, recovery: Recovery) -> str:
     """The job that the form starts; the page shows it."""
     page = _tab.page
     _tab.open("/#/train")
+    page.get_by_text("density-digits", exact=True).click()
     page.get_by_label("Name", exact=True).fill("my digits")
     page.get_by_label("Steps", exact=True).fill(str(STEPS))
     page.get_by_label("Seed", exact=True).fill("0")
     page.get_by_text("More settings").click()
     page.get_by_label("Draw samples every").fill("40")
     page.get_by_label("Checkpoint every").fill("80")
+    page.get_by_label("Calibrate at the end").select_option("no")
     page.locator(".summary", has_text=f"{STEPS} steps").wait_for()
     _tab.look("train")
     _tab.button("Start training").click()

@@ -8,7 +8,7 @@ import pytest
 
 from tests.web.visitor import Visitor
 
-pytestmark = [pytest.mark.web, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.web, pytest.mark.timeout(600)]
 
 
 FIRST_PAINT_MS = 1000

@@ -13,7 +13,7 @@ from service.client import Recovery
 from service.images import encode_png
 from tests.web.visitor import HOSTILE, Visitor
 
-pytestmark = [pytest.mark.web, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.web, pytest.mark.timeout(600)]
 
 
 def test_data_of_ones_own_are_uploaded_and_named_in_the_form(

@@ -17,7 +17,7 @@ from worker.records import RecordStore
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-pytestmark = [pytest.mark.web, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.web, pytest.mark.timeout(600)]
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from service.client import Recovery
 from tests.integration.stack import TINY
 from tests.web.visitor import HOSTILE, Visitor, finished
 
-pytestmark = [pytest.mark.web, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.web, pytest.mark.timeout(600)]
 
 
 def test_a_running_job_is_cancelled_and_its_name_is_only_text(visitor: Visitor, recovery: Recovery) -> None:
@@ -31,7 +31,7 @@ def test_a_running_job_is_cancelled_and_its_name_is_only_text(visitor: Visitor, 
     row = page.locator(".job", has_text=HOSTILE)
     row.get_by_text("cancelled").wait_for()
     page.get_by_label("Show").select_option("cancelled")
-    page.wait_for_function("document.querySelectorAll('.job').length === 1")
+    page.wait_for_function("() => document.querySelectorAll('.job').length === 1")
     row.get_by_role("link").click()
     page.get_by_label("Training steps in all").fill(str(done + 40))
     visitor.button("Resume").click()
