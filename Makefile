@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test fuzz lint format clean bench-density bench-serve bench-train bench-gpu soak chaos
+.PHONY: help install demo test fuzz lint format clean bench-density bench-serve bench-train bench-gpu soak chaos test-observability
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -22,6 +22,10 @@ demo: $(STAMP) ## train, sample and judge a model of handwritten digits on this 
 
 test: $(STAMP) ## every test
 	$(BIN)/python -m pytest
+
+test-observability: $(STAMP) ## metrics, alerts and dashboards of a real run, by a real Prometheus; draws deploy/images/
+	@command -v prometheus promtool > /dev/null || .ci/install-prometheus
+	$(BIN)/python -m pytest tests/observability -m observability -s
 
 fuzz: $(STAMP) ## generated requests against the real service, more of them than in `make test`
 	RECOVERY_FUZZ_EXAMPLES=60 $(BIN)/python -m pytest tests/service/test_fuzz.py

@@ -20,7 +20,7 @@ from service.client import DEFAULT_URL, ClientError, Recovery
 from service.demo import Demo, DemoError
 from service.keys import KeysError
 from service.local import LOOPBACK, LocalStack, interruptible_by_signals
-from service.version import version
+from worker.version import version
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130

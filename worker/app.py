@@ -20,10 +20,11 @@ from redis.exceptions import RedisError
 from worker import supervise
 from worker.broker import make_app, wake
 from worker.job_limit import OPTIONS, JobLimitStep, job_limit
+from worker.job_metrics import JobCollector
 from worker.loads import own_queue
 from worker.logs import configure_logging
-from worker.messages import QUEUES, SAMPLE_QUEUE
-from worker.metrics import serve_metrics
+from worker.messages import QUEUES, SAMPLE_QUEUE, TRAIN_QUEUE
+from worker.metrics import MetricsServer
 from worker.presence import Presence
 from worker.reaper import Reaper
 from worker.records import RecordStore
@@ -45,20 +46,22 @@ class Companions:
     """The threads of a worker's main process."""
 
     def __init__(self) -> None:
-        self._running: list[Presence | Reaper | Switchboard] = []
+        self._running: list[Presence | Reaper | Switchboard | MetricsServer] = []
         self._preparation: threading.Thread | None = None
 
     def start(self, name: str, kinds: list[str]) -> None:
         """Announce the worker, sweep, and serve metrics."""
         store = RecordStore.connect(settings)
         queues = {queue for queue, _ in QUEUES.values()}
-        self._running = [
-            Presence(store.redis, kinds, name, every_s=settings.heartbeat_s, heartbeat_file=settings.heartbeat_file),
-            Reaper(store, name=name, queues=queues, wake_fn=lambda kind, job_id: wake(app, kind, job_id)),
-        ]
-        for companion in self._running:
-            companion.start()
-        serve_metrics(settings, store, name)
+        presence = Presence(
+            store.redis, kinds, name, every_s=settings.heartbeat_s, heartbeat_file=settings.heartbeat_file
+        )
+        reaper = Reaper(store, name=name, queues=queues, wake_fn=lambda kind, job_id: wake(app, kind, job_id))
+        presence.start()
+        reaper.start()
+        trains = TRAIN_QUEUE in kinds
+        metrics.start("trainer" if trains else "sampler", *([JobCollector(store, name)] if trains else []))
+        self._running = [presence, reaper, metrics]
         with contextlib.suppress(RedisError):
             remove_finished(store, settings.spool_dir)
 
@@ -76,6 +79,7 @@ class Companions:
         stop_sampler()
 
 
+metrics = MetricsServer(settings)
 companions = Companions()
 
 
@@ -88,6 +92,11 @@ def _setup_logging(loglevel: int | str = "INFO", **_: Any) -> None:
 def _on_setup(sender: str, **_: Any) -> None:
     if SAMPLE_QUEUE in app.amqp.queues.consume_from:
         app.amqp.queues.select_add(own_queue(sender))  # type: ignore[arg-type] # a name will do, whatever the stubs say
+
+
+@signals.worker_process_init.connect
+def _on_fork(**_: Any) -> None:
+    metrics.forget()
 
 
 @signals.worker_ready.connect

@@ -19,7 +19,7 @@ from worker.attempt import Attempt, device_of, main
 from worker.calibrate import calibrate_checkpoint
 from worker.datasets import fetch_dataset
 from worker.jobs import JobRecord, Progress
-from worker.spool import Spool, deliver_leftovers
+from worker.spool import CommittedCheckpoint, Spool, deliver_leftovers
 from worker.watch import StopReason
 
 if TYPE_CHECKING:
@@ -98,10 +98,10 @@ class TrainingRun(Attempt):
         spool.start()
         return spool
 
-    def _committed(self, step: int) -> None:
+    def _committed(self, checkpoint: CommittedCheckpoint) -> None:
         """Tell of a checkpoint, and keep what was told so far where a wiped Redis does not reach."""
-        log.info("checkpoint_committed", step=step)
-        self.telemetry.checkpoint(step)
+        log.info("checkpoint_committed", **asdict(checkpoint))
+        self.telemetry.checkpoint(checkpoint.step, asdict(checkpoint))
         try:
             self.store.events.archive(self.lease.job_id)
         except (ArtifactError, RedisError) as error:

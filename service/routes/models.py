@@ -54,7 +54,7 @@ async def get_model_density(
     """log density of a calibrated checkpoint over the frame of the data, in the data's units, and the data."""
     request = await run_in_threadpool(_density_map_request, stores, model_id, step)
     reply = await ask(stores, connection, request, DensityMapReply, "try again later")
-    headers = {"Cache-Control": "no-cache", **reply_headers(reply, time.perf_counter())}
+    headers = {"Cache-Control": "no-cache", **reply_headers(reply, time.perf_counter(), connection)}
     return Response(reply.png, media_type="image/png", headers=headers)
 
 

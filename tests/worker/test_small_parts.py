@@ -14,18 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from prometheus_client import CollectorRegistry, generate_latest
 
 from model.errors import DataError
 from tests.servers import wait_until
-from tests.worker.conftest import make_job
 from worker.broker import make_app, send_request, wake
 from worker.datasets import resolve_dataset
 from worker.exits import read_reason, write_reason
 from worker.ids import new_id
-from worker.jobs import JobKind, JobStatus, Progress
+from worker.jobs import JobKind
 from worker.messages import SAMPLE_QUEUE, TRAIN_QUEUE, SampleRequest
-from worker.metrics import TrainingCollector
 from worker.pictures import picture_of
 from worker.presence import Presence, live_workers
 from worker.records import RecordStore
@@ -107,20 +104,6 @@ def _only_message(store: RecordStore, queue: str) -> tuple[Any, dict[str, Any]]:
     message = json.loads(packed)
     assert message["content-type"] == "application/json"
     return json.loads(base64.b64decode(message["body"])), message["headers"]
-
-
-def test_a_workers_metrics_show_the_jobs_it_runs(store: RecordStore) -> None:
-    record, lease = make_job(store, JobStatus.running)
-    assert lease is not None
-    store.report_progress(lease, Progress(step=30, total_steps=60, steps_per_second=2.5), last_loss=0.5)
-    registry = CollectorRegistry()
-    registry.register(TrainingCollector(store, "first@worker"))
-    text = generate_latest(registry).decode()
-    assert f'recovery_job_step{{job_id="{record.id}"}} 30.0' in text
-    assert f'recovery_job_loss{{job_id="{record.id}"}} 0.5' in text
-    other = CollectorRegistry()
-    other.register(TrainingCollector(store, "other@worker"))
-    assert record.id not in generate_latest(other).decode()
 
 
 def test_a_reason_left_by_a_training_is_read_and_none_is_none(tmp_path: Path) -> None:
