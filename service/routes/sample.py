@@ -21,6 +21,7 @@ from service.accept import preferred
 from service.errors import Problem, documented, field_problem, not_acceptable
 from service.exchange import REPLY_HEADERS, Exchange, ask, model_at, reply_headers, require_sampler
 from service.images import FloatArray, encode_grid, encode_npy, encode_png, encode_zip, is_image
+from service.openapi_examples import BINARY
 from service.routes.models import checkpoint_step, describe, parse_model
 from service.sampler_schemas import SampleBody, SampleLevelBody, SampleRequestBody
 from service.schemas import random_seed
@@ -77,11 +78,14 @@ class Drawing:
             "text/event-stream: events `level` (a SampleLevelBody) as levels are reached, then `result` (a SampleBody) "
             "or `problem`",
             "content": {
-                PNG: {},
-                ZIP: {},
+                PNG: BINARY,
+                ZIP: BINARY,
                 JSON: {"schema": {"$ref": "#/components/schemas/SampleBody"}},
-                NPY: {},
-                SSE: {"schema": {"type": "string"}},
+                NPY: BINARY,
+                SSE: {
+                    "schema": {"type": "string"},
+                    "example": 'event: level\ndata: {"level":14,"images":["iVBORw0KGgo…"]}\n\n',
+                },
             },
             "headers": {
                 "X-Seed": {"description": "The seed used", "schema": {"type": "integer"}},
@@ -109,7 +113,7 @@ async def sample(
         exchange = Exchange(stores, message, SampleReply, _REMEDY)
         return await _stream(drawing, exchange, connection, stores.settings.max_pixels)
     reply = await ask(stores, connection, message, SampleReply, _REMEDY)
-    return await run_in_threadpool(_answer, drawing, reply, accept, stores.settings.max_pixels)
+    return await run_in_threadpool(_answer, drawing, reply, accept, stores.settings.max_pixels, connection)
 
 
 async def _stream(drawing: Drawing, exchange: Exchange[SampleReply], connection: Request, max_pixels: int) -> Response:
@@ -204,7 +208,7 @@ def _require_few_pixels(drawing: Drawing, x: FloatArray, num_grids: int, limit: 
         )
 
 
-def _answer(drawing: Drawing, reply: SampleReply, accept: str | None, max_pixels: int) -> Response:
+def _answer(drawing: Drawing, reply: SampleReply, accept: str | None, max_pixels: int, connection: Request) -> Response:
     """The reply in the form that is asked for, with where it came from in the headers."""
     assert reply.x is not None
     offered = IMAGE_FORMS if is_image(reply.x.shape[1:]) else VECTOR_FORMS
@@ -216,7 +220,7 @@ def _answer(drawing: Drawing, reply: SampleReply, accept: str | None, max_pixels
     began_at = time.perf_counter()
     content = _ENCODERS[form](reply.x, drawing, reply)
     headers = {"X-Seed": str(reply.seed), "X-Precision": reply.precision, "Vary": "Accept"}
-    headers |= reply_headers(reply, began_at)
+    headers |= reply_headers(reply, began_at, connection)
     return Response(content, media_type=form, headers=headers)
 
 

@@ -2,9 +2,9 @@
 
 Prints images/s and the share of the device's measured matrix peak, of training in both precisions, of whole samplings
 with noise from one generator and, as requests get them, from one a chain, and of one gradient evaluation in the chain
-three ways: as it is, replayed from a CUDA graph, and through `torch.compile`. Besides what a stop and a resume cost, what
-memory is left when the training is gone, and what batch "auto" becomes. A way that fails is told in a line, and after
-seven minutes nothing new is begun.
+three ways: as it is, replayed from a CUDA graph, and through `torch.compile`. Besides what a stop and a resume cost,
+what memory is left when the training is gone, and what batch "auto" becomes. A way that fails is told in a line, and
+after seven minutes nothing new is begun.
 """
 
 from __future__ import annotations

@@ -30,7 +30,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from model import data, presets, training
 from model.augmentation import augment
 from model.checkpoint import load_model
-from model.config import ChainConfig, NetworkConfig, Precision, SamplingConfig, ScheduleConfig, TrainConfig
+from model.config import (
+    ChainConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    Precision,
+    SamplingConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
 from model.energy_model import EnergyModel
 from model.evaluation import frechet_distance
 from model.events import CheckpointEvent, StepEvent
@@ -50,7 +58,9 @@ _SAMPLING_STEPS = 5
 """at each level; the time per gradient evaluation does not depend on it"""
 BENCH_CONFIG = TrainConfig(
     network=NetworkConfig(num_blocks=2),
+    optimizer=OptimizerConfig(max_gradient_norm=None),
     batch_size=8,
+    shared_noise=False,
     horizontal_flips=True,
     steps=1_000_000,
     log_every=1,

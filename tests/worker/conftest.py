@@ -62,7 +62,7 @@ def tiny_spec(**changes: Any) -> dict[str, Any]:
 
 def calibration_spec(step: int = 20, **changes: Any) -> dict[str, Any]:
     """The spec of a calibration of a second."""
-    config = CalibrationConfig(**{"num_chains": 64, "max_bridges": 1, **changes})
+    config = CalibrationConfig(**{"num_chains": 64, "max_bridges": 1, "max_chains": 64, **changes})
     return {"config": to_dict(config), "step": step, "device": "cpu"}
 
 
@@ -181,13 +181,13 @@ class Attempt:
             wake_fn=lambda *job: self.woken.append(job),
             stop_fn=self.stop.is_set,
         )
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)  # a failed test must not keep pytest from ending
         self._thread.start()
 
     def _run(self) -> None:
         self.record = self._supervisor.run()
 
-    def end(self, timeout_s: float = 40) -> JobRecord | None:
+    def end(self, timeout_s: float = 120) -> JobRecord | None:
         """What `Supervisor.run` answered."""
         self._thread.join(timeout_s)
         assert not self._thread.is_alive()

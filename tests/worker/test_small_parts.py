@@ -14,20 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from prometheus_client import CollectorRegistry, generate_latest
 
 from model.errors import DataError
 from tests.servers import wait_until
-from tests.worker.conftest import make_job
 from worker.broker import make_app, send_request, wake
 from worker.datasets import resolve_dataset
 from worker.exits import Exit, death_in_words, read_outcome, write_outcome
 from worker.ids import new_id
-from worker.jobs import JobKind, JobStatus, Progress
+from worker.jobs import JobKind
 from worker.messages import SAMPLE_QUEUE, TRAIN_QUEUE, SampleRequest
-from worker.metrics import TrainingCollector
 from worker.pictures import picture_of
-from worker.presence import Presence, live_workers
+from worker.presence import Presence, WorkerReport, live_workers, worker_reports
 from worker.records import RecordStore
 from worker.settings import Settings
 
@@ -83,8 +80,15 @@ def test_a_worker_is_alive_until_it_leaves_or_falls_silent(store: RecordStore) -
     presence.start()
     store.redis.set("worker:train:silent@host", "", px=1)
     assert live_workers(store.redis) in ({"train": 1, "sample": 1}, {"train": 2, "sample": 1})
+    reports = {(kind, name): report for kind, name, report in worker_reports(store.redis)}
     presence.stop()
     wait_until(lambda: live_workers(store.redis) == {}, 1, "silence")
+
+    said = reports["train", "both@host"]
+    assert reports["sample", "both@host"] == said
+    assert said.version is not None
+    assert abs(said.clock_ahead_s or 0) < 1
+    assert reports.get(("train", "silent@host"), WorkerReport()) == WorkerReport()
 
 
 def test_messages_are_json_named_by_their_job_and_carry_only_its_id(store: RecordStore, settings: Settings) -> None:
@@ -106,20 +110,6 @@ def _only_message(store: RecordStore, queue: str) -> tuple[Any, dict[str, Any]]:
     message = json.loads(packed)
     assert message["content-type"] == "application/json"
     return json.loads(base64.b64decode(message["body"])), message["headers"]
-
-
-def test_a_workers_metrics_show_the_jobs_it_runs(store: RecordStore) -> None:
-    record, lease = make_job(store, JobStatus.running)
-    assert lease is not None
-    store.report_progress(lease, Progress(step=30, total_steps=60, steps_per_second=2.5), last_loss=0.5)
-    registry = CollectorRegistry()
-    registry.register(TrainingCollector(store, "first@worker"))
-    text = generate_latest(registry).decode()
-    assert f'recovery_job_step{{job_id="{record.id}"}} 30.0' in text
-    assert f'recovery_job_loss{{job_id="{record.id}"}} 0.5' in text
-    other = CollectorRegistry()
-    other.register(TrainingCollector(store, "other@worker"))
-    assert record.id not in generate_latest(other).decode()
 
 
 def test_a_reason_left_by_a_training_is_read_and_none_is_none(tmp_path: Path) -> None:
