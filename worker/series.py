@@ -91,7 +91,7 @@ def register_process(registry: CollectorRegistry, component: str) -> None:
 
     When each counter began, which prometheus-client would tell in a series of its own, is left out: nobody asks for it.
     """
-    disable_created_metrics()
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     ProcessCollector(registry=registry)
     BUILD.gauge(registry).labels(component, version(), platform.python_version()).set(1)
 

@@ -160,6 +160,7 @@ def test_pictures_of_the_dashboards_are_drawn(run: Run) -> None:
             lambda expr: run.prometheus.curves(filled(expr, run), run.began_at, run.ended_at, 1),
             names,
             run.faults,
+            (run.began_at, run.ended_at),
             path,
         )
         assert empty == []
