@@ -231,39 +231,73 @@ def bound_log_z(
     num_chains: int,
     tolerance: float,
     max_bridges: int,
+    max_chains: int | None = None,
     sample_target: Callable[[int, NoiseSource], Tensor] | None = None,
     stop_fn: StopFn = _go_on,
 ) -> Iterator[LogZ]:
-    """Both sides with more and more bridges, until they meet within `tolerance` nats or `max_bridges` is reached.
+    """Both sides with more and more bridges, then with more and more chains, until they meet within `tolerance` nats.
 
+    Every round doubles the bridges, up to `max_bridges`, and begins anew; after that it walks as many chains again as
+    there are and pools their weights, up to `max_chains` (None: `num_chains`). At most `num_chains` are walked at once.
     Yields every round; the last is the answer. Without `sample_target` the backward walk starts where the forward
     chains ended, resampled by weight and moved on. `stop_fn` is asked before every move; the round it stops is lost.
     """
+    most = num_chains if max_chains is None else max_chains
+    upper_start: Literal["exact", "chain"] = "chain" if sample_target is None else "exact"
     with contextlib.suppress(WalkStopped):
         path, num_bridges = tune(path, min(num_chains, _PILOT_CHAINS), noise, stop_fn=stop_fn), 1
+
+        def walk() -> _ThereAndBack:
+            return _there_and_back(path, noise, num_chains, num_bridges, sample_target, stop_fn)
+
+        walked = [walk()]
         while True:
-            log_z = _round(path, noise, num_chains, num_bridges, sample_target, stop_fn)
+            log_z = _log_z(path, walked, num_bridges, upper_start)
             yield log_z
-            if log_z.std_error <= tolerance or num_bridges >= max_bridges or stop_fn():
+            if log_z.std_error <= tolerance or stop_fn():
                 return
-            num_bridges = min(2 * num_bridges, max_bridges)
+            if num_bridges < max_bridges:
+                num_bridges = min(2 * num_bridges, max_bridges)
+                walked = [walk()]
+            elif (more := min(len(walked), most // num_chains - len(walked))) > 0:
+                walked += [walk() for _ in range(more)]
+            else:
+                return
 
 
-def _round(
+_ThereAndBack = tuple[Walk, Walk]
+
+
+def _there_and_back(
     path: AnnealingPath,
     noise: NoiseSource,
     num_chains: int,
     num_bridges: int,
     sample_target: Callable[[int, NoiseSource], Tensor] | None,
     stop_fn: StopFn,
-) -> LogZ:
-    """There and back once. Raises WalkStopped."""
+) -> _ThereAndBack:
+    """Raises WalkStopped."""
     forward = anneal(path, num_chains, noise, num_bridges=num_bridges, stop_fn=stop_fn)
     if sample_target is None:
         ends = resample(path, forward, noise, stop_fn=stop_fn)
     else:
         ends = sample_target(num_chains, noise)
-    backward = anneal_backwards(path, ends, noise, num_bridges=num_bridges, stop_fn=stop_fn)
+    return forward, anneal_backwards(path, ends, noise, num_bridges=num_bridges, stop_fn=stop_fn)
+
+
+def _pooled(walks: Sequence[Walk]) -> Walk:
+    """Chains of equal walks of equal length as those of one."""
+    return Walk(
+        torch.cat([walk.log_weights for walk in walks]),
+        torch.cat([walk.position for walk in walks]),
+        sum(walk.acceptance_rate for walk in walks) / len(walks),
+    )
+
+
+def _log_z(
+    path: AnnealingPath, walked: Sequence[_ThereAndBack], num_bridges: int, upper_start: Literal["exact", "chain"]
+) -> LogZ:
+    forward, backward = (_pooled(walks) for walks in zip(*walked, strict=True))
     return LogZ(
         lower=path.log_z_start + forward.log_mean_weight,
         upper=path.log_z_start - backward.log_mean_weight,
@@ -272,9 +306,9 @@ def _round(
         lower_effective_sample_size=forward.effective_sample_size,
         upper_effective_sample_size=backward.effective_sample_size,
         acceptance_rate=(forward.acceptance_rate + backward.acceptance_rate) / 2,
-        num_chains=num_chains,
+        num_chains=len(forward.log_weights),
         num_bridges=num_bridges,
-        upper_start="chain" if sample_target is None else "exact",
+        upper_start=upper_start,
     )
 
 

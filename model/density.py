@@ -106,13 +106,15 @@ def calibrate(
     num_chains: int = CalibrationConfig.num_chains,
     tolerance: float | None = CalibrationConfig.tolerance,
     max_bridges: int = CalibrationConfig.max_bridges,
+    max_chains: int | None = CalibrationConfig.max_chains,
     num_leapfrog: int = CalibrationConfig.num_leapfrog,
     stop_fn: Callable[[], bool] = lambda: False,
 ) -> Iterator[LogZ]:
     """log Z_0 of `annealing_path` from both sides, round by round; the last is the answer (`bound_log_z`).
 
-    Without `tolerance`, `default_tolerance` of the model's dimension. `stop_fn` is asked before every move of the
-    chains; a round that it stops is not yielded. The model is frozen until the iterator ends.
+    Without `tolerance`, `default_tolerance` of the model's dimension; without `max_chains`, eight times `num_chains`.
+    `stop_fn` is asked before every move of the chains; a round that it stops is not yielded. The model is frozen until
+    the iterator ends.
     """
     dim = torch.Size(model.event_shape).numel()
     noise = SharedNoise(make_generator(seed, device=model.step_size.device))
@@ -123,6 +125,7 @@ def calibrate(
             num_chains=num_chains,
             tolerance=default_tolerance(dim) if tolerance is None else tolerance,
             max_bridges=max_bridges,
+            max_chains=CalibrationConfig(num_chains=num_chains, max_chains=max_chains).most_chains,
             stop_fn=stop_fn,
         )
 

@@ -15,8 +15,8 @@ from service.fleet import fleet
 from service.limits import RateLimit
 from service.metrics import FleetCollector, RequestMetrics
 from service.openapi import complete
-from service.routes import datasets, health, jobs, log_density, models, sample, shards
-from service.security import Door
+from service.routes import datasets, health, jobs, log_density, models, pages, presets, sample, shards
+from service.security import FILES_PREFIX, Door
 from service.settings import ServiceSettings
 from service.stores import Stores
 from worker.logs import configure_logging
@@ -60,13 +60,17 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
         version=version(),
         lifespan=lifespan,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        # FastAPI's pages load their scripts from a CDN; /docs is routes/pages.py's.
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.registry = registry
     app.state.metrics = metrics
     app.add_middleware(Envelope, metrics=metrics)
     errors.install(app)
-    for routes in (jobs, shards, models, datasets, sample, log_density, health):
+    for routes in (jobs, shards, presets, models, datasets, sample, log_density, health, pages):
         app.include_router(routes.router)
+    app.mount(FILES_PREFIX, pages.files, name="web")
     return app
 
 

@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from service import tether
+from service.foreseen import ForeseenError
 
 _LOG_TAIL_LINES = 15
 
 
-class LocalStackError(Exception):
+class LocalStackError(ForeseenError):
     """The embedded stack could not start or go on; one sentence, and what to do."""
 
 

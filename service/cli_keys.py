@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from service.keys import KeyFile, Scope
+from service.cli_options import AsJson, examples, print_json, print_line, print_note, print_table
+from service.client.address import DEFAULT_FOLDER
+from service.keys import Key, KeyFile, Scope
 
 KEYS_FILE_VARIABLE = "RECOVERY_KEYS_FILE"
 
@@ -20,10 +20,10 @@ File = Annotated[
         "--file", envvar=KEYS_FILE_VARIABLE, help="Where the hashes are; by default those of `recovery up`'s own folder"
     ),
 ]
-_DEFAULT_FILE = Path("recovery-data") / "keys.json"
+_DEFAULT_FILE = DEFAULT_FOLDER / "keys.json"
 
 
-@application.command()
+@application.command(epilog=examples("recovery keys create laptop", "recovery keys create viewer --scope read"))
 def create(
     name: Annotated[str, typer.Argument(help="For people: who or what will use it")],
     scope: Annotated[
@@ -31,28 +31,41 @@ def create(
         typer.Option(help="What it may do, once for each scope; read, sample and train if absent. admin is all"),
     ] = None,
     file: File = _DEFAULT_FILE,
+    as_json: AsJson = False,
 ) -> None:
     """Make a key and print it, once: only its hash is kept. From the first key on every request needs one."""
     text, key = KeyFile(file).create(name, scope or [Scope.read, Scope.sample, Scope.train])
-    print_line = Console(highlight=False, soft_wrap=True, markup=False).print
+    if as_json:
+        print_json({"key": text, **_public(key)})
+        return
     print_line(text)
-    errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
-    errors.print(f"key {key.id} may {', '.join(key.scopes)}; it is not shown again. Its hash is in {file}")
+    print_note(f"key {key.id} may {', '.join(key.scopes)}; it is not shown again. Its hash is in {file}")
 
 
 @application.command("list")
-def list_keys(file: File = _DEFAULT_FILE) -> None:
+def list_keys(file: File = _DEFAULT_FILE, as_json: AsJson = False) -> None:
     """List keys: their ids, never their secrets."""
-    table = Table("id", "name", "scopes", "made")
-    for key in KeyFile(file).read():
-        table.add_row(key.id, key.name, " ".join(key.scopes), f"{key.created_at:%Y-%m-%d %H:%M} UTC")
-    Console(highlight=False, markup=False).print(table)
+    keys = KeyFile(file).read()
+    if as_json:
+        print_json({"keys": [_public(key) for key in keys]})
+        return
+    rows = [[key.id, key.name, " ".join(key.scopes), f"{key.created_at:%Y-%m-%d %H:%M} UTC"] for key in keys]
+    print_table(["id", "name", "scopes", "made"], rows)
 
 
 @application.command()
 def revoke(
-    key_id: Annotated[str, typer.Argument(help="Its id; `recovery keys list` shows them")], file: File = _DEFAULT_FILE
+    key_id: Annotated[str, typer.Argument(help="Its id; `recovery keys list` shows them")],
+    file: File = _DEFAULT_FILE,
+    as_json: AsJson = False,
 ) -> None:
     """Take a key away; a running service refuses it from its next request on."""
     key = KeyFile(file).revoke(key_id)
-    Console(highlight=False, soft_wrap=True, markup=False).print(f"revoked {key.id} ({key.name})")
+    if as_json:
+        print_json({"revoked": _public(key)})
+    else:
+        print_line(f"revoked {key.id} ({key.name})")
+
+
+def _public(key: Key) -> dict[str, object]:
+    return key.model_dump(mode="json", exclude={"sha256"})

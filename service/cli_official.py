@@ -14,23 +14,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 
 from model.config import UNKNOWN_DATASET, to_dict
 from model.errors import ModelError
+from service.cli_options import AsJson, print_json, print_line, print_note
+from service.client.address import DEFAULT_FOLDER
 from service.folder import read_environment
-from worker.artifacts import ArtifactError, Artifacts
+from service.foreseen import ForeseenError
 from worker.ids import new_id
 from worker.settings import Settings
 
 if TYPE_CHECKING:
     from model.checkpoint import Snapshot
+    from worker.artifacts import Artifacts
 
-_DEFAULT_FOLDER = Path("recovery-data")
 _PREFIX = "RECOVERY_"
 
 
-class ImportFailed(Exception):
+class ImportFailed(ForeseenError):
     """Nothing was imported; one sentence, and what to do."""
 
 
@@ -49,20 +50,26 @@ def import_official(
         Path | None,
         typer.Option(
             help="Folder of a running `recovery up`; else the storage of the RECOVERY_S3_ variables, if there are any, "
-            f"else {_DEFAULT_FOLDER}"
+            f"else {DEFAULT_FOLDER}"
         ),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Import a checkpoint of the authors' TensorFlow release; prints the new model's id."""
-    console = Console(highlight=False, soft_wrap=True)
+    # Not needed by other commands, and slow to import.
+    from worker.artifacts import ArtifactError, Artifacts
+
     try:
         artifacts = Artifacts.connect(_settings(data))
         snapshot = _read(prefix, levels, image_size, dataset)
         model_id = _store(artifacts, snapshot, prefix, name, dataset)
     except (ModelError, ArtifactError) as error:
         raise ImportFailed(str(error)) from error
-    console.print(model_id)
-    console.print(_told(snapshot), style="dim")
+    if as_json:
+        print_json({"model_id": model_id, "step": snapshot.step, "event_shape": list(snapshot.event_shape)})
+    else:
+        print_line(model_id)
+        print_note(_told(snapshot))
 
 
 def _told(snapshot: Snapshot) -> str:
@@ -81,7 +88,7 @@ def _settings(data: Path | None) -> Settings:
     try:
         if data is None and any(name.startswith(f"{_PREFIX}S3_") for name in os.environ):
             return Settings()
-        values = read_environment(data or _DEFAULT_FOLDER)
+        values = read_environment(data or DEFAULT_FOLDER)
         return Settings.model_validate({name.removeprefix(_PREFIX).lower(): text for name, text in values.items()})
     except ValidationError as error:
         wrong = error.errors()[0]

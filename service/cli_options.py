@@ -1,25 +1,43 @@
-"""What the files of the `recovery` command share: options, and how a list is shown."""
+"""What the files of the `recovery` command share: options, completion, examples, and how an answer is shown."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
+from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-from service.client import KEY_VARIABLE, URL_VARIABLE
+from model.presets import PRESET_SUMMARIES
+from service.client import DEFAULT_URL, KEY_VARIABLE, URL_VARIABLE, ClientError, Recovery
+
+RUN_PANEL = "Run the service"
+JOBS_PANEL = "Train"
+MODELS_PANEL = "Use models"
+DATA_PANEL = "Bring data and models"
+
+EXIT_FAILED = 1
+EXIT_UNREACHABLE = 3
+EXIT_JOB_FAILED = 4
+EXIT_INTERRUPTED = 130
 
 Url = Annotated[
-    str,
-    typer.Option(envvar=URL_VARIABLE, help="Where the service listens", show_default=True, rich_help_panel="Server"),
+    str | None,
+    typer.Option(
+        envvar=URL_VARIABLE,
+        help=f"Where the service listens; else of ~/.config/recovery/config.toml, else {DEFAULT_URL}",
+        rich_help_panel="Server",
+    ),
 ]
 ApiKey = Annotated[
     str | None,
     typer.Option(
         envvar=KEY_VARIABLE,
-        help="Where the service asks for one; other users of this machine see what is given here, not the variable",
+        help="Where the service asks for one; other users of this machine see what is given here, not the variable or "
+        "the file",
         show_envvar=True,
         rich_help_panel="Server",
     ),
@@ -27,19 +45,88 @@ ApiKey = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts")]
 
 
-def show(
-    found: list[dict[str, Any]] | dict[str, Any], headings: list[str], rows: list[list[str]], *, as_json: bool
-) -> None:
-    """Print what was found: as it came for scripts, as a table for people."""
-    console = Console(highlight=False)
-    if as_json:
-        console.print(json.dumps(found, indent=2), markup=False, soft_wrap=True)
-        return
+def examples(*lines: str) -> str:
+    """Below the help of a command: one example a line."""
+    return "\n\n".join(["Examples:", *(f"  {line}" for line in lines)])
+
+
+def print_line(text: object) -> None:
+    """One line of the answer, as it is, however narrow the terminal."""
+    Console(highlight=False, soft_wrap=True).print(str(text), markup=False)
+
+
+def print_note(text: object) -> None:
+    """One line for people, on standard error: standard output is for what scripts take."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(str(text), markup=False, style="dim")
+
+
+def print_json(found: BaseModel | Mapping[str, Any] | Sequence[BaseModel]) -> None:
+    """An answer for scripts."""
+    match found:
+        case BaseModel():
+            plain: object = found.model_dump(mode="json")
+        case Mapping():
+            plain = found
+        case _:
+            plain = [one.model_dump(mode="json") for one in found]
+    typer.echo(json.dumps(plain, indent=2, ensure_ascii=False))
+
+
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Rows for people; the first column is never cut, since it is to be copied."""
     first, *others = headings
     table = Table()
-    table.add_column(first, no_wrap=True)  # an id is to be copied
+    table.add_column(first, no_wrap=True)
     for heading in others:
         table.add_column(heading)
     for row in rows:
         table.add_row(*row)
-    console.print(table)
+    Console(highlight=False, markup=False).print(table)
+
+
+def complete_preset(incomplete: str) -> list[tuple[str, str]]:
+    """Names of presets."""
+    return [(name, told) for name, told in PRESET_SUMMARIES.items() if name.startswith(incomplete)]
+
+
+def complete_job(incomplete: str) -> list[tuple[str, str]]:
+    """Ids of the jobs of the service that the environment or the configuration file names."""
+    try:
+        with Recovery() as client:
+            found = [(job.id, f"{job.status} {job.name or job.kind}") for job in client.jobs()]
+    except ClientError:  # while somebody types there is nobody to tell
+        return []
+    return [(job_id, told) for job_id, told in found if job_id.startswith(incomplete)]
+
+
+def complete_model(incomplete: str) -> list[tuple[str, str]]:
+    """Ids of its models."""
+    try:
+        with Recovery() as client:
+            found = [(model.id, model.name or model.dataset or "") for model in client.models()]
+    except ClientError:
+        return []
+    return [(model_id, told) for model_id, told in found if model_id.startswith(incomplete)]
+
+
+def complete_dataset(incomplete: str) -> list[tuple[str, str]]:
+    """Ids and names of its datasets."""
+    try:
+        with Recovery() as client:
+            found = [(one.id, one.name or one.source) for one in client.datasets()]
+    except ClientError:
+        return []
+    return [(name, told) for name, told in found if name.startswith(incomplete)]
+
+
+JobId = Annotated[
+    str, typer.Argument(help="Its id; `recovery jobs` lists them", autocompletion=complete_job, show_default=False)
+]
+ModelAt = Annotated[
+    str,
+    typer.Argument(
+        help="Id of a model, or id@step; `recovery models` lists them",
+        autocompletion=complete_model,
+        show_default=False,
+    ),
+]

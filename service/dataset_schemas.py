@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, Field
 
 from model.intake.limits import Summary
 from model.presets import BUILT_IN_DATASETS
-from worker.dataset_store import StoredDataset
+
+if TYPE_CHECKING:  # a client that reads these bodies needs no storage
+    from worker.dataset_store import StoredDataset
 
 _DATASET_ID = "01JD3Z6M3Q9A0B1C2D3E4F5G6H"
 DATASET_NAMES = (
@@ -29,7 +31,7 @@ class DatasetBody(BaseModel):
     kind: Literal["images", "vectors"] | None = Field(description="null for what has not been read yet")
     count: int | None = Field(description="Items; a tenth is held out", examples=[1200])
     shape: list[int] | None = Field(description="Of one item: (C, H, W) or (D)", examples=[[3, 32, 32], [2]])
-    sha256: str | None = Field(default=None, description="Of the uploaded file")
+    sha256: str | None = Field(default=None, description="Of the uploaded file", examples=["9f2e…"])
     file_name: str | None = Field(default=None, description="Of the uploaded file", examples=["pictures.zip"])
     size_bytes: int | None = Field(default=None, description="Of the uploaded file", examples=[1_234_567])
     created_at: datetime | None = None

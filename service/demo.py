@@ -19,7 +19,10 @@ import numpy.typing as npt
 from rich.console import Console
 
 from service import demo_report, progress
-from service.client import ClientError, Recovery
+from service.client import ClientError, Job, Recovery
+from service.client.events import Event
+from service.client.samples import spread_levels
+from service.foreseen import ForeseenError
 from service.images import encode_grid
 from service.local import LocalStack
 
@@ -33,7 +36,7 @@ PROGRESSIVE_LEVELS = 11
 _SCALE = 8
 
 
-class DemoError(Exception):
+class DemoError(ForeseenError):
     """The demonstration did not get to its end; one sentence saying where to look."""
 
 
@@ -77,9 +80,7 @@ class Demo:
         (self.out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
         return report
 
-    def _use(
-        self, stack: LocalStack
-    ) -> tuple[dict[str, Any], list[dict[str, Any]], npt.NDArray[np.float32], dict[str, Any]]:
+    def _use(self, stack: LocalStack) -> tuple[Job, list[Event], npt.NDArray[np.float32], dict[str, Any]]:
         with Recovery(stack.url) as client:
             try:
                 job, events = self._train(client, stack)
@@ -89,23 +90,22 @@ class Demo:
                 raise
         return job, events, samples, sampling
 
-    def _train(self, client: Recovery, stack: LocalStack) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    def _train(self, client: Recovery, stack: LocalStack) -> tuple[Job, list[Event]]:
         with self._timed("training"):
-            started = client.train(preset=PRESET, seed=TRAINING_SEED, name="demo", **self.overrides)
-            self.console.print(
-                f"training job {started['id']} at {client.url}/jobs/{started['id']}", highlight=False, soft_wrap=True
-            )
-            events = progress.show(client.events(started["id"], idle_fn=stack.require_alive), self.console)
-        job = client.job(started["id"])
-        if job["status"] != "succeeded":
-            raise DemoError(f"the training job ended as {job['status']}: {job['error']}; logs are in {self.out}/.stack")
+            job = client.train(PRESET, seed=TRAINING_SEED, name="demo", **self.overrides)
+            told = f"training job {job.id} at {client.url}/jobs/{job.id}"
+            self.console.print(told, highlight=False, soft_wrap=True)
+            events = progress.show(client.events(job.id, idle_fn=stack.require_alive), self.console)
+        job.refresh()
+        if job.status != "succeeded":
+            raise DemoError(f"the training job ended as {job.status}: {job.error}; logs are in {self.out}/.stack")
         return job, events
 
-    def _sample(self, client: Recovery, job: dict[str, Any]) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
-        model = job["model_id"]
+    def _sample(self, client: Recovery, job: Job) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+        model, config = str(job.model_id), job.config or {}
         with self.console.status("drawing samples"), self._timed("sampling"):
             drawn = [client.sample(model, SAMPLES_PER_REQUEST, seed=seed) for seed in SAMPLE_SEEDS]
-            levels = _spread(job["config"]["schedule"]["num_levels"], PROGRESSIVE_LEVELS)
+            levels = spread_levels(config["schedule"]["num_levels"], PROGRESSIVE_LEVELS)
             way = client.sample_png(model, PROGRESSIVE_ROWS, seed=PROGRESSIVE_SEED, levels=levels, scale=_SCALE)
         samples = np.concatenate([one.x for one in drawn])
         np.save(self.out / "samples.npy", samples)
@@ -125,8 +125,3 @@ class Demo:
         began_at = time.perf_counter()
         yield
         self.timings_s[name] = time.perf_counter() - began_at
-
-
-def _spread(num_levels: int, count: int) -> list[int]:
-    """At most `count` levels spread evenly from pure noise to the one above the cleanest."""
-    return sorted({round(level) for level in np.linspace(num_levels, 1, count)})

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
+from service.client import Job
 from service.images import encode_grid
 
 FloatArray = npt.NDArray[np.float32]
@@ -96,17 +96,19 @@ def _grey(images: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
     return values.astype(np.uint8)
 
 
-def describe_training(job: Mapping[str, Any]) -> dict[str, Any]:
+def describe_training(job: Job) -> dict[str, Any]:
     """What there is to know about the job."""
-    started, finished = (datetime.fromisoformat(job[name]) for name in ("started_at", "finished_at"))
+    assert job.started_at is not None
+    assert job.finished_at is not None
+    config = job.config or {}
     return {
-        "job_id": job["id"],
-        "model_id": job["model_id"],
-        "seed": job["seed"],
-        "steps": job["config"]["steps"],
-        "last_loss": job["last_loss"],
-        "seconds": round((finished - started).total_seconds(), 2),
-        "config": job["config"],
+        "job_id": job.id,
+        "model_id": job.model_id,
+        "seed": job.seed,
+        "steps": config["steps"],
+        "last_loss": job.last_loss,
+        "seconds": round((job.finished_at - job.started_at).total_seconds(), 2),
+        "config": config,
     }
 
 

@@ -17,7 +17,7 @@ from service.errors import Problem, problem_of
 from service.headers import secure
 from service.limits import RateLimit
 from service.metrics import RequestMetrics, route_template
-from service.security import OPEN_PATHS, Door
+from service.security import Door, is_open
 from service.stores import Stores
 from worker.ids import new_id
 from worker.redaction import redact
@@ -92,7 +92,7 @@ class _Exchange:
         self.scope.setdefault("state", {})["caller"] = caller
         if caller.key is not None:
             structlog.contextvars.bind_contextvars(key=caller.key.id)
-        if self.scope["path"] not in OPEN_PATHS:
+        if not is_open(self.scope["path"]):
             self.answer_headers = await self.rate_limit.count(caller)
 
     async def receive(self) -> Message:

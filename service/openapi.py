@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from service import errors
+from service.openapi_examples import add_examples
 from service.sampler_schemas import LogDensityBody, LogDensityRequestBody, SampleBody
 from service.security import required_scope
 
@@ -34,6 +35,7 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             _complete_operation(path, method.upper(), operation)
+            add_examples(operation, schemas)
     return document
 
 

@@ -2,29 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-Event = dict[str, Any]
+Event = Mapping[str, Any]
+E = TypeVar("E", bound=Mapping[str, Any])
 
 _PHASES = {"score_matching": "score matching", "recovery": "recovery likelihood"}
 
 
-def show(events: Iterable[Event], console: Console) -> list[Event]:
-    """Draw the bar until the stream ends; every event that came. Where nothing can be redrawn, a line per tenth."""
-    seen: list[Event] = []
-    with _bar(console) as bar:
-        task = bar.add_task("waiting for a trainer", total=None, detail="")
-        tenth = 0
+class Bar:
+    """The bar of one job, within a `with` block. Where nothing can be redrawn, a line per tenth of a training."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = _bar(console)
+        self._tenth = 0
+
+    def __enter__(self) -> Bar:
+        self._bar.start()
+        self._task = self._bar.add_task("waiting for a trainer", total=None, detail="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def show(self, event: Mapping[str, Any]) -> None:
+        """Draw what an event changes."""
+        _draw(self._bar, self._task, event)
+        if not self._console.is_terminal and (reached := _tenth(event)) > self._tenth:
+            self._tenth = reached
+            _print_line(self._console, event["data"])
+
+
+def show(events: Iterable[E], console: Console) -> list[E]:
+    """Draw the bar until the stream ends; every event that came."""
+    seen: list[E] = []
+    with Bar(console) as bar:
         for event in events:
             seen.append(event)
-            _draw(bar, task, event)
-            if not console.is_terminal and (reached := _tenth(event)) > tenth:
-                tenth = reached
-                _print_line(console, event["data"])
+            bar.show(event)
     return seen
 
 

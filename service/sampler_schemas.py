@@ -57,12 +57,12 @@ class SampleBody(BaseModel):
     """Samples as JSON."""
 
     model: str = Field(description="`id@step`", examples=[f"{MODEL_ID}@4400"])
-    seed: int
-    shape: list[int] = Field(description="Of all samples together: (N, C, H, W) or (N, D)", examples=[[64, 1, 8, 8]])
+    seed: int = Field(examples=[0])
+    shape: list[int] = Field(description="Of all samples together: (N, C, H, W) or (N, D)", examples=[[1, 1, 8, 8]])
     gradient_evaluations: int = Field(description="Per sample", examples=[200])
-    images: list[str] | None = Field(None, description="Base64 PNGs, of image models")
-    values: list[Any] | None = Field(None, description="Numbers, of vector models")
-    levels: list[SampleLevelBody] = Field(default_factory=list)
+    images: list[str] | None = Field(None, description="Base64 PNGs, of image models", examples=[["iVBORw0KGgo…"]])
+    values: list[Any] | None = Field(None, description="Numbers, of vector models", examples=[None])
+    levels: list[SampleLevelBody] = Field(default_factory=list, examples=[[]])
 
 
 class LogDensityOptions(BaseModel):
@@ -114,11 +114,15 @@ class LogDensityBody(BaseModel):
 
     model: str = Field(description="`id@step`", examples=[f"{MODEL_ID}@4900"])
     level: Literal[0] = Field(description="The noise level whose energy this is: the cleanest")
-    blur_std: float = Field(description="The density is that of the data plus Gaussian noise of this std, scaled units")
+    blur_std: float = Field(
+        description="The density is that of the data plus Gaussian noise of this std, scaled units", examples=[0.02]
+    )
     log_z: LogZBody
-    std_error: float = Field(description="Of every log_density, nats, one and the same shift: that of log_z")
+    std_error: float = Field(
+        description="Of every log_density, nats, one and the same shift: that of log_z", examples=[0.09]
+    )
     converged: bool = Field(
-        description="Whether std_error is within the calibration's tolerance; if not, calibrate with more bridges"
+        description="Whether std_error is within the calibration's tolerance; if not, more bridges or chains may help"
     )
     seed: int | None = Field(None, description="With `path`: the one that was used")
     num_paths: int | None = Field(None, description="With `path`")

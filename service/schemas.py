@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from model.config import CalibrationConfig
-from model.presets import PRESET_SUMMARIES
+from model.presets import ALIASES, PRESET_SUMMARIES
 from service.dataset_schemas import DATASET_NAMES
 from worker.ids import ULID_PATTERN
 from worker.jobs import JobKind, JobRecord, JobStatus
@@ -17,6 +17,7 @@ from worker.redaction import redact, redact_all
 
 _JOB_ID = "01JD3Z6M3Q4R5S6T7V8W9X0Y1Z"
 MODEL_ID = "01JD3Z6M3QMDE0N5K7C2B8F4GH"
+_SOME_CONFIG = {"dataset": "digits", "steps": 4400, "schedule": {"kind": "log_snr", "num_levels": 14}}
 _RANDOM_SEEDS = 2**32
 """random seeds stay small enough to be typed again"""
 
@@ -57,9 +58,11 @@ class TrainRequest(RequestBody):
     preset: str | None = Field(
         None,
         description="Name of a configuration. "
-        + "; ".join(f"`{name}`: {summary}" for name, summary in PRESET_SUMMARIES.items()),
+        + "; ".join(f"`{name}`: {summary}" for name, summary in PRESET_SUMMARIES.items())
+        + ". "
+        + ", ".join(f"`{short}` is `{name}`" for short, name in ALIASES.items()),
         examples=list(PRESET_SUMMARIES),
-        json_schema_extra={"enum": [*PRESET_SUMMARIES, None]},
+        json_schema_extra={"enum": [*PRESET_SUMMARIES, *ALIASES, None]},
     )
     config: dict[str, Any] | None = Field(
         None,
@@ -77,7 +80,9 @@ class TrainRequest(RequestBody):
     steps: int | None = Field(
         None, ge=1, le=100_000_000, description="All training steps; the phases keep their shares", examples=[4400]
     )
-    batch_size: int | None = Field(None, ge=1, le=65_536, examples=[128])
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] | Literal["auto"] | None = Field(
+        None, description="`auto`: as much as the trainer's free memory holds, from 64 to 256", examples=[128, "auto"]
+    )
     checkpoint_every: int | None = Field(None, ge=1, le=100_000_000, description="In steps", examples=[1000])
     sample_every: int | None = Field(None, ge=1, le=100_000_000, description="In steps", examples=[1000])
     calibrate: bool | None = Field(
@@ -86,6 +91,13 @@ class TrainRequest(RequestBody):
         examples=[True],
     )
     device: Device = "auto"
+    num_gpus: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="GPUs of one trainer that share every batch; the weights are those of one GPU, to rounding. With "
+        "device `cpu`, processes",
+    )
 
 
 class CalibrateRequest(RequestBody):
@@ -108,7 +120,15 @@ class CalibrateRequest(RequestBody):
         CalibrationConfig.max_bridges,
         ge=1,
         le=4096,
-        description="Temperatures between neighbouring noise levels at which to give up; every round doubles them",
+        description="Temperatures between neighbouring noise levels, at most; every round doubles them",
+    )
+    max_chains: int | None = Field(
+        CalibrationConfig.max_chains,
+        ge=16,
+        le=1_000_000,
+        description="Chains at which to give up: with all bridges, every round doubles them; eight times `num_chains` "
+        "when absent",
+        examples=[4096],
     )
     num_leapfrog: int = Field(
         CalibrationConfig.num_leapfrog,
@@ -144,19 +164,19 @@ class BulkShardBody(BaseModel):
     """One file of a bulk sampling."""
 
     name: str = Field(examples=["00000.npy"])
-    num_images: int
+    num_images: int = Field(examples=[1000])
 
 
 class BulkManifestBody(BaseModel):
     """What a bulk sampling made; images are uint8 pixels (N, C, H, W), vectors float32 (N, D)."""
 
     model: str = Field(description="`id@step`", examples=[f"{MODEL_ID}@4400"])
-    seed: int
-    num_images: int
-    event_shape: list[int]
-    num_steps: int | None = Field(description="K where the request named it")
-    noise_scale: float | None
-    gradient_evaluations: int = Field(description="Per sample")
+    seed: int = Field(examples=[0])
+    num_images: int = Field(examples=[50_000])
+    event_shape: list[int] = Field(examples=[[1, 8, 8]])
+    num_steps: int | None = Field(description="K where the request named it", examples=[None])
+    noise_scale: float | None = Field(examples=[None])
+    gradient_evaluations: int = Field(description="Per sample", examples=[295])
     shards: list[BulkShardBody]
 
 
@@ -172,6 +192,26 @@ class ResumeRequest(RequestBody):
     )
 
 
+class TrainCheckBody(BaseModel):
+    """What a training request would train."""
+
+    config: dict[str, Any] = Field(description="The whole configuration; its seed is drawn anew when none is given")
+
+
+class PresetBody(BaseModel):
+    """A configuration by name."""
+
+    name: str = Field(description="Give it as `preset` to POST /jobs/train", examples=["digits"])
+    summary: str
+    config: dict[str, Any] = Field(description="The whole configuration")
+
+
+class PresetListBody(BaseModel):
+    """All configurations that have a name."""
+
+    presets: list[PresetBody]
+
+
 class ProgressBody(BaseModel):
     """How far a job has come."""
 
@@ -180,7 +220,9 @@ class ProgressBody(BaseModel):
     percent: float = Field(examples=[50.0])
     steps_per_second: float | None = Field(examples=[31.5])
     eta_seconds: float | None = Field(examples=[70.0])
-    queue_position: int | None = Field(description="1 for the job that is next; null when it does not wait")
+    queue_position: int | None = Field(
+        description="1 for the job that is next; null when it does not wait", examples=[None]
+    )
 
 
 class JobBody(BaseModel):
@@ -188,27 +230,28 @@ class JobBody(BaseModel):
 
     id: str = Field(examples=[_JOB_ID])
     kind: JobKind
-    status: JobStatus
+    status: JobStatus = Field(examples=["running"])
     name: str | None = Field(examples=["my first model"])
     model_id: str | None = Field(
         description="The model it trains, usable from its first checkpoint on, or calibrates", examples=[MODEL_ID]
     )
-    model_step: int | None = Field(description="Of a calibration: the checkpoint", examples=[4900])
+    model_step: int | None = Field(description="Of a calibration: the checkpoint", examples=[None])
     seed: int | None = Field(examples=[0])
     dataset: str | None = Field(examples=["digits"])
     device: str | None = Field(examples=["auto"])
-    config: dict[str, Any] | None = Field(description="The whole configuration")
+    num_gpus: int | None = Field(description="Of a training", examples=[1])
+    config: dict[str, Any] | None = Field(description="The whole configuration", examples=[_SOME_CONFIG])
     created_at: datetime
     started_at: datetime | None
-    finished_at: datetime | None
+    finished_at: datetime | None = Field(examples=[None])
     updated_at: datetime
     attempt: int = Field(description="Grows when a worker was lost and the job started again", examples=[1])
-    cancel_requested: bool
+    cancel_requested: bool = Field(examples=[False])
     progress: ProgressBody
     last_loss: float | None = Field(examples=[0.0123])
     last_checkpoint: int | None = Field(description="Step of the newest committed checkpoint", examples=[2000])
     error: Annotated[str, AfterValidator(redact)] | None = Field(
-        description="In words, why it failed or what ended its latest attempt"
+        description="In words, why it failed or what ended its latest attempt", examples=[None]
     )
 
     @classmethod
@@ -223,6 +266,7 @@ class JobBody(BaseModel):
             seed=known.get("seed"),
             dataset=known.get("dataset"),
             device=record.spec.get("device"),
+            num_gpus=record.spec.get("num_gpus", 1) if record.kind is JobKind.train else None,
             config=config,
         )
 
@@ -234,7 +278,9 @@ class JobPageBody(BaseModel):
     """Some jobs, newest first."""
 
     jobs: list[JobBody]
-    next_cursor: str | None = Field(description="Give it as `cursor` for the page after; null on the last")
+    next_cursor: str | None = Field(
+        description="Give it as `cursor` for the page after; null on the last", examples=[None]
+    )
 
 
 class EventBody(BaseModel):
@@ -242,7 +288,7 @@ class EventBody(BaseModel):
 
     id: str = Field(description="Orders events; resume after it with Last-Event-ID", examples=["1732392000000-0"])
     type: str = Field(
-        description="status, started, step, sample, checkpoint, rollback, calibration, calibrated, or a notice",
+        description="status, started, batch, step, sample, checkpoint, rollback, calibration, calibrated, or a notice",
         examples=["step"],
     )
     at: datetime
@@ -258,23 +304,23 @@ class LogZBody(BaseModel):
     )
     lower: float = Field(description="Stochastic lower bound: annealed importance sampling", examples=[-118.31])
     upper: float = Field(description="Stochastic upper bound: the same walk backwards", examples=[-118.17])
-    lower_std_error: float
-    upper_std_error: float
-    lower_effective_sample_size: float
-    upper_effective_sample_size: float
+    lower_std_error: float = Field(examples=[0.04])
+    upper_std_error: float = Field(examples=[0.05])
+    lower_effective_sample_size: float = Field(examples=[410.2])
+    upper_effective_sample_size: float = Field(examples=[388.7])
     upper_start: Literal["exact", "chain"] = Field(
         description="Where the backward walk began: `exact` samples, or the ends of `chain`s, as good as those chains"
     )
-    acceptance_rate: float
-    num_chains: int
-    num_bridges: int = Field(description="Temperatures between neighbouring noise levels")
+    acceptance_rate: float = Field(examples=[0.74])
+    num_chains: int = Field(examples=[512])
+    num_bridges: int = Field(description="Temperatures between neighbouring noise levels", examples=[8])
 
 
 class QuantileBody(BaseModel):
     """A share `level` of the training data has a log density below `log_density`."""
 
-    level: float
-    log_density: float
+    level: float = Field(examples=[0.5])
+    log_density: float = Field(examples=[17.4])
 
 
 class CalibrationBody(BaseModel):
@@ -282,14 +328,24 @@ class CalibrationBody(BaseModel):
 
     log_z: LogZBody
     event_shape: list[int] = Field(description="Of one item: (C, H, W) or (D)", examples=[[1, 8, 8]])
-    seed: int
-    tolerance: float = Field(description="Nats between the sides that were asked for")
+    seed: int = Field(examples=[0])
+    tolerance: float = Field(description="Nats between the sides that were asked for", examples=[0.13])
     converged: bool = Field(description="Whether `log_z.std_error` is within the tolerance")
-    num_held_out: int = Field(description="Held-out items that were scored; 0 when the model's data are not known")
-    held_out_log_density: float | None = Field(description="Their mean log density, discrete data dequantized")
-    held_out_bits_per_dim: float | None = Field(description="null for continuous data, and when none were scored")
-    bin_width: float | None = Field(description="Spacing of the values of discrete data; null for continuous ones")
-    blur_std: float = Field(description="The density is that of the data plus Gaussian noise of this std, scaled units")
+    num_held_out: int = Field(
+        description="Held-out items that were scored; 0 when the model's data are not known", examples=[897]
+    )
+    held_out_log_density: float | None = Field(
+        description="Their mean log density, discrete data dequantized", examples=[17.67]
+    )
+    held_out_bits_per_dim: float | None = Field(
+        description="null for continuous data, and when none were scored", examples=[2.6]
+    )
+    bin_width: float | None = Field(
+        description="Spacing of the values of discrete data; null for continuous ones", examples=[0.125]
+    )
+    blur_std: float = Field(
+        description="The density is that of the data plus Gaussian noise of this std, scaled units", examples=[0.02]
+    )
     train_quantiles: list[QuantileBody] = Field(description="Of the training data's log densities")
     created_at: datetime
 
@@ -311,11 +367,10 @@ class ModelBody(BaseModel):
     dataset: str | None = Field(examples=["digits"])
     job_id: str | None = Field(description="The job that trained it; null when it was imported", examples=[_JOB_ID])
     origin: str | None = Field(
-        description="Where an imported model comes from; null when it was trained here",
-        examples=["imported from the authors' TensorFlow checkpoint ckpt-iter250000, step 250000"],
+        description="Where an imported model comes from, in words; null when it was trained here", examples=[None]
     )
     created_at: datetime | None
-    config: dict[str, Any] | None
+    config: dict[str, Any] | None = Field(examples=[_SOME_CONFIG])
     checkpoints: list[CheckpointBody] = Field(description="In order of their step; /sample uses the last by default")
 
 
@@ -338,6 +393,22 @@ class ReadinessBody(BaseModel):
 
     status: Literal["ready"]
     checks: list[CheckBody]
+
+
+class WorkerBody(BaseModel):
+    """A worker that gives signs of life, and what it says of itself."""
+
+    kind: str = Field(description="The queue it serves", examples=["train"])
+    name: str = Field(examples=["trainer@gpu-1"])
+    version: str | None = Field(description="Of the program; should be the service's own", examples=["0.1.0"])
+    gpus: list[str] = Field(description="NVIDIA devices of its machine", examples=[["NVIDIA H100 80GB HBM3"]])
+    clock_ahead_s: float | None = Field(description="Of Redis's clock, which decides about leases", examples=[0.01])
+
+
+class WorkerListBody(BaseModel):
+    """All live workers, by kind and name."""
+
+    workers: list[WorkerBody]
 
 
 class HealthBody(BaseModel):

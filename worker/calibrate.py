@@ -62,13 +62,14 @@ def calibrate_checkpoint(
         num_chains=config.num_chains,
         tolerance=config.tolerance,
         max_bridges=config.max_bridges,
+        max_chains=config.max_chains,
         num_leapfrog=config.num_leapfrog,
         stop_fn=attempt.watch.should_stop,
     ):
         rounds += 1
         attempt.telemetry.event("calibration", _round(log_z, step, rounds, config, time.monotonic() - began_at))
         if report_progress:
-            attempt.telemetry.progress(_progress(rounds, config.max_rounds))
+            attempt.telemetry.progress(_progress(rounds, config.max_rounds, config))
     if attempt.watch.reason is not None or log_z is None:
         return attempt.watch.reason
     found = summarize(model, dataset, log_z, config, step=step).to_dict()
@@ -76,7 +77,7 @@ def calibrate_checkpoint(
     attempt.patiently(lambda: attempt.artifacts.put_calibration(model_id, step, found))
     attempt.telemetry.event("calibrated", {"step": step, "model_id": model_id, "calibration": found})
     if report_progress:
-        attempt.telemetry.progress(_progress(rounds, rounds))
+        attempt.telemetry.progress(_progress(rounds, rounds, config))
     log.info("calibrated", model_id=model_id, step=step, log_z=log_z.estimate, std_error=log_z.std_error)
     return None
 
@@ -97,11 +98,11 @@ def _dataset(attempt: Attempt, model: EnergyModel) -> Dataset | None:
     """What the model was trained on; None where an import did not say. Raises DataError, ShapeError."""
     from model import data
 
-    name, event_shape = model.config.dataset, tuple(model.event_shape)
+    name, image_size, event_shape = model.config.dataset, model.config.image_size, tuple(model.event_shape)
     if name == UNKNOWN_DATASET:
         return None
-    location = attempt.patiently(lambda: fetch_dataset(name, attempt.settings, attempt.artifacts))
-    dataset = data.load(location, attempt.settings.read_limits)
+    location = attempt.patiently(lambda: fetch_dataset(name, attempt.settings, attempt.artifacts, image_size))
+    dataset = data.load(location, attempt.settings.read_limits, image_size)
     if dataset.event_shape != event_shape:
         raise ShapeError(
             f"dataset {name!r} holds events of shape {dataset.event_shape}, the model's are of {event_shape}; "
@@ -116,6 +117,7 @@ def _round(log_z: LogZ, step: int, index: int, config: CalibrationConfig, elapse
         "round": index,
         "max_rounds": config.max_rounds,
         "num_bridges": log_z.num_bridges,
+        "num_chains": log_z.num_chains,
         "lower": log_z.lower,
         "upper": log_z.upper,
         "upper_start": log_z.upper_start,
@@ -126,9 +128,9 @@ def _round(log_z: LogZ, step: int, index: int, config: CalibrationConfig, elapse
     }
 
 
-def _progress(done: int, total: int) -> Progress:
-    """Every round takes twice as long as the one before it, so shares are those of the bridges walked."""
-    return Progress(step=done, total_steps=total, percent=round(100 * (2**done - 1) / (2**total - 1), 2))
+def _progress(done: int, total: int, config: CalibrationConfig) -> Progress:
+    """Later rounds take longer, so shares are those of what the rounds cost."""
+    return Progress(step=done, total_steps=total, percent=round(100 * config.work(done) / config.work(total), 2))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from service.dataset_schemas import DatasetBody, DatasetListBody
 from service.errors import Problem, documented
 from service.settings import DATASETS_PATH
 from service.stores import Stores, StoresDependency
-from service.uploads import MAX_NAME, read_form, room_on_disk, store_upload
+from service.uploads import IMAGE_SIZE_PATTERN, MAX_NAME, read_form, room_on_disk, store_upload
 from worker.artifacts import ArtifactMissing
 from worker.dataset_store import StoredDataset, is_dataset_id
 from worker.datasets import folder_datasets
@@ -30,12 +30,21 @@ _FORM_SCHEMA = {
         "file": {
             "type": "string",
             "format": "binary",
-            "description": "A .zip of images of one size; a .npy or .npz array: (N, H, W[, C]) uint8 or (N, C, H, W) "
-            "float images in [−1, 1], or (N, D) rows; or a .csv of numbers, with or without a line of headings",
+            "description": "A .zip of images, of one size unless `image_size` is given; a .npy or .npz array: "
+            "(N, H, W[, C]) uint8 or (N, C, H, W) float images in [−1, 1], or (N, D) rows; or a .csv of numbers, with "
+            "or without a line of headings",
         },
         "name": {"type": "string", "minLength": 1, "maxLength": MAX_NAME, "description": "For people"},
+        "image_size": {
+            "type": "string",
+            "pattern": f"^{IMAGE_SIZE_PATTERN}$",
+            "description": "A side, or height x width, in pixels: images are cropped around their centre to these "
+            "proportions and resized",
+            "examples": ["64", "48x64"],
+        },
     },
 }
+_FORM = {"schema": _FORM_SCHEMA, "example": {"file": "(pictures.zip)", "name": "my pictures"}}
 
 DatasetId = Annotated[
     str, Path(description="Id of a dataset; GET /datasets lists them", examples=["01JD3Z6M3Q9A0B1C2D3E4F5G6H"])
@@ -51,7 +60,14 @@ DatasetId = Annotated[
         200: {"model": DatasetBody, "description": "The same file was uploaded before: the dataset that exists"},
         **documented(400, 415, 507),
     },
-    openapi_extra={"requestBody": {"required": True, "content": {MULTIPART: {"schema": _FORM_SCHEMA}}}},
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                MULTIPART: {"schema": _FORM_SCHEMA, "example": {"file": "(pictures.zip)", "name": "my pictures"}}
+            },
+        }
+    },
 )
 async def upload_dataset(request: Request, response: Response, stores: StoresDependency) -> DatasetBody:
     """Everything is checked before anything is stored; what is refused is named. The answer's id is a `dataset`."""
@@ -62,8 +78,8 @@ async def upload_dataset(request: Request, response: Response, stores: StoresDep
         )
     with room_on_disk():
         async with request.form(max_files=1, max_fields=4) as form:
-            file, name = read_form(form)
-            work = functools.partial(store_upload, stores, file, name)
+            file, name, image_size = read_form(form)
+            work = functools.partial(store_upload, stores, file, name, image_size)
             stored, is_new = await to_thread.run_sync(work, limiter=stores.decoding)
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"{DATASETS_PATH}/{stored.id}"

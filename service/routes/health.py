@@ -10,11 +10,11 @@ from prometheus_client.exposition import choose_encoder
 from redis.exceptions import RedisError
 
 from service.errors import Problem, documented
-from service.schemas import CheckBody, HealthBody, ReadinessBody
+from service.schemas import CheckBody, HealthBody, ReadinessBody, WorkerBody, WorkerListBody
 from service.stores import Stores, StoresDependency
 from worker.artifacts import ArtifactError
 from worker.messages import SAMPLE_QUEUE, TRAIN_QUEUE
-from worker.presence import live_workers
+from worker.presence import live_workers, worker_reports
 
 router = APIRouter(tags=["operation"])
 
@@ -43,12 +43,28 @@ def get_readiness(stores: StoresDependency) -> ReadinessBody:
     return ReadinessBody(status="ready", checks=checks)
 
 
+@router.get("/workers", operation_id="list_workers", summary="Which workers are alive?")
+def list_workers(stores: StoresDependency) -> WorkerListBody:
+    """Each with its version, its GPUs and how far its clock is ahead of Redis's."""
+    reports = worker_reports(stores.records.redis)
+    return WorkerListBody(
+        workers=[WorkerBody(kind=kind, name=name, **report.model_dump()) for kind, name, report in reports]
+    )
+
+
 @router.get(
     "/metrics",
     operation_id="get_metrics",
     summary="Prometheus series",
     response_class=Response,
-    responses={200: {"content": {"text/plain": {}}, "description": "Exposition format"}},
+    responses={
+        200: {
+            "content": {
+                "text/plain": {"schema": {"type": "string"}, "example": 'recovery_jobs{status="queued"} 1.0\n'}
+            },
+            "description": "Exposition format",
+        }
+    },
 )
 def get_metrics(request: Request) -> Response:
     """Requests of this process; jobs, queues and workers as Redis shows them now. deploy/METRICS.md explains them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from dataclasses import fields
 from typing import Annotated, Any
 
 import structlog
@@ -28,6 +29,7 @@ from service.schemas import (
     JobBody,
     JobPageBody,
     ResumeRequest,
+    TrainCheckBody,
     TrainRequest,
     random_seed,
 )
@@ -46,11 +48,26 @@ _SSE_SCHEMA = {
     "type": "object",
     "description": "One event of the stream",
     "properties": {name: {"type": "string"} for name in ("id", "event", "data")},
+    "examples": [{"id": "1732392000000-0", "event": "step", "data": '{"id":"1732392000000-0","type":"step", …}'}],
 }
+_LINE = '{"id":"1732392000000-0","type":"step","at":"2026-11-24T09:30:00Z","data":{"step":20,"loss":0.4}}\n'
 _FROM_THE_START = "0"
 
-JobId = Annotated[str, Path(description="Id of a job; GET /jobs lists them", examples=["01JD3Z6M3Q4R5S6T7V8W9X0Y1Z"])]
+_JOB_ID = "01JD3Z6M3Q4R5S6T7V8W9X0Y1Z"
+JobId = Annotated[str, Path(description="Id of a job; GET /jobs lists them", examples=[_JOB_ID])]
 
+Cursor = Annotated[
+    str | None,
+    Query(description="`next_cursor` of the page before", pattern=ULID_PATTERN, examples=[_JOB_ID]),
+]
+LastEventId = Annotated[
+    str,
+    Header(
+        description="Id of the last event received; the stream goes on after it",
+        pattern=r"^\d+(-\d+)?$",
+        examples=["1732392000000-0"],
+    ),
+]
 
 _ENDED_ALREADY: dict[int | str, dict[str, Any]] = {
     200: {"model": JobBody, "description": "It ended within the time that `Prefer: wait` gave it"}
@@ -76,10 +93,16 @@ async def train(
 
     def submit() -> JobRecord:
         config = train_config(request, stores.settings, stores.artifacts)
-        spec = {"config": to_dict(config), "device": request.device}
+        spec = {"config": to_dict(config), "device": request.device, "num_gpus": request.num_gpus}
         return key.create(stores, request, lambda job_id: _create(stores, job_id, JobKind.train, spec, request.name))
 
     return await _answer(stores, response, await run_in_threadpool(submit), wait)
+
+
+@router.post("/train/check", operation_id="check_training", summary="Check a training request without starting it")
+def check_training(request: TrainRequest, stores: StoresDependency) -> TrainCheckBody:
+    """The configuration that POST /jobs/train would train with, or the 422 that it would answer."""
+    return TrainCheckBody(config=to_dict(train_config(request, stores.settings, stores.artifacts)))
 
 
 @router.post(
@@ -103,7 +126,7 @@ async def calibrate(
         model_id, wanted = parse_model(request.model)
         describe(stores, model_id)
         step = checkpoint_step(stores, model_id, wanted)
-        options = request.model_dump(include={"seed", "num_chains", "tolerance", "max_bridges", "num_leapfrog"})
+        options = request.model_dump(include={field.name for field in fields(CalibrationConfig)})
         spec = {"config": to_dict(CalibrationConfig(**options)), "step": step, "device": request.device}
         return key.create(
             stores,
@@ -148,9 +171,9 @@ async def sample_in_bulk(
 @router.get("", operation_id="list_jobs", summary="List jobs, newest first")
 def list_jobs(
     stores: StoresDependency,
-    status: Annotated[JobStatus | None, Query(description="Only jobs in this state")] = None,
-    kind: Annotated[JobKind | None, Query(description="Only jobs of this kind")] = None,
-    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before", pattern=ULID_PATTERN)] = None,
+    status: Annotated[JobStatus | None, Query(description="Only jobs in this state", examples=["running"])] = None,
+    kind: Annotated[JobKind | None, Query(description="Only jobs of this kind", examples=["train"])] = None,
+    cursor: Cursor = None,
     limit: Annotated[int, Query(ge=1, le=200, description="Jobs on a page")] = 50,
 ) -> JobPageBody:
     """One page of jobs."""
@@ -174,7 +197,10 @@ async def get_job(job_id: JobId, stores: StoresDependency, wait: WaitDependency)
         200: {
             "description": "Events from the first, or after `Last-Event-ID`, until the job ends. Each has an `id`, "
             "a type and, as `data`, an EventBody",
-            "content": {_SSE: {"schema": _SSE_SCHEMA}, _JSON_LINES: {"schema": {"type": "string"}}},
+            "content": {
+                _SSE: {"schema": _SSE_SCHEMA},
+                _JSON_LINES: {"schema": {"type": "string", "examples": [_LINE]}},
+            },
         },
         **documented(404, 406),
     },
@@ -183,9 +209,7 @@ async def follow_job(
     job_id: JobId,
     stores: StoresDependency,
     accept: Annotated[str | None, Header(include_in_schema=False)] = None,
-    last_event_id: Annotated[
-        str, Header(description="Id of the last event received; the stream goes on after it", pattern=r"^\d+(-\d+)?$")
-    ] = _FROM_THE_START,
+    last_event_id: LastEventId = _FROM_THE_START,
 ) -> StreamingResponse:
     """Server-sent events, or JSON Lines with `Accept: application/jsonl`."""
     form = preferred(accept, [_SSE, _JSON_LINES])

@@ -19,7 +19,7 @@ from service.images import FloatArray
 from service.items import from_files, from_lists, to_npy
 from service.routes.models import calibration_of, checkpoint_step, describe, parse_model
 from service.sampler_schemas import ItemDensityBody, LogDensityBody, LogDensityOptions, LogDensityRequestBody
-from service.schemas import CalibrationBody, random_seed
+from service.schemas import MODEL_ID, CalibrationBody, random_seed
 from service.settings import LOG_DENSITY_PATH, MAX_ITEM_PATHS, MAX_ITEMS
 from service.stores import Stores, StoresDependency
 from worker.ids import new_id
@@ -79,7 +79,10 @@ class Scoring:
     openapi_extra={
         "requestBody": {
             "required": True,
-            "content": {JSON: {"schema": _SCHEMA}, MULTIPART: {"schema": _FORM_SCHEMA}},
+            "content": {
+                JSON: {"schema": _SCHEMA},
+                MULTIPART: {"schema": _FORM_SCHEMA, "example": {"model": MODEL_ID, "files": ["(digit.png)"]}},
+            },
         }
     },
 )

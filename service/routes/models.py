@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from service.errors import Problem, documented, field_problem
 from service.exchange import REPLY_HEADERS, ask, reply_headers, require_sampler
+from service.openapi_examples import BINARY
 from service.schemas import CalibrationBody, CheckpointBody, ModelBody, ModelListBody
 from service.stores import Stores, StoresDependency
 from worker.artifacts import ArtifactMissing
@@ -41,7 +42,7 @@ def get_model(model_id: ModelId, stores: StoresDependency) -> ModelBody:
     summary="The density of a 2-D model beside its data",
     response_class=Response,
     responses={
-        200: {"content": {"image/png": {}}, "description": "A PNG", "headers": REPLY_HEADERS},
+        200: {"content": {"image/png": BINARY}, "description": "A PNG", "headers": REPLY_HEADERS},
         **documented(404, 409, 429, 504),
     },
 )
@@ -49,7 +50,9 @@ async def get_model_density(
     model_id: ModelId,
     stores: StoresDependency,
     connection: Request,
-    step: Annotated[int | None, Query(ge=0, description="Of the checkpoint; the newest when absent")] = None,
+    step: Annotated[
+        int | None, Query(ge=0, description="Of the checkpoint; the newest when absent", examples=[4400])
+    ] = None,
 ) -> Response:
     """log density of a calibrated checkpoint over the frame of the data, in the data's units, and the data."""
     request = await run_in_threadpool(_density_map_request, stores, model_id, step)
@@ -78,20 +81,27 @@ def _density_map_request(stores: Stores, model_id: str, step: int | None) -> Den
 @router.get(
     "/{model_id}/samples.png",
     operation_id="get_model_samples",
-    summary="The latest sample grid of its training",
+    summary="A sample grid of its training",
     response_class=Response,
-    responses={200: {"content": {"image/png": {}}, "description": "A PNG"}, **documented(404)},
+    responses={200: {"content": {"image/png": BINARY}, "description": "A PNG"}, **documented(404)},
 )
-def get_model_samples(model_id: ModelId, stores: StoresDependency) -> Response:
-    """The grid drawn last while the model trained, always from the same noise; imported models have none."""
+def get_model_samples(
+    model_id: ModelId,
+    stores: StoresDependency,
+    step: Annotated[
+        int | None, Query(ge=0, description="As in the job's `sample` events; the newest when absent", examples=[1000])
+    ] = None,
+) -> Response:
+    """A grid drawn while the model trained, always from the same noise; imported models have none."""
     job_id = describe(stores, model_id).get("job_id")
     try:
         if job_id is None:  # imported: no training drew one
             raise ArtifactMissing
-        png = stores.artifacts.get_sample_grid(job_id)
+        png = stores.artifacts.get_sample_grid(job_id, step)
     except ArtifactMissing:
+        which = "sample grid yet" if step is None else f"sample grid of step {step}"
         raise Problem(
-            404, "no-samples-yet", f"model {model_id} has no sample grid yet; POST /sample draws from its checkpoints"
+            404, "no-samples-yet", f"model {model_id} has no {which}; POST /sample draws from its checkpoints"
         ) from None
     return Response(png, media_type="image/png", headers={"Cache-Control": "no-cache"})
 

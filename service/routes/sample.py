@@ -21,6 +21,7 @@ from service.accept import preferred
 from service.errors import Problem, documented, field_problem, not_acceptable
 from service.exchange import REPLY_HEADERS, Exchange, ask, model_at, reply_headers, require_sampler
 from service.images import FloatArray, encode_grid, encode_npy, encode_png, encode_zip, is_image
+from service.openapi_examples import BINARY
 from service.routes.models import checkpoint_step, describe, parse_model
 from service.sampler_schemas import SampleBody, SampleLevelBody, SampleRequestBody
 from service.schemas import random_seed
@@ -77,11 +78,14 @@ class Drawing:
             "text/event-stream: events `level` (a SampleLevelBody) as levels are reached, then `result` (a SampleBody) "
             "or `problem`",
             "content": {
-                PNG: {},
-                ZIP: {},
+                PNG: BINARY,
+                ZIP: BINARY,
                 JSON: {"schema": {"$ref": "#/components/schemas/SampleBody"}},
-                NPY: {},
-                SSE: {"schema": {"type": "string"}},
+                NPY: BINARY,
+                SSE: {
+                    "schema": {"type": "string"},
+                    "example": 'event: level\ndata: {"level":14,"images":["iVBORw0KGgo…"]}\n\n',
+                },
             },
             "headers": {
                 "X-Seed": {"description": "The seed used", "schema": {"type": "integer"}},

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Response
 
 from service.errors import Problem, documented
+from service.openapi_examples import BINARY
 from service.routes.jobs import JobId
 from service.schemas import BulkManifestBody
 from service.stores import Stores, StoresDependency
@@ -37,7 +38,7 @@ def list_shards(job_id: JobId, stores: StoresDependency) -> BulkManifestBody:
     operation_id="get_shard",
     summary="One file of a bulk sampling",
     response_class=Response,
-    responses={200: {"content": {_NPY: {}}, "description": "A .npy file"}, **documented(404)},
+    responses={200: {"content": {_NPY: BINARY}, "description": "A .npy file"}, **documented(404)},
 )
 def get_one_shard(
     job_id: JobId, index: Annotated[int, Path(ge=0, le=1_000_000, examples=[0])], stores: StoresDependency

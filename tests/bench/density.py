@@ -135,7 +135,7 @@ def planar(name: str) -> PlanarRow:
     """Train on one planar density with the preset, calibrate, and compare with the truth."""
     dataset = data.load(name)
     model = _trained("density-2d", dataset)
-    *_, log_z = calibrate(model, num_chains=4096, tolerance=0.008, max_bridges=4)
+    *_, log_z = calibrate(model, num_chains=4096, tolerance=0.008, max_bridges=4, max_chains=4096)
     points = dataset.held_out[:_TEST_POINTS]
     truth = PLANAR_DENSITIES[name]().log_density(points.double()).mean()
     served = normalized(model, data_energy(model, points), log_z.estimate).mean()
@@ -164,7 +164,7 @@ def digits() -> Digits:
     """Train on the digits with the preset, calibrate, and score beside scikit-learn's estimates of the same split."""
     dataset = data.load("digits")
     model = _trained("density-digits", dataset)
-    *_, log_z = calibrate(model, num_chains=1024, max_bridges=64)
+    *_, log_z = calibrate(model, num_chains=1024, max_bridges=64, max_chains=2048)
     bin_width = torch.tensor(dataset.bin_width)
 
     def dequantize(events: Tensor, seed: int) -> Tensor:

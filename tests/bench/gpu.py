@@ -112,7 +112,7 @@ def train(console: Console, config: TrainConfig, peak: float) -> None:
     gc.collect()
     torch.cuda.empty_cache()
     console.print(
-        f"training, {config.precision}: {rate * config.batch_size:.1f} images/s, "
+        f"training, {config.precision}: {rate * config.pairs_per_step:.1f} images/s, "
         f"{rate * step_flops(config) / peak:.0%} of peak, {used:.2f} GiB at most; stopped at step {_STEPS}, "
         f"resumed to {done.step}; "
         f"{(torch.cuda.memory_allocated() - before) / 2**20:.1f} MiB left behind"

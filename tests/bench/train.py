@@ -29,11 +29,20 @@ from torch.utils.flop_counter import FlopCounterMode
 from model import data, presets, training
 from model.augmentation import augment
 from model.checkpoint import load_model
-from model.config import ChainConfig, NetworkConfig, Precision, SamplingConfig, ScheduleConfig, TrainConfig
+from model.config import (
+    ChainConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    Precision,
+    SamplingConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
 from model.energy_model import EnergyModel
 from model.evaluation import frechet_distance
 from model.events import CheckpointEvent, StepEvent
 from model.noise import SharedNoise, make_generator
+from model.objective import stratified_levels
 from model.sampling import descend, sample
 from tests.bench.plain import PlainModel, plain_copy
 
@@ -43,7 +52,9 @@ _SAMPLING_STEPS = 5
 """at each level; the time per gradient evaluation does not depend on it"""
 BENCH_CONFIG = TrainConfig(
     network=NetworkConfig(num_blocks=2),
+    optimizer=OptimizerConfig(max_gradient_norm=None),
     batch_size=8,
+    shared_noise=False,
     horizontal_flips=True,
     steps=1_000_000,
     log_every=1,
@@ -99,7 +110,7 @@ def forward_flops(config: TrainConfig) -> float:
 
 def step_flops(config: TrainConfig) -> float:
     """K gradients by the position (two forwards each), then one by the weights of twice the batch (three)."""
-    return config.batch_size * forward_flops(config) * (2 * config.chain.num_steps + 2 * 3)
+    return config.pairs_per_step * forward_flops(config) * (2 * config.chain.num_steps + 2 * 3)
 
 
 def _steps(config: TrainConfig, dataset: data.Dataset) -> Iterator[StepEvent]:
@@ -123,7 +134,7 @@ class PlainTraining:
         noise = SharedNoise(make_generator(config.seed, training._STEP_STREAM, self.step - 1))
         batch = training._batch(config, self.dataset.train, self.step - 1)
         x_data = augment(batch, config, self.model.bin_width, noise)
-        level = training._stratified_levels(self.model.num_levels, x_data, noise)
+        level = stratified_levels(self.model.num_levels, x_data, noise)
         return self.plain.train_step(x_data, level, noise, config.chain.num_steps)
 
 
@@ -152,7 +163,7 @@ def compare_sampling() -> dict[str, Any]:
     model = EnergyModel(BENCH_CONFIG, (3, 32, 32))
     plain = plain_copy(model, 3)
     settings = SamplingConfig(num_steps=_SAMPLING_STEPS)
-    x_top = torch.randn(BENCH_CONFIG.batch_size, 3, 32, 32, generator=make_generator(1))
+    x_top = torch.randn(BENCH_CONFIG.pairs_per_step, 3, 32, 32, generator=make_generator(1))
     found: dict[str, Tensor] = {}
 
     def ours(precision: Precision) -> None:
@@ -278,7 +289,7 @@ def _print(console: Console, results: dict[str, Any]) -> None:
         table.add_row(
             name,
             f"{seconds:.2f}",
-            f"{BENCH_CONFIG.batch_size / seconds:.2f}",
+            f"{BENCH_CONFIG.pairs_per_step / seconds:.2f}",
             f"{rate / 1e12:.3f}",
             f"{rate / peak['convolution']:.0%}",
             f"{rate / peak['matmul']:.0%}",

@@ -17,7 +17,7 @@ from PIL import Image
 from model import data
 from model.checkpoint import load_model
 from model.density import bits_per_dim, log_density
-from service.client import Recovery, RefusedError
+from service.client import Job, Recovery, RefusedError
 from service.images import encode_png
 from tests.integration.stack import TINY, UpCommand
 from worker.artifacts import Artifacts
@@ -25,7 +25,7 @@ from worker.artifacts import Artifacts
 pytestmark = pytest.mark.timeout(240)
 
 
-def _finish(recovery: Recovery, job: dict[str, Any]) -> dict[str, Any]:
+def _finish(recovery: Recovery, job: Job) -> Job:
     """The job, once it has succeeded."""
     for _ in recovery.events(job["id"]):
         pass
@@ -84,7 +84,7 @@ def test_an_uncalibrated_model_says_what_to_do_and_doing_it_helps(
     with pytest.raises(RefusedError, match="POST /jobs/calibrate"):
         recovery.density_png(model_id)
 
-    job = _finish(recovery, recovery.calibrate(model_id, num_chains=128, max_bridges=2))
+    job = _finish(recovery, recovery.calibrate(model_id, num_chains=128, max_bridges=2, max_chains=256))
     answer = recovery.log_density(model_id, points)
     np.save(tmp_path / "points.npy", points)
     line = [sys.executable, "-m", "service.cli", "log-density", model_id, str(tmp_path / "points.npy"), "--json"]

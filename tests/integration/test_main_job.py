@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.client import Recovery, RefusedError
+from service.client import Job, Recovery, RefusedError
 from tests.integration.stack import TINY, UpCommand, follow_to_a_step
 from worker.ids import new_id
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture(scope="module")
-def job(command: UpCommand) -> dict[str, Any]:
+def job(command: UpCommand) -> Job:
     """A small training on the digits that has succeeded."""
     with Recovery(command.url) as client:
         made = client.train(preset="digits", config=TINY, steps=STEPS, seed=1, checkpoint_every=10, name="tiny")
@@ -41,7 +41,7 @@ def draw(command: UpCommand, accept: str, **request: Any) -> httpx2.Response:
     return answer
 
 
-def test_a_training_succeeds_and_says_what_it_did(recovery: Recovery, job: dict[str, Any]) -> None:
+def test_a_training_succeeds_and_says_what_it_did(recovery: Recovery, job: Job) -> None:
     events = list(recovery.events(job["id"]))
     kinds = [event["type"] for event in events]
 
@@ -53,9 +53,7 @@ def test_a_training_succeeds_and_says_what_it_did(recovery: Recovery, job: dict[
     assert [data["phase"] for data in steps] == sorted((data["phase"] for data in steps), reverse=True)
 
 
-def test_the_model_is_listed_with_its_checkpoints_and_grid(
-    recovery: Recovery, command: UpCommand, job: dict[str, Any]
-) -> None:
+def test_the_model_is_listed_with_its_checkpoints_and_grid(recovery: Recovery, command: UpCommand, job: Job) -> None:
     model = recovery.model(job["model_id"])
     grid = httpx2.get(f"{command.url}/models/{job['model_id']}/samples.png", trust_env=False)
 
@@ -66,7 +64,7 @@ def test_the_model_is_listed_with_its_checkpoints_and_grid(
         assert picture.format == "PNG"
 
 
-def test_samples_come_in_every_form(command: UpCommand, job: dict[str, Any]) -> None:
+def test_samples_come_in_every_form(command: UpCommand, job: Job) -> None:
     request = {"model": job["model_id"], "num_images": 4, "seed": 11}
     png = draw(command, "image/png", **request, scale=3)
     packed = draw(command, "application/zip", **request)
@@ -85,7 +83,7 @@ def test_samples_come_in_every_form(command: UpCommand, job: dict[str, Any]) -> 
     assert np.isfinite(array).all()
 
 
-def test_an_image_depends_on_its_seed_and_place_alone(recovery: Recovery, job: dict[str, Any]) -> None:
+def test_an_image_depends_on_its_seed_and_place_alone(recovery: Recovery, job: Job) -> None:
     few = recovery.sample(job["model_id"], 2, seed=5)
     many = recovery.sample(job["model_id"], 9, seed=5)
     other = recovery.sample(job["model_id"], 2, seed=6)
@@ -94,11 +92,13 @@ def test_an_image_depends_on_its_seed_and_place_alone(recovery: Recovery, job: d
     assert abs(few.x - other.x).max() > 0.1
 
 
-def test_earlier_checkpoints_and_intermediate_levels_can_be_sampled(recovery: Recovery, job: dict[str, Any]) -> None:
+def test_earlier_checkpoints_and_intermediate_levels_can_be_sampled(recovery: Recovery, job: Job) -> None:
     early = recovery.sample(f"{job['model_id']}@10", 3, seed=5, levels=[3, 1])
 
     assert early.model == f"{job['model_id']}@10"
-    assert early.x.shape == (3, 3, 1, 8, 8)
+    assert early.x.shape == (3, 1, 8, 8)
+    assert early.levels is not None
+    assert early.levels.shape == (2, 3, 1, 8, 8)
 
 
 def test_a_model_of_vectors_answers_in_numbers(recovery: Recovery, command: UpCommand) -> None:
@@ -162,7 +162,7 @@ def test_bad_input_is_refused_with_what_to_do(recovery: Recovery, call: Any, sta
     assert caught.value.status == status
 
 
-def test_the_command_line_talks_to_the_stack(command: UpCommand, job: dict[str, Any], tmp_path: Path) -> None:
+def test_the_command_line_talks_to_the_stack(command: UpCommand, job: Job, tmp_path: Path) -> None:
     out = tmp_path / "grid.png"
     lines = [["jobs"], ["models", "--json"], ["sample", job["model_id"], "-n", "4", "--out", str(out)]]
     runs = [

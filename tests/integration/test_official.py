@@ -31,7 +31,7 @@ def run(data: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_an_imported_checkpoint_is_listed_sampled_calibrated_and_scores(recovery: Recovery, command: UpCommand) -> None:
     told = run(command.data, str(CHECKPOINT), "--name", "authors", "--image-size", str(SIZE))
     assert told.returncode == 0, told.stderr
-    model_id, found = told.stdout.splitlines()
+    model_id, found = told.stdout.strip(), told.stderr
     assert found.startswith("step 1234; width 16, multipliers (1, 2, 2, 2), 1 block a resolution; 6 levels")
 
     listed = next(model for model in recovery.models() if model["id"] == model_id)
@@ -46,7 +46,7 @@ def test_an_imported_checkpoint_is_listed_sampled_calibrated_and_scores(recovery
     assert drawn.model == f"{model_id}@1234"
     np.testing.assert_allclose(drawn.x, sample(model, 2, seed=7).x.numpy(), atol=1e-3)
 
-    job = recovery.calibrate(model_id, num_chains=16, max_bridges=1)
+    job = recovery.calibrate(model_id, num_chains=16, max_bridges=1, max_chains=16)
     assert [event["type"] for event in recovery.events(job["id"])].count("calibrated") == 1, recovery.job(job["id"])
     calibration = recovery.model(model_id)["checkpoints"][0]["calibration"]
     assert (calibration["num_held_out"], calibration["held_out_log_density"]) == (0, None)
@@ -58,7 +58,7 @@ def test_an_imported_checkpoint_is_listed_sampled_calibrated_and_scores(recovery
 
 def test_a_dataset_of_another_shape_is_refused_before_the_chains(recovery: Recovery, command: UpCommand) -> None:
     told = run(command.data, str(CHECKPOINT), "--dataset", "digits", "--image-size", str(SIZE))
-    job = recovery.calibrate(told.stdout.split()[0], num_chains=16, max_bridges=1)
+    job = recovery.calibrate(told.stdout.split()[0], num_chains=16, max_bridges=1, max_chains=16)
     kinds = [event["type"] for event in recovery.events(job["id"])]
     assert "calibration" not in kinds
     assert (

@@ -7,13 +7,12 @@ import io
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from service.client import Recovery, RefusedError
+from service.client import Job, Recovery, RefusedError
 from tests.integration.stack import TINY, UpCommand
 
 pytestmark = pytest.mark.timeout(240)
@@ -35,7 +34,7 @@ def command_line(command: UpCommand, *arguments: str) -> subprocess.CompletedPro
     return subprocess.run(line, capture_output=True, text=True, check=False, timeout=60)
 
 
-def finished(recovery: Recovery, job: dict[str, Any]) -> dict[str, Any]:
+def finished(recovery: Recovery, job: Job) -> Job:
     """The job, once it has succeeded."""
     for _ in recovery.events(job["id"]):
         pass
@@ -91,7 +90,7 @@ def test_a_folder_of_images_on_the_server_is_trained_on_by_its_name(recovery: Re
     for _ in recovery.events(job["id"]):
         pass
     ended = recovery.job(job["id"])
-    assert (ended["status"], ended["error"].split(":")[0]) == (
+    assert (ended["status"], str(ended.error).split(":")[0]) == (
         "failed",
         "broken.png is not an image that can be read",
     )

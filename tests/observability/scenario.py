@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from service.client import ClientError, Recovery
+from service.client import ClientError, Job, Recovery
 from service.keys import KeyFile, Scope
 from tests.conftest import environment_of
 from tests.integration.stack import UpCommand
@@ -103,14 +103,15 @@ class Run:
             with self.fault(what, *alerts):
                 yield
 
-    def wait_for_end(self, name: str) -> dict[str, Any]:
+    def wait_for_end(self, name: str) -> Job:
         """A job once it has ended."""
 
-        def ended() -> dict[str, Any] | None:
+        def ended() -> Job | None:
             job = self.recovery.job(self.jobs[name])
-            return job if job["finished_at"] else None
+            return job if job.finished_at else None
 
-        return dict(wait_until(ended, 2 * _PATIENCE_S, f"the end of {name}", every_s=0.5))
+        found: Job = wait_until(ended, 2 * _PATIENCE_S, f"the end of {name}", every_s=0.5)
+        return found
 
 
 class Clients:

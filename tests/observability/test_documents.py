@@ -104,6 +104,8 @@ def test_every_alert_says_what_it_is_and_where_help_is() -> None:
         "redis-away",
         "s3-away",
     }
+    headings = re.findall(r"^#+ (.+)$", (DEPLOY / "README.md").read_text(), flags=re.MULTILINE)
+    assert anchors <= set(headings)
     for alert in alerts:
         assert alert["labels"]["severity"] in ("warning", "critical")
         assert alert["annotations"]["summary"]

@@ -1,21 +1,56 @@
-"""The command: help, exit statuses, one line for what went wrong."""
+"""The command: help, completion, exit statuses, one line for what went wrong, where the service is looked for."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
+from service.cli import application, main
+from service.keys import Scope
 from tests.servers import free_ports
+from tests.service.serving import ROOT, Serving, with_key
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "service.cli", *arguments], capture_output=True, text=True, check=False, timeout=60
-    )
+def run(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command, within this process: starting Python takes longer than anything else here."""
+    out, errors = io.StringIO(), io.StringIO()
+    with (
+        contextlib.chdir(cwd),
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(errors),
+    ):
+        patch.setattr(sys, "argv", ["recovery", *arguments])
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        try:
+            main()
+            status = 0
+        except SystemExit as end:
+            status = int(end.code or 0)
+    return subprocess.CompletedProcess(arguments, status, out.getvalue(), errors.getvalue())
+
+
+def all_commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(words, command) of every command, those of groups included."""
+    below = getattr(command, "commands", {})
+    for name, one in below.items():
+        yield from all_commands(one, (*path, name))
+    if not below:
+        yield path, command
+
+
+COMMANDS = dict(all_commands(typer.main.get_command(application)))
 
 
 def test_help_names_every_command() -> None:
@@ -36,18 +71,20 @@ def test_help_names_every_command() -> None:
         "datasets",
         "serve",
         "keys",
+        "doctor",
         "import-official",
+        "capacity",
     ):
         assert f" {command} " in text
 
 
 @pytest.mark.parametrize("arguments", [["jobs"], ["models"], ["train", "digits"], ["watch", "x"], ["datasets", "list"]])
-def test_a_server_that_is_away_is_one_line_and_status_1(arguments: list[str]) -> None:
+def test_a_server_that_is_away_is_one_line_and_status_3(arguments: list[str]) -> None:
     url = f"http://127.0.0.1:{free_ports(1)[0]}"
 
     result = run(*arguments, "--url", url)
 
-    assert result.returncode == 1
+    assert result.returncode == 3
     assert result.stderr == f"recovery: nothing answers at {url}; start it with `recovery up`, or give --url\n"
 
 
@@ -73,3 +110,100 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert result.stderr.startswith("recovery: ")
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_every_command_but_serve_prints_json_when_asked() -> None:
+    without = [words for words, command in COMMANDS.items() if "--json" not in _options(command)]
+
+    assert without == [("serve",)]
+
+
+def _options(command: Any) -> set[str]:
+    return {name for parameter in command.params for name in parameter.opts}
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_examples_of_the_help_are_commands_that_parse(words: tuple[str, ...], tmp_path: Path) -> None:
+    lines = [line.strip() for line in (COMMANDS[words].epilog or "").splitlines() if "recovery " in line]
+    for name in ("pictures", "a.png", "b.png", "points.npy", "points.csv"):
+        (tmp_path / name).touch()
+
+    for line in lines:
+        given = line.partition("recovery ")[2].partition("  ")[0].partition(" | ")[0].split()
+        arguments = [str(tmp_path / word) if (tmp_path / word).exists() else word for word in given[len(words) :]]
+        assert tuple(given[: len(words)]) == words
+        COMMANDS[words].make_context(words[-1], arguments)
+
+
+def test_the_shell_is_told_how_a_word_goes_on() -> None:
+    script = run("--show-completion", "bash").stdout
+    words = {"_TYPER_COMPLETE_ARGS": "recovery train den", "_RECOVERY_COMPLETE": "complete_bash"}
+    told = subprocess.run(
+        [str(Path(sys.executable).with_name("recovery"))],
+        env=os.environ | words | {"COMP_WORDS": "recovery train den", "COMP_CWORD": "2"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+
+    assert "complete" in script
+    assert told.stdout.split() == ["density-2d", "density-digits"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home of its own: the developer's configuration must not decide."""
+    return tmp_path_factory.mktemp("home")
+
+
+def place(home: Path, cwd: Path, *arguments: str, **environment: str) -> str:
+    """The address that is asked."""
+    known = {"XDG_CONFIG_HOME": str(home), **environment}
+    told = run("jobs", *arguments, cwd=cwd, **known)
+    assert told.returncode == 3, told.stderr
+    return told.stderr.partition("answers at ")[2].partition(";")[0]
+
+
+def test_the_address_is_given_or_of_the_environment_or_of_the_file_or_of_the_folder(home: Path, tmp_path: Path) -> None:
+    ports = free_ports(4)
+    urls = [f"http://127.0.0.1:{port}" for port in ports]
+    (tmp_path / "recovery-data").mkdir()
+    (tmp_path / "recovery-data" / "endpoint.json").write_text(json.dumps({"url": urls[3]}))
+    assert place(home, tmp_path) == urls[3]
+
+    (home / "recovery").mkdir()
+    (home / "recovery" / "config.toml").write_text(f'url = "{urls[2]}"\n')
+    assert place(home, tmp_path) == urls[2]
+    assert place(home, tmp_path, RECOVERY_URL=urls[1]) == urls[1]
+    assert place(home, tmp_path, "--url", urls[0], RECOVERY_URL=urls[1]) == urls[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("url = ", "expected TOML with url and api_key"), ("server = 'x'", "has 'server'; expected only")],
+)
+def test_a_configuration_file_that_cannot_be_used_is_one_line(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "recovery").mkdir()
+    (tmp_path / "recovery" / "config.toml").write_text(text)
+
+    result = run("jobs", XDG_CONFIG_HOME=str(tmp_path))
+
+    assert (result.returncode, len(result.stderr.splitlines())) == (1, 1)
+    assert told in result.stderr
+
+
+def test_the_key_of_the_file_goes_to_the_address_of_the_file_only(environment: dict[str, str], tmp_path: Path) -> None:
+    guarded, key = with_key(environment, tmp_path / "keys.json", Scope.read)
+    (tmp_path / "recovery").mkdir()
+    with Serving(guarded, tmp_path / "log") as serving:
+        (tmp_path / "recovery" / "config.toml").write_text(f'url = "{serving.url}"\napi_key = "{key}"\n')
+        known: dict[str, Any] = {"XDG_CONFIG_HOME": str(tmp_path)}
+        by_file = run("jobs", "--json", **known)
+        same_server_other_name = run("jobs", "--url", serving.url.replace("127.0.0.1", "localhost"), **known)
+        by_variable = run("jobs", "--json", "--url", serving.url, RECOVERY_API_KEY=key, XDG_CONFIG_HOME="/nowhere")
+
+    assert (by_file.returncode, json.loads(by_file.stdout)) == (0, [])
+    assert (by_variable.returncode, json.loads(by_variable.stdout)) == (0, [])
+    assert same_server_other_name.returncode == 1
+    assert "this service needs a key" in same_server_other_name.stderr

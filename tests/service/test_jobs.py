@@ -269,7 +269,8 @@ def test_a_calibration_is_queued_for_the_newest_checkpoint(
     assert (body["kind"], body["status"], body["name"]) == ("calibrate", "queued", "log Z")
     assert (body["model_id"], body["model_step"], body["seed"]) == (model_id, 100, 4)
     spec = store.get(body["id"]).spec
-    assert spec["config"] == {"seed": 4, "num_chains": 64, "tolerance": None, "max_bridges": 32, "num_leapfrog": 1}
+    chains = {"num_chains": 64, "max_chains": None, "max_bridges": 32, "num_leapfrog": 1}
+    assert spec["config"] == {"seed": 4, "tolerance": None, **chains}
     assert client.get("/jobs", params={"kind": "calibrate"}).json()["jobs"][0]["id"] == body["id"]
 
 
@@ -285,6 +286,7 @@ def test_a_calibration_that_cannot_be_says_why(client: TestClient, model_id: str
     assert told(model=f"{model_id}@99") == (404, f"model {model_id} has no checkpoint of step 99; there are 100")
     assert told(model=fresh)[0] == 409
     assert told(model=model_id, num_chains=1)[0] == told(model=model_id, tolerance=0)[0] == 422
+    assert told(model=model_id, max_chains=100) == (422, "body: max_chains is 100; expected a number from 512 to 1e+06")
 
 
 def test_a_calibration_goes_on_without_more_steps(client: TestClient, model_id: str) -> None:

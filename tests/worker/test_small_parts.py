@@ -19,15 +19,14 @@ from model.errors import DataError
 from tests.servers import wait_until
 from worker.broker import make_app, send_request, wake
 from worker.datasets import resolve_dataset
-from worker.exits import read_reason, write_reason
+from worker.exits import Exit, death_in_words, read_outcome, write_outcome
 from worker.ids import new_id
 from worker.jobs import JobKind
 from worker.messages import SAMPLE_QUEUE, TRAIN_QUEUE, SampleRequest
 from worker.pictures import picture_of
-from worker.presence import Presence, live_workers
+from worker.presence import Presence, WorkerReport, live_workers, worker_reports
 from worker.records import RecordStore
 from worker.settings import Settings
-from worker.supervise import death_in_words
 
 
 def test_settings_come_from_the_environment_and_do_not_show_secrets(
@@ -81,8 +80,15 @@ def test_a_worker_is_alive_until_it_leaves_or_falls_silent(store: RecordStore) -
     presence.start()
     store.redis.set("worker:train:silent@host", "", px=1)
     assert live_workers(store.redis) in ({"train": 1, "sample": 1}, {"train": 2, "sample": 1})
+    reports = {(kind, name): report for kind, name, report in worker_reports(store.redis)}
     presence.stop()
     wait_until(lambda: live_workers(store.redis) == {}, 1, "silence")
+
+    said = reports["train", "both@host"]
+    assert reports["sample", "both@host"] == said
+    assert said.version is not None
+    assert abs(said.clock_ahead_s or 0) < 1
+    assert reports.get(("train", "silent@host"), WorkerReport()) == WorkerReport()
 
 
 def test_messages_are_json_named_by_their_job_and_carry_only_its_id(store: RecordStore, settings: Settings) -> None:
@@ -107,9 +113,10 @@ def _only_message(store: RecordStore, queue: str) -> tuple[Any, dict[str, Any]]:
 
 
 def test_a_reason_left_by_a_training_is_read_and_none_is_none(tmp_path: Path) -> None:
-    assert read_reason(tmp_path) is None
-    write_reason(tmp_path, "no “dataset”")
-    assert read_reason(tmp_path) == "no “dataset”"
+    assert read_outcome(tmp_path) == (None, None)
+    write_outcome(tmp_path, Exit.failed, "no “dataset”")
+    assert read_outcome(tmp_path) == (Exit.failed, "no “dataset”")
+    assert read_outcome(tmp_path, rank=1) == (None, None)
 
 
 def test_a_death_by_signal_is_told_in_words() -> None:

@@ -1,0 +1,149 @@
+"""The client that has every answer when its method returns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Self, TypeVar
+
+import httpx2
+from rich.console import Console
+
+from service.client.address import Address
+from service.client.call import Call, ClientError, Json, Pause, Send, refusal
+from service.client.calls import Calls
+from service.client.events import Event, EventFeed, is_sign_of_life
+from service.client.handles import JobCalls, ModelCalls
+from service.progress import Bar
+
+T = TypeVar("T")
+
+
+class Job(JobCalls):
+    """A job: what the service last said of it, and what can be done with it."""
+
+    _client: Recovery
+
+    def perform(self, call: Call[T]) -> T:
+        """Over the client's connections."""
+        return self._client.perform(call)
+
+    def events(self, *, after: str | None = None) -> Iterator[Event]:
+        """Everything that happens in it until it ends."""
+        return self._client.events(self.id, after=after)
+
+    def wait(self, *, progress: bool = False, timeout_s: float | None = None) -> Job:
+        """Wait for its end, with a progress bar if wanted; itself. Raises JobFailedError unless it succeeded.
+
+        Raises ClientError when `timeout_s` seconds were not enough (without a progress bar).
+        """
+        if progress:
+            with Bar(Console(highlight=False, force_jupyter=False)) as bar:
+                for event in self.events():
+                    bar.show(event)
+        self.perform(self.until_ended(timeout_s))
+        self.require_success()
+        return self
+
+    def model(self) -> Model:
+        """The model that it trains or works on."""
+        return self._client.model(str(self.model_id))
+
+
+class Model(ModelCalls[Job]):
+    """A model: what there is of it, and what can be done with it."""
+
+    _client: Recovery
+
+    def perform(self, call: Call[T]) -> T:
+        """Over the client's connections."""
+        return self._client.perform(call)
+
+
+class Recovery(Address, Calls[Job, Model]):
+    """The service at one address, with a key where it asks for one."""
+
+    def __init__(self, url: str | None = None, *, api_key: str | None = None) -> None:
+        """What is absent comes from RECOVERY_URL and RECOVERY_API_KEY. Raises ClientError for what is no address."""
+        super().__init__(url, api_key)
+        try:
+            self._http = httpx2.Client(**self.http_options)
+        except httpx2.InvalidURL as error:
+            raise self.error_of(error) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._http.close()
+
+    def job_of(self, body: Json) -> Job:
+        """With the methods of a job."""
+        job = Job.model_validate(body)
+        job._client = self
+        return job
+
+    def model_of(self, body: Json) -> Model:
+        """With the methods of a model."""
+        model = Model.model_validate(body)
+        model._client = self
+        return model
+
+    def events(
+        self, job_id: str, *, after: str | None = None, idle_fn: Callable[[], None] | None = None
+    ) -> Iterator[Event]:
+        """Everything that happens in a job until it ends. Reconnects after a broken stream.
+
+        `idle_fn` is called every few seconds while nothing happens.
+        """
+        feed = EventFeed(job_id, after)
+        while True:
+            try:
+                with self._http.stream("GET", feed.path, headers=feed.headers) as answer:
+                    if answer.is_error:
+                        answer.read()
+                        raise refusal(answer)
+                    for line in answer.iter_lines():
+                        if idle_fn is not None and is_sign_of_life(line):
+                            idle_fn()
+                        if (event := feed.read(line)) is not None:
+                            yield event
+                return
+            except httpx2.TransportError:
+                time.sleep(feed.pause_after_failure_s(self.url))
+
+    def perform(self, call: Call[T]) -> T:
+        """Do everything a call asks for; its result. Raises ClientError."""
+        try:
+            wanted = next(call)
+            while True:
+                try:
+                    reply = self._do(wanted)
+                except ClientError as error:
+                    wanted = call.throw(error)
+                else:
+                    wanted = call.send(reply)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        finally:
+            call.close()
+
+    def _do(self, wanted: Send | Pause) -> httpx2.Response | None:
+        if isinstance(wanted, Pause):
+            time.sleep(wanted.seconds)
+            return None
+        try:
+            answer = self._http.request(wanted.method, wanted.path, **wanted.options)
+        except (httpx2.TransportError, httpx2.InvalidURL) as error:
+            raise self.error_of(error) from None
+        if answer.is_error:
+            raise refusal(answer)
+        return answer

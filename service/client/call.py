@@ -1,0 +1,181 @@
+"""What a client asks, apart from how it is sent: a call is a generator of requests, driven by a sender of either kind.
+
+    @described
+    def job(self, job_id: str) -> Call[Job]:
+        reply = yield from answered(Send("GET", f"/jobs/{job_id}"))
+        return Job(**reply.json())
+
+In a client that has a `SyncSender`, `client.job(id)` is a Job; with an `AsyncSender` it is awaited.
+"""
+
+from __future__ import annotations
+
+import functools
+import urllib.parse
+from collections.abc import Callable, Coroutine, Generator
+from dataclasses import dataclass, field
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, overload
+
+import httpx2
+
+from service.foreseen import ForeseenError
+
+Json = dict[str, Any]
+
+_PAUSES_S = (0.2, 1.0, 3.0)
+_LONGEST_PAUSE_S = 60.0
+"""A service that asks for more patience than this is an error at once."""
+_IN_FLIGHT = "urn:recovery:problem:request-in-flight"
+_TOO_MANY = 429
+_AWAY = (502, 503)
+
+
+class ClientError(ForeseenError):
+    """The service could not be asked, or refused; one sentence that says what to do."""
+
+
+class UnreachableError(ClientError):
+    """Nothing answers at the address."""
+
+
+class BrokenOffError(ClientError):
+    """The connection broke before the answer was there; what was asked for may have been done."""
+
+
+class JobFailedError(ClientError):
+    """A job that was waited for did not succeed."""
+
+
+class RefusedError(ClientError):
+    """The service answered with a problem (RFC 9457)."""
+
+    def __init__(self, problem: Json, retry_after_s: float | None = None) -> None:
+        super().__init__(str(problem.get("detail") or problem.get("title") or problem))
+        self.problem = problem
+        self.status = int(problem.get("status", 0))
+        self.retry_after_s = retry_after_s
+        """how long the service wants to be left alone"""
+
+
+@dataclass(frozen=True)
+class Send:
+    """One request."""
+
+    method: Literal["GET", "POST", "DELETE"]
+    path: str
+    options: Json = field(default_factory=dict)
+    """as httpx2 takes them: json, params, headers, files, data, timeout"""
+    repeatable: bool = False
+    """Whether asking twice does no harm: then a broken connection, a busy service and one that is away are overcome."""
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Time to let pass."""
+
+    seconds: float
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Call = Generator[Send | Pause, Any, T]
+"""Yields what is to be done, gets the answer (httpx2.Response; None after a pause), returns the result."""
+
+
+def answered(request: Send) -> Call[httpx2.Response]:
+    """The answer; asked for again where that is safe. Raises ClientError."""
+    for pause_s in _PAUSES_S if request.repeatable else ():
+        try:
+            reply: httpx2.Response = yield request
+            return reply
+        except ClientError as error:
+            pause = _pause_before_another(error, pause_s)
+            if pause is None:
+                raise
+        yield pause
+    reply = yield request
+    return reply
+
+
+def _pause_before_another(error: ClientError, pause_s: float) -> Pause | None:
+    """How long to wait before asking again; None when that would not help."""
+    match error:
+        case BrokenOffError():
+            return Pause(pause_s)
+        case RefusedError(status=status, retry_after_s=wanted) if status == _TOO_MANY:
+            wanted = pause_s if wanted is None else wanted
+            return Pause(wanted) if wanted <= _LONGEST_PAUSE_S else None
+        case RefusedError(status=status, problem=problem) if status in _AWAY or problem.get("type") == _IN_FLIGHT:
+            return Pause(pause_s)
+        case _:
+            return None
+
+
+class SyncSender(Protocol):
+    """Has a call's result when the method returns."""
+
+    def perform(self, call: Call[T]) -> T:
+        """Do everything a call asks for; its result."""
+
+
+class AsyncSender(Protocol):
+    """Has a call's result when the method was awaited."""
+
+    async def perform(self, call: Call[T]) -> T:
+        """Do everything a call asks for; its result."""
+
+
+class described(Generic[P, T]):  # noqa: N801 # used as a decorator, like property
+    """A method written once as a call: performed at once by a SyncSender, to be awaited with an AsyncSender."""
+
+    def __init__(self, describe_fn: Callable[Concatenate[Any, P], Call[T]]) -> None:
+        self._describe_fn = describe_fn
+        self.__doc__ = describe_fn.__doc__
+
+    @overload
+    def __get__(self, owner: None, kind: type[Any]) -> Callable[Concatenate[Any, P], Call[T]]: ...
+    @overload
+    def __get__(self, owner: SyncSender, kind: type[Any]) -> Callable[P, T]: ...
+    @overload
+    def __get__(self, owner: AsyncSender, kind: type[Any]) -> Callable[P, Coroutine[Any, Any, T]]: ...
+    def __get__(self, owner: Any, kind: type[Any]) -> Callable[..., Any]:
+        if owner is None:
+            return self._describe_fn
+
+        @functools.wraps(self._describe_fn)
+        def perform(*args: P.args, **options: P.kwargs) -> Any:
+            return owner.perform(self._describe_fn(owner, *args, **options))
+
+        # For help() and completion in notebooks: without `self`, which is bound.
+        perform.__signature__ = _bound_signature(self._describe_fn)  # type: ignore[attr-defined]
+        return perform
+
+
+@functools.cache
+def _bound_signature(describe_fn: Callable[..., Any]) -> Any:
+    import inspect
+
+    signature = inspect.signature(describe_fn)
+    return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
+def quoted(text: str) -> str:
+    """As one segment of a path, whatever it holds."""
+    return urllib.parse.quote(text, safe="")
+
+
+def given(**options: Any) -> Json:
+    """Those that are not None: the rest is the service's to decide."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def refusal(answer: httpx2.Response) -> RefusedError:
+    """The error of an answer that is one; its body has been read."""
+    try:
+        problem = answer.json()
+    except ValueError:
+        problem = None
+    if not isinstance(problem, dict):
+        problem = {"status": answer.status_code, "detail": f"{answer.url} answered {answer.status_code}"}
+    seconds = answer.headers.get("Retry-After", "")
+    return RefusedError(problem, float(seconds) if seconds.isdecimal() else None)

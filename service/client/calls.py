@@ -1,0 +1,196 @@
+"""Every call of the service, described once for both clients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, BinaryIO, Generic, TypeVar, Unpack
+
+from service.client import requests
+from service.client.call import Call, Json, RefusedError, Send, answered, described, given, quoted
+from service.client.handles import JobCalls, ModelCalls
+from service.client.requests import (
+    Answer,
+    BulkOptions,
+    CalibrateOptions,
+    Densities,
+    DensityOptions,
+    SampleOptions,
+    Scorable,
+    TrainOptions,
+)
+from service.client.samples import Samples
+from service.dataset_schemas import DatasetBody
+
+J = TypeVar("J", bound=JobCalls)
+M = TypeVar("M", bound=ModelCalls[Any])
+
+
+class Dataset(Answer, DatasetBody):
+    """Data that trainings take by their id."""
+
+
+class Calls(Generic[J, M]):
+    """What both clients can do; every method is described once."""
+
+    job_of: Callable[[Json], J]
+    model_of: Callable[[Json], M]
+
+    @described
+    def train(
+        self, preset: str | None = None, *, idempotency_key: str | None = None, **options: Unpack[TrainOptions]
+    ) -> Call[J]:
+        """Start a training job. Options: config, dataset, name, seed, steps, batch_size, checkpoint_every,
+        sample_every, calibrate, device, num_gpus."""
+        body = given(preset=preset, **options)
+        return self.job_of((yield from requests.create("/jobs/train", body, idempotency_key)))
+
+    @described
+    def jobs(self, *, status: str | None = None) -> Call[list[J]]:
+        """All jobs, newest first."""
+        return [self.job_of(one) for one in (yield from requests.all_jobs(status))]
+
+    @described
+    def job(self, job_id: str, *, wait_s: int | None = None) -> Call[J]:
+        """One job, waiting up to `wait_s` (the service allows 60) for its end."""
+        headers = {} if wait_s is None else {"Prefer": f"wait={wait_s}"}
+        request = Send("GET", requests.job_path(job_id), {"headers": headers}, repeatable=True)
+        return self.job_of((yield from answered(request)).json())
+
+    @described
+    def cancel(self, job_id: str) -> Call[J]:
+        """Ask for a job's end; the job."""
+        return self.job_of((yield from requests.act(requests.job_path(job_id, "cancel"), repeatable=True)))
+
+    @described
+    def resume(self, job_id: str, *, steps: int | None = None) -> Call[J]:
+        """Queue a failed or cancelled job again; the job."""
+        body = None if steps is None else {"steps": steps}
+        return self.job_of((yield from requests.act(requests.job_path(job_id, "resume"), body, repeatable=False)))
+
+    @described
+    def upload_dataset(
+        self,
+        source: Path | BinaryIO,
+        *,
+        file_name: str | None = None,
+        name: str | None = None,
+        image_size: str | None = None,
+    ) -> Call[Dataset]:
+        """Upload a .zip of images, .npy, .npz or .csv, or a folder of images; its id is what trainings take.
+
+        An open file, read once from its beginning, needs a `file_name`. `image_size`, "64" or "48x64" (height x width),
+        crops and resizes images. Raises OSError for what cannot be read.
+        """
+        return Dataset.model_validate((yield from requests.upload(source, file_name, name=name, image_size=image_size)))
+
+    @described
+    def datasets(self) -> Call[list[Dataset]]:
+        """All datasets: uploaded ones, newest first, built-in ones, those in the server's folder."""
+        return [Dataset.model_validate(one) for one in (yield from requests.read("/datasets"))["datasets"]]
+
+    @described
+    def dataset(self, dataset_id: str) -> Call[Dataset]:
+        """One uploaded or built-in dataset."""
+        return Dataset.model_validate((yield from requests.read(f"/datasets/{quoted(dataset_id)}")))
+
+    @described
+    def delete_dataset(self, dataset_id: str) -> Call[None]:
+        """Delete an uploaded dataset that no job uses."""
+        yield from answered(Send("DELETE", f"/datasets/{quoted(dataset_id)}"))
+
+    @described
+    def models(self) -> Call[list[M]]:
+        """All models, newest first."""
+        return [self.model_of(one) for one in (yield from requests.read("/models"))["models"]]
+
+    @described
+    def model(self, model_id: str) -> Call[M]:
+        """One model with its checkpoints."""
+        return self.model_of((yield from requests.read(requests.model_path(model_id))))
+
+    @described
+    def sample(
+        self, model: str, num_images: int = 1, *, levels: Iterable[int] = (), **options: Unpack[SampleOptions]
+    ) -> Call[Samples]:
+        """Samples of a model (`id` or `id@step`). Options: seed, steps (K), noise_scale, precision."""
+        return (yield from requests.draw(model, num_images, levels, options))
+
+    @described
+    def sample_png(
+        self,
+        model: str,
+        num_images: int = 1,
+        *,
+        levels: Iterable[int] = (),
+        scale: int = 1,
+        **options: Unpack[SampleOptions],
+    ) -> Call[bytes]:
+        """Samples as one PNG, pixels magnified `scale` times."""
+        return (yield from requests.draw_png(model, num_images, levels, scale, options))
+
+    @described
+    def calibrate(
+        self, model: str, *, idempotency_key: str | None = None, **options: Unpack[CalibrateOptions]
+    ) -> Call[J]:
+        """Start an estimate of log Z of a checkpoint. Options as POST /jobs/calibrate."""
+        body = given(model=model, **options)
+        return self.job_of((yield from requests.create("/jobs/calibrate", body, idempotency_key)))
+
+    @described
+    def sample_in_bulk(
+        self, model: str, num_images: int, *, idempotency_key: str | None = None, **options: Unpack[BulkOptions]
+    ) -> Call[J]:
+        """Start a job that draws many samples into storage. Options as POST /jobs/sample."""
+        body = given(model=model, num_images=num_images, **options)
+        return self.job_of((yield from requests.create("/jobs/sample", body, idempotency_key)))
+
+    @described
+    def shards(self, job_id: str) -> Call[Json]:
+        """Manifest of a bulk sampling that has ended."""
+        return (yield from requests.read(requests.job_path(job_id, "shards")))
+
+    @described
+    def shard(self, job_id: str, name: str) -> Call[bytes]:
+        """One of its files, .npy."""
+        return (yield from requests.read_bytes(requests.job_path(job_id, "shards", quoted(name))))
+
+    @described
+    def log_density(self, model: str, x: Scorable, **options: Unpack[DensityOptions]) -> Call[Densities]:
+        """log densities of numbers (N, *event), pictures, image files or one .npy file, as POST /log-density.
+
+        Options: path, num_paths, seed. Raises OSError for a file that cannot be read.
+        """
+        return (yield from requests.score(model, x, options))
+
+    @described
+    def density_png(self, model_id: str) -> Call[bytes]:
+        """The density of a 2-D model beside its data."""
+        return (yield from requests.read_bytes(requests.model_path(model_id, "density.png")))
+
+    @described
+    def samples_png(self, model_id: str) -> Call[bytes]:
+        """The grid drawn last while the model trained."""
+        return (yield from requests.read_bytes(requests.model_path(model_id, "samples.png")))
+
+    @described
+    def workers(self) -> Call[list[Json]]:
+        """Live workers: kind, name, version, gpus, clock_ahead_s."""
+        found: list[Json] = (yield from requests.read("/workers"))["workers"]
+        return found
+
+    @described
+    def checks(self) -> Call[list[Json]]:
+        """What GET /readyz found, whether or not all is well: name, ok, detail of each check."""
+        try:
+            found: list[Json] = (yield Send("GET", "/readyz")).json()["checks"]
+        except RefusedError as error:
+            if "checks" not in error.problem:
+                raise
+            found = error.problem["checks"]
+        return found
+
+    @described
+    def server_version(self) -> Call[str]:
+        """Of the program that serves."""
+        return str((yield from requests.read("/openapi.json"))["info"]["version"])

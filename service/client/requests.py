@@ -1,0 +1,247 @@
+"""What is sent for each call of the service, and how its answer is read.
+
+Options that are left out are the service's to decide.
+"""
+
+from __future__ import annotations
+
+import io
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, TypeAlias, TypedDict
+
+import httpx2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from service.client.call import Call, Json, Send, answered, given, quoted
+from service.client.samples import Samples
+from service.folder_zip import zipped
+from service.sampler_schemas import LogDensityBody
+
+_UPLOAD_TIMEOUT = httpx2.Timeout(10.0, read=1800.0, write=180.0)
+"""an upload answers when all of it was decoded"""
+_PAGE = 200
+
+Scorable: TypeAlias = npt.ArrayLike | Samples | Image.Image | Path | Sequence[Image.Image] | Sequence[Path]
+"""What POST /log-density takes: numbers (N, *event), pictures, or files: images, or one .npy."""
+
+
+class Answer:
+    """Fields by their JSON names, as a dictionary has them."""
+
+    def __getitem__(self: Any, name: str) -> Any:
+        return self.model_dump(mode="json")[name]
+
+    def keys(self: Any) -> list[str]:
+        """Names of the fields."""
+        return list(type(self).model_fields)
+
+
+class SampleOptions(TypedDict, total=False):
+    """Of POST /sample."""
+
+    seed: int | None
+    """the same seed gives the same samples; drawn at random when absent"""
+    steps: int | None
+    """K, chain steps per level"""
+    noise_scale: float | None
+    """multiplies the chain's noise"""
+    precision: str | None
+    """float32 or bfloat16"""
+
+
+class TrainOptions(TypedDict, total=False):
+    """Of POST /jobs/train."""
+
+    config: Json | None
+    """fields of the configuration, nested, laid over the preset"""
+    dataset: str | None
+    """another than the preset's"""
+    name: str | None
+    seed: int | None
+    steps: int | None
+    batch_size: int | Literal["auto"] | None
+    checkpoint_every: int | None
+    sample_every: int | None
+    calibrate: bool | None
+    device: str | None
+    """auto, cpu or cuda"""
+    num_gpus: int | None
+    """of one trainer, that share every batch"""
+
+
+class CalibrateOptions(TypedDict, total=False):
+    """Of POST /jobs/calibrate."""
+
+    name: str | None
+    seed: int | None
+    num_chains: int | None
+    tolerance: float | None
+    """nats of error to be content with"""
+    max_bridges: int | None
+    max_chains: int | None
+    num_leapfrog: int | None
+    device: str | None
+
+
+class BulkOptions(TypedDict, total=False):
+    """Of POST /jobs/sample."""
+
+    name: str | None
+    shard_images: int | None
+    """samples of a .npy file"""
+    seed: int | None
+    steps: int | None
+    noise_scale: float | None
+    device: str | None
+
+
+class DensityOptions(TypedDict, total=False):
+    """Of POST /log-density."""
+
+    path: bool | None
+    """also the estimate along the diffusion path; slower"""
+    num_paths: int | None
+    seed: int | None
+
+
+class Densities(Answer, LogDensityBody):
+    """log densities of items, nats, with what is known of their error."""
+
+    @property
+    def log_density(self) -> npt.NDArray[np.float64]:
+        """(N,), nats; NaN where the energy overflows."""
+        return np.array([np.nan if item.log_density is None else item.log_density for item in self.items])
+
+
+def read(path: str, **query: Any) -> Call[Json]:
+    """What GET finds there."""
+    reply = yield from answered(Send("GET", path, {"params": query} if query else {}, repeatable=True))
+    found: Json = reply.json()
+    return found
+
+
+def read_bytes(path: str) -> Call[bytes]:
+    """The same for a file."""
+    reply = yield from answered(Send("GET", path, repeatable=True))
+    content: bytes = reply.content
+    return content
+
+
+def create(path: str, body: Json, idempotency_key: str | None) -> Call[Json]:
+    """A new job. Its key makes it safe to ask again when the answer got lost."""
+    headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+    reply = yield from answered(Send("POST", path, {"json": body, "headers": headers}, repeatable=True))
+    made: Json = reply.json()
+    return made
+
+
+def act(path: str, body: Json | None = None, *, repeatable: bool) -> Call[Json]:
+    """What POST answers."""
+    reply = yield from answered(Send("POST", path, {"json": body}, repeatable=repeatable))
+    found: Json = reply.json()
+    return found
+
+
+def all_jobs(status: str | None) -> Call[list[Json]]:
+    """Every page of GET /jobs."""
+    found: list[Json] = []
+    query: Json = given(limit=_PAGE, status=status)
+    while True:
+        page = yield from read("/jobs", **query)
+        found += page["jobs"]
+        if page["next_cursor"] is None:
+            return found
+        query["cursor"] = page["next_cursor"]
+
+
+def draw(model: str, num_images: int, levels: Iterable[int], options: SampleOptions) -> Call[Samples]:
+    """Samples as numbers."""
+    body = given(model=model, num_images=num_images, levels=list(levels) or None, **options)
+    # Asking twice costs only work: a seed gives the same samples every time.
+    request = Send("POST", "/sample", {"json": body, "headers": {"Accept": "application/x-npy"}}, repeatable=True)
+    reply = yield from answered(request)
+    x = np.load(io.BytesIO(reply.content), allow_pickle=False)
+    with_levels = "levels" in body
+    return Samples(
+        x=x[-1] if with_levels else x,
+        levels=x[:-1] if with_levels else None,
+        seed=int(reply.headers["X-Seed"]),
+        model=reply.headers["X-Model"],
+        gradient_evaluations=int(reply.headers["X-NFE"]),
+    )
+
+
+def draw_png(model: str, num_images: int, levels: Iterable[int], scale: int, options: SampleOptions) -> Call[bytes]:
+    """Samples as one picture."""
+    body = given(model=model, num_images=num_images, levels=list(levels) or None, scale=scale, **options)
+    request = Send("POST", "/sample", {"json": body, "headers": {"Accept": "image/png"}}, repeatable=True)
+    reply = yield from answered(request)
+    content: bytes = reply.content
+    return content
+
+
+def score(model: str, x: Scorable, options: DensityOptions) -> Call[Densities]:
+    """log densities. Raises OSError for a file that cannot be read."""
+    fields = {name: str(value).lower() for name, value in given(**options).items()}
+    form = {"data": {"model": model, **fields}, "files": [("files", file) for file in _files(x)]}
+    reply = yield from answered(Send("POST", "/log-density", form, repeatable=True))
+    return Densities.model_validate_json(reply.content)
+
+
+def _files(x: Scorable) -> list[tuple[str, bytes]]:
+    """(name, content) of each file of the form."""
+    match x:
+        case Samples():
+            return [("x.npy", _npy(x.x))]
+        case Path() | Image.Image():
+            return [_file(x)]
+        case [Path() | Image.Image(), *_]:
+            return [_file(one) for one in x]  # type: ignore[arg-type]
+        case _:
+            return [("x.npy", _npy(np.asarray(x)))]
+
+
+def _file(one: Path | Image.Image) -> tuple[str, bytes]:
+    if isinstance(one, Path):
+        return one.name, one.read_bytes()
+    packed = io.BytesIO()
+    one.save(packed, "png")
+    return "image.png", packed.getvalue()
+
+
+def _npy(x: npt.NDArray[Any]) -> bytes:
+    packed = io.BytesIO()
+    np.save(packed, x, allow_pickle=False)
+    return packed.getvalue()
+
+
+def upload(source: Path | BinaryIO, file_name: str | None, **fields: str | None) -> Call[Json]:
+    """A dataset out of a file, or of a folder of images. Raises OSError for what cannot be read."""
+    if isinstance(source, Path) and source.is_dir():
+        with zipped(source) as packed:
+            return (yield from _upload(packed, f"{source.resolve().name}.zip", fields))
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            return (yield from _upload(file, file_name or source.name, fields))
+    return (yield from _upload(source, file_name or "data", fields))
+
+
+def _upload(file: BinaryIO, file_name: str, fields: Mapping[str, str | None]) -> Call[Json]:
+    form = {"files": {"file": (file_name, file)}, "data": given(**fields), "timeout": _UPLOAD_TIMEOUT}
+    reply = yield from answered(Send("POST", "/datasets", form))
+    found: Json = reply.json()
+    return found
+
+
+def job_path(job_id: str, *more: str) -> str:
+    """Below /jobs."""
+    return "/".join(["/jobs", quoted(job_id), *more])
+
+
+def model_path(model_id: str, *more: str) -> str:
+    """Below /models."""
+    return "/".join(["/models", quoted(model_id), *more])

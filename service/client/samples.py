@@ -1,0 +1,83 @@
+"""Samples as a client gets them: numbers, and pictures where they are some."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from service.images import encode_grid, encode_png, is_image
+
+_SHOWN_SIDE = 320
+"""pixels: a notebook shows grids of small images magnified to about this width"""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Samples:
+    """Samples, and what is needed to draw the same again. A notebook shows images as a grid."""
+
+    x: npt.NDArray[np.float32]
+    """(N, *event), images in [−1, 1]"""
+    levels: npt.NDArray[np.float32] | None = None
+    """(levels, N, *event), noisiest first, where levels were asked for"""
+    seed: int
+    model: str
+    """id@step"""
+    gradient_evaluations: int
+    """per sample"""
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """As pictures of Pillow. Raises TypeError for vectors."""
+        self._require_images()
+        return [_opened(encode_png(image)) for image in self.x]
+
+    def grid(self, *, scale: int = 1) -> Image.Image:
+        """All in one picture, pixels magnified; with levels a row per sample. Raises TypeError for vectors."""
+        return _opened(self.png(scale=scale))
+
+    def png(self, *, scale: int = 1) -> bytes:
+        """The same as a file: one image, a grid, or with levels a row per sample, noisiest first."""
+        self._require_images()
+        if self.levels is not None:
+            way = np.concatenate([self.levels, self.x[None]])
+            by_sample = np.swapaxes(way, 0, 1).reshape(-1, *self.x.shape[1:])
+            return encode_grid(by_sample, scale=scale, num_columns=len(way))
+        return encode_png(self.x[0], scale=scale) if len(self) == 1 else encode_grid(self.x, scale=scale)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __iter__(self) -> Iterator[npt.NDArray[np.float32]]:
+        return iter(self.x)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        return np.array(self.x, dtype=dtype, copy=copy)
+
+    def __repr__(self) -> str:
+        shape = "×".join(map(str, self.x.shape[1:]))
+        return f"<{len(self)} samples of shape {shape} from {self.model}, seed {self.seed}>"
+
+    def _repr_png_(self) -> bytes | None:
+        if not is_image(self.x.shape[1:]):
+            return None
+        columns = int(np.ceil(len(self) ** 0.5)) if self.levels is None else len(self.levels) + 1
+        return self.png(scale=max(1, _SHOWN_SIDE // (columns * self.x.shape[-1])))
+
+    def _require_images(self) -> None:
+        if not is_image(self.x.shape[1:]):
+            raise TypeError(f"this model makes vectors of shape {self.x.shape[1:]}, not images; use `x`")
+
+
+def spread_levels(num_levels: int, count: int) -> list[int]:
+    """At most `count` noise levels spread evenly from pure noise to the one above the cleanest."""
+    return sorted({round(level) for level in np.linspace(num_levels, 1, count)})
+
+
+def _opened(png: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(png))
