@@ -84,7 +84,8 @@ class Lane:
     @property
     def backlog_s(self) -> float:
         """Seconds to do everything accepted so far, at the rate of a full batch."""
-        return self._pending / self.rate if self.rate else 0.0
+        # Chains that run are taken to be half-way, so the estimate may have run below 0 when they are not.
+        return max(0, self._pending) / self.rate if self.rate else 0.0
 
     def cost(self, settings: SamplingConfig) -> int:
         """Gradient evaluations of a chain."""

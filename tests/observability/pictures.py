@@ -41,11 +41,17 @@ _UNITS = {"short": "", "s": "s", "reqps": "req/s", "bytes": "", "percentunit": "
 
 
 def draw(
-    dashboard: Dashboard, curves_fn: CurvesFn, names: Mapping[str, str], faults: list[Fault], path: Path
+    dashboard: Dashboard,
+    curves_fn: CurvesFn,
+    names: Mapping[str, str],
+    faults: list[Fault],
+    span: tuple[float, float],
+    path: Path,
 ) -> list[str]:
     """Write a PNG of the panels with curves; titles of the panels that are left out because they have none.
 
-    `curves_fn(expr)` gives what a panel shows, `names` says what to write for long label values.
+    `curves_fn(expr)` gives what a panel shows, `names` says what to write for long label values, `span` is the time
+    from the first instant to the last.
     """
     panels = [panel for row in dashboard.rows for panel in row.panels if panel.kind == "timeseries"]
     found = {panel.title: [(query.legend, curves_fn(query.expr)) for query in panel.queries] for panel in panels}
@@ -58,10 +64,12 @@ def draw(
             axes = figure.add_subplot(num_rows, _COLUMNS, index + 1)
             _draw_panel(axes, panel, found[panel.title], names)
             _mark(axes, faults)
-        figure.suptitle(f"{dashboard.title}: {dashboard.text}", x=0.01, ha="left", fontsize=12, fontweight="bold")
+            axes.set_xlim(*(_time(at) for at in span))
         height = figure.get_figheight()
-        figure.text(0.01, 1 - 0.42 / height, _note(faults), fontsize=8, color="#555555", va="top")
-        figure.tight_layout(rect=(0, 0, 1, 1 - 0.55 / height), h_pad=1.2, w_pad=1.5)
+        figure.tight_layout(rect=(0, 0, 1, 1 - 0.65 / height), h_pad=1.2, w_pad=1.5)
+        title = f"{dashboard.title}: {dashboard.text}"
+        figure.text(0.01, 1 - 0.1 / height, title, fontsize=12, fontweight="bold", va="top")
+        figure.text(0.01, 1 - 0.38 / height, _note(faults), fontsize=8, color="#555555", va="top")
         path.parent.mkdir(exist_ok=True)
         figure.savefig(path, metadata={"Software": None, "Description": _LABEL})
     return empty
@@ -88,7 +96,7 @@ def _draw_panel(axes: Axes, panel: Panel, queries: list[tuple[str, list[Curve]]]
     elif panel.largest is not None:
         axes.set_ylim(0, 1.03 * panel.largest)
     elif axes.get_ylim()[0] > 0 or panel.stacked:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
     if panel.unit == "bytes":
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 2**20:.3g} MiB"))
     elif panel.unit == "percentunit":
@@ -103,7 +111,7 @@ def _add_legend(axes: Axes, num_curves: int) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if num_curves > _MOST_IN_LEGEND:
         handles, labels = handles[:_MOST_IN_LEGEND], [*labels[: _MOST_IN_LEGEND - 1], f"… {num_curves} in all"]
-    axes.legend(handles, labels, loc="upper left", fontsize=6.5, framealpha=0.75, ncols=2 if len(labels) > 4 else 1)
+    axes.legend(handles, labels, loc="best", fontsize=6.5, framealpha=0.6, ncols=2 if len(labels) > 4 else 1)
 
 
 def _stack(axes: Axes, curves: list[tuple[str, list[tuple[float, float]]]]) -> None:

@@ -104,6 +104,8 @@ def test_every_alert_says_what_it_is_and_where_help_is() -> None:
         "redis-away",
         "s3-away",
     }
+    headings = re.findall(r"^#+ (.+)$", (DEPLOY / "README.md").read_text(), flags=re.MULTILINE)
+    assert anchors <= set(headings)
     for alert in alerts:
         assert alert["labels"]["severity"] in ("warning", "critical")
         assert alert["annotations"]["summary"]
@@ -146,7 +148,8 @@ def test_grafana_is_pointed_at_the_datasource_and_the_folder_that_dashboards_nam
         (chosen,) = (one for one in dashboard["templating"]["list"] if one["type"] == "datasource")
         assert chosen["current"]["value"] == source["uid"]
     (provider,) = yaml.safe_load((provisioning / "dashboards" / "recovery.yml").read_text())["providers"]
-    assert provider["options"]["path"] == "/var/lib/grafana/dashboards"
+    mounts = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["grafana"]["volumes"]
+    assert f"./deploy/grafana/dashboards:{provider['options']['path']}:ro" in mounts
     scrape = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
     assert source["jsonData"]["timeInterval"] == scrape["global"]["scrape_interval"]
 
@@ -154,5 +157,7 @@ def test_grafana_is_pointed_at_the_datasource_and_the_folder_that_dashboards_nam
 def test_prometheus_is_told_to_read_these_rules() -> None:
     config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
     assert config["rule_files"] == ["rules/*.yml"]
+    mounts = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["prometheus"]["volumes"]
+    assert "./deploy/prometheus/rules:/etc/prometheus/rules:ro" in mounts
     assert RULES.parent == DEPLOY / "prometheus" / "rules"
     assert {one["job_name"] for one in config["scrape_configs"]} == {"service", "trainer", "sampler"}

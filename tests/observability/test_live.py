@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from deploy.grafana.write import DASHBOARDS
-from tests.observability.catalogue import DEPLOY, MODULES, names_in, rules, series_in_code, shown, variables
+from tests.observability.catalogue import DEPLOY, names_in, rules, series_in_code, shown, variables
 from tests.observability.pictures import draw
 from tests.observability.prometheus import Labels
 from tests.observability.scenario import Run, Scenario
+from worker import gpu_metrics
+from worker.series import declared
 
 pytestmark = [pytest.mark.observability, pytest.mark.timeout(600)]
 
@@ -89,8 +91,7 @@ def test_every_series_that_was_scraped_is_one_of_the_code_with_its_type_and_labe
 
 
 def test_every_series_of_the_code_was_seen_but_those_of_gpus(run: Run) -> None:
-    (gpus,) = (module for module in MODULES if module.__name__ == "worker.gpu_metrics")
-    absent = {series.name for series in vars(gpus).values() if hasattr(series, "bounds")}
+    absent = {series.name for series in declared([gpu_metrics])}
     seen = {next(iter(names_in(labels["__name__"]))) for labels, _ in run.prometheus.ask(_everything(run))}
     assert series_in_code().keys() - absent - seen == set()
 
@@ -159,6 +160,7 @@ def test_pictures_of_the_dashboards_are_drawn(run: Run) -> None:
             lambda expr: run.prometheus.curves(filled(expr, run), run.began_at, run.ended_at, 1),
             names,
             run.faults,
+            (run.began_at, run.ended_at),
             path,
         )
         assert empty == []
