@@ -108,6 +108,11 @@ class LogZ:
         own = (self.lower_std_error**2 + self.upper_std_error**2) / 4
         return math.sqrt(((self.upper - self.lower) / 2) ** 2 + own)
 
+    @property
+    def sides_agree(self) -> bool:
+        """Whether their gap is within three of its standard errors."""
+        return abs(self.upper - self.lower) <= 3 * math.hypot(self.lower_std_error, self.upper_std_error)
+
 
 class _Walker:
     """Chains on the bridges of a path: one place for both directions, so that they mirror each other."""
@@ -237,8 +242,9 @@ def bound_log_z(
 ) -> Iterator[LogZ]:
     """Both sides with more and more bridges, then with more and more chains, until they meet within `tolerance` nats.
 
-    Every round doubles the bridges, up to `max_bridges`, and begins anew; after that it walks as many chains again as
-    there are and pools their weights, up to `max_chains` (None: `num_chains`). At most `num_chains` are walked at once.
+    Every round doubles the bridges, up to `max_bridges`, and begins anew. If the sides then agree, and only their own
+    errors are too large, it walks as many chains again as there are and pools their weights, up to `max_chains` (None:
+    `num_chains`); at most `num_chains` are walked at once. More chains do not close a gap that is none of chance.
     Yields every round; the last is the answer. Without `sample_target` the backward walk starts where the forward
     chains ended, resampled by weight and moved on. `stop_fn` is asked before every move; the round it stops is lost.
     """
@@ -259,7 +265,7 @@ def bound_log_z(
             if num_bridges < max_bridges:
                 num_bridges = min(2 * num_bridges, max_bridges)
                 walked = [walk()]
-            elif (more := min(len(walked), most // num_chains - len(walked))) > 0:
+            elif log_z.sides_agree and (more := min(len(walked), most // num_chains - len(walked))) > 0:
                 walked += [walk() for _ in range(more)]
             else:
                 return

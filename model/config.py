@@ -327,8 +327,8 @@ class CalibrationConfig:
     max_bridges: int = 32
     """Temperatures between neighbouring levels: every round doubles them, starting from 1, up to this many."""
     max_chains: int | None = None
-    """Chains at which to give up: once the bridges are at their most, every round doubles the chains. None takes eight
-    times `num_chains`."""
+    """Chains at which to give up: once the bridges are at their most and the sides agree, every round doubles the
+    chains. None takes eight times `num_chains`."""
     num_leapfrog: int = 1
     """Gradient evaluations a move: 1 is MALA; about 5 (HMC) reach further in thousands of dimensions."""
 

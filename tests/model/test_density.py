@@ -190,6 +190,16 @@ def test_once_the_bridges_are_at_their_most_the_chains_double_and_are_pooled(mod
     assert abs(rounds[-1].estimate - _log_z(model)) < 4 * rounds[-1].std_error
 
 
+def test_chains_are_not_added_to_sides_that_disagree(model: EnergyModel) -> None:
+    path = replace(annealing_path(model), log_z_start=0.0)
+    far = replace(
+        path, energies=[path.energies[0], lambda z: 200 * path.energies[-1](z)], step_sizes=path.step_sizes[:2]
+    )
+    rounds = list(bound_log_z(far, _noise(2), num_chains=64, tolerance=1e-3, max_bridges=1, max_chains=512))
+    assert not rounds[-1].sides_agree
+    assert len(rounds) == 1
+
+
 def test_a_calibration_stops_before_its_next_move_and_forgets_the_round(model: EnergyModel) -> None:
     calls = itertools.count()
     assert len(list(calibrate(model, num_chains=16, max_bridges=1, max_chains=16))) == 1
