@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -41,10 +42,15 @@ from model.config import (
 from model.energy_model import EnergyModel
 from model.evaluation import frechet_distance
 from model.events import CheckpointEvent, StepEvent
+from model.memory import TrialStep
 from model.noise import SharedNoise, make_generator
 from model.objective import stratified_levels
 from model.sampling import descend, sample
 from tests.bench.plain import PlainModel, plain_copy
+from tests.servers import ACCESS_KEY, BUCKET, SECRET_KEY, running_seaweedfs
+from worker.artifacts import Artifacts
+from worker.ids import new_id
+from worker.settings import Settings
 
 _RESULTS = Path("bench-results/train.json")
 _ROUNDS = 3
@@ -202,7 +208,9 @@ def growth() -> list[dict[str, Any]]:
 
 
 def surroundings(step_s: float) -> dict[str, float]:
-    """Shares of a step's time that are not the step: its batch, and its part of a checkpoint's copies."""
+    """What is not the step, as shares of the time of as many steps as lie between two checkpoints: the batches; the
+    checkpoint's copies, for which the training waits; its way to disk and to a real store, which a thread takes beside
+    the training (counted as if the training stood still meanwhile)."""
     dataset = noise_dataset()
     state = training.start(BENCH_CONFIG, dataset)
 
@@ -212,12 +220,46 @@ def surroundings(step_s: float) -> dict[str, float]:
 
     every = presets.preset("cifar10-t6").checkpoint_every
     snapshot_s = timed(state.snapshot)
+    upload_s, size_bytes = upload(state)
     return {
         "batch": fastest(fetch) / step_s,
         "checkpoint": snapshot_s / every / step_s,
+        "upload": upload_s / every / step_s,
         "snapshot_s": snapshot_s,
+        "upload_s": upload_s,
+        "checkpoint_bytes": size_bytes,
         "checkpoint_every": every,
     }
+
+
+def upload(state: training.TrainState) -> tuple[float, int]:
+    """Seconds to write and commit a checkpoint to SeaweedFS on this machine, with moments as in training; its bytes."""
+    for parameter in state.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    state.optimizer.step()
+    snapshot = state.snapshot()
+    with tempfile.TemporaryDirectory() as directory, running_seaweedfs(Path(directory) / "weed") as server:
+        folder = Path(directory) / "checkpoint"
+        folder.mkdir()
+        access, secret = SecretStr(ACCESS_KEY), SecretStr(SECRET_KEY)
+        where = Settings(s3_endpoint_url=server.url, s3_bucket=BUCKET, s3_access_key=access, s3_secret_key=secret)
+        artifacts = Artifacts.connect(where)
+
+        def deliver() -> None:
+            snapshot.write(folder)
+            artifacts.commit_checkpoint(new_id(), 1, folder)
+
+        return timed(deliver), sum(path.stat().st_size for path in folder.iterdir())
+
+
+def memory() -> dict[str, float]:
+    """Bytes that one more image adds to a step, by precision, as `batch_size: "auto"` measures it."""
+    found: dict[str, float] = {}
+    for p in PRECISIONS:
+        step = TrialStep(replace(BENCH_CONFIG, precision=p), noise_dataset(), "cpu")
+        peaks_by_rows = [step.peak_bytes(rows) for rows in (8, 16)]
+        found[p] = (peaks_by_rows[1] - peaks_by_rows[0]) / 8
+    return found
 
 
 def quality(steps: int = 980) -> dict[str, float]:
@@ -261,6 +303,7 @@ def main() -> None:
         "peaks": {p: {"convolution": conv, "matmul": product} for p, (conv, product) in measured.items()},
         "train": train,
         "sampling": sampling,
+        "memory_per_image_bytes": _said(console, "memory", memory),
         "surroundings": _said(console, "surroundings", lambda: surroundings(step_s)),
         "growth": _said(console, "growth", growth),
         "quality": _said(console, "quality", quality),
@@ -305,8 +348,13 @@ def _print(console: Console, results: dict[str, Any]) -> None:
     around = results["surroundings"]
     console.print(
         f"of a step's time: batch and augmentation {around['batch']:.2%}, copies for a checkpoint "
-        f"({around['snapshot_s']:.2f} s every {around['checkpoint_every']} steps) {around['checkpoint']:.4%}"
+        f"({around['snapshot_s']:.2f} s every {around['checkpoint_every']} steps) {around['checkpoint']:.4%}, its way "
+        f"to the store beside it ({around['checkpoint_bytes'] / 2**20:.0f} MiB in {around['upload_s']:.2f} s) "
+        f"{around['upload']:.4%}"
     )
+    by_image = results["memory_per_image_bytes"]
+    told = ", ".join(f"{by_image[p] / 2**20:.1f} MiB in {p}" for p in PRECISIONS)
+    console.print(f"memory that one more image takes: {told}")
     table = Table("bfloat16, K = 10 unless said", "step, s", "TFLOP/s", title="How cost grows")
     for row in results["growth"]:
         table.add_row(row["case"], f"{row['seconds']:.2f}", f"{row['flops'] / row['seconds'] / 1e12:.3f}")

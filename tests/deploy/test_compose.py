@@ -100,6 +100,24 @@ def test_what_is_mounted_from_the_repository_is_there(compose: dict[str, Any]) -
     assert named == set(compose["volumes"])
 
 
+def test_files_are_mounted_where_prometheus_and_grafana_look_for_them(compose: dict[str, Any]) -> None:
+    def mounted(name: str) -> dict[str, str]:
+        bound = [volume.split(":") for volume in compose["services"][name]["volumes"]]
+        return {source: target for source, target, *_ in bound if source.startswith(".")}
+
+    [providers] = (ROOT / "deploy" / "grafana" / "provisioning" / "dashboards").glob("*.yml")
+    [provider] = yaml.safe_load(providers.read_text())["providers"]
+    assert mounted("grafana")["./deploy/grafana/dashboards"] == provider["options"]["path"]
+    assert (ROOT / "deploy" / "prometheus" / "rules").is_dir()
+    scraping = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
+    assert scraping["rule_files"] == ["rules/*.yml"]
+    assert mounted("prometheus")["./deploy/prometheus/rules"] == "/etc/prometheus/rules"
+    credentials = [
+        job["authorization"]["credentials_file"] for job in scraping["scrape_configs"] if "authorization" in job
+    ]
+    assert credentials == [f"/run/secrets/{name}" for name in compose["services"]["prometheus"]["secrets"]]
+
+
 def test_nothing_but_loopback_is_published_and_the_stores_are_not(compose: dict[str, Any]) -> None:
     for name, service in compose["services"].items():
         for port in service.get("ports", []):

@@ -24,6 +24,8 @@ ALERTS = {
 
 def test_every_alert_has_its_section() -> None:
     assert set(re.findall(r"^### (\S+)$", README, re.M)) == ALERTS
+    rules = "".join(path.read_text() for path in (ROOT / "deploy" / "prometheus" / "rules").glob("*.yml"))
+    assert set(re.findall(r"deploy/README\.md#(\S+)", rules)) == ALERTS
 
 
 def test_the_capacity_example_is_what_the_command_prints() -> None:
