@@ -30,7 +30,7 @@ test-web: $(STAMP) ## the web page in Chromium against the real stack; writes do
 	$(BIN)/python -m pytest tests/web -m web
 
 test-observability: $(STAMP) ## metrics, alerts and dashboards of a real run, by a real Prometheus; draws deploy/images/
-	@command -v prometheus promtool > /dev/null || .ci/install-prometheus
+	@command -v promtool > /dev/null || .ci/install-prometheus
 	$(BIN)/python -m pytest tests/observability -m observability -s
 
 fuzz: $(STAMP) ## generated requests against the real service, more of them than in `make test`
