@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test fuzz lint format clean bench-density bench-serve bench-train bench-gpu soak chaos
+.PHONY: help install demo test fuzz lint format clean bench-density bench-serve bench-train bench-gpu soak chaos test-docs
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -22,6 +22,9 @@ demo: $(STAMP) ## train, sample and judge a model of handwritten digits on this 
 
 test: $(STAMP) ## every test
 	$(BIN)/python -m pytest
+
+test-docs: $(STAMP) ## run every command and code block of README.md and docs/ against a real stack
+	$(BIN)/python -m pytest tests/docs -m docs
 
 fuzz: $(STAMP) ## generated requests against the real service, more of them than in `make test`
 	RECOVERY_FUZZ_EXAMPLES=60 $(BIN)/python -m pytest tests/service/test_fuzz.py
