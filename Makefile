@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test fuzz lint format clean bench-density bench-serve bench-train bench-gpu soak chaos test-docs
+.PHONY: help install demo test fuzz lint format clean bench-density bench-serve bench-train bench-gpu soak chaos ablation test-web test-observability test-docs
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -25,6 +25,16 @@ test: $(STAMP) ## every test
 
 test-docs: $(STAMP) ## run every command and code block of README.md and docs/ against a real stack
 	$(BIN)/python -m pytest tests/docs -m docs
+
+test-web: $(STAMP) ## the web page in Chromium against the real stack; writes docs/images/web-*.png
+	@command -v chromium >/dev/null || apt-get install --yes --quiet --no-install-recommends chromium fonts-inter || \
+		{ echo "make test-web needs Debian's chromium and could not install it: as root, run \`apt-get update && apt-get install chromium fonts-inter\`, and try again"; exit 1; }
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[worker,local,dev,web]'
+	$(BIN)/python -m pytest tests/web -m web
+
+test-observability: $(STAMP) ## metrics, alerts and dashboards of a real run, by a real Prometheus; draws deploy/images/
+	@command -v prometheus promtool > /dev/null || .ci/install-prometheus
+	$(BIN)/python -m pytest tests/observability -m observability -s
 
 fuzz: $(STAMP) ## generated requests against the real service, more of them than in `make test`
 	RECOVERY_FUZZ_EXAMPLES=60 $(BIN)/python -m pytest tests/service/test_fuzz.py
@@ -48,6 +58,9 @@ bench-train: $(STAMP) ## cost of a training step and of a sample beside a plain 
 
 bench-gpu: $(STAMP) ## CIFAR-10-shaped training and sampling on a CUDA device; says so when there is none
 	$(BIN)/python -m tests.bench.gpu
+
+ablation: $(STAMP) ## what each option of stability does to a small DRL on the digits; 20 minutes at most
+	OMP_WAIT_POLICY=passive $(BIN)/python -m tests.bench.ablation
 
 lint: $(STAMP) ## formatting, lint, types, direction of imports
 	$(BIN)/ruff format --check .

@@ -2,6 +2,7 @@
 
 Standard library only, so that the HTTP front-end can validate a request without importing torch. Numbers marked DRL
 come from Gao et al., "Learning Energy-Based Models by Diffusion Recovery Likelihood" (ICLR 2021) or its release.
+Defaults are DRL's but where `make ablation` measured better ones; its exact recipes are `model.presets`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from model.errors import ConfigError
+from model.intake.limits import MAX_SIDE, MIN_SIDE
 
 C = TypeVar("C")
 
@@ -29,6 +31,8 @@ ChainStart = Literal["neighbour", "predictor"]
 KernelKind = Literal["langevin", "mala", "hmc"]
 ScoreMatchingForm = Literal["recovery", "marginal", "dual"]
 Precision = Literal["float32", "bfloat16"]
+AUTO_BATCH_SIZES = (64, 256)
+"""Least and largest that `batch_size` 'auto' becomes: those of DRL's experiments."""
 
 
 def _require_range(name: str, value: float, low: float, high: float) -> None:
@@ -39,6 +43,13 @@ def _require_range(name: str, value: float, low: float, high: float) -> None:
 def _require_choice(name: str, value: str, choices: Collection[str]) -> None:
     if value not in choices:
         raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
+
+
+def _require_image_size(size: tuple[int, ...]) -> None:
+    if len(size) != 2:
+        raise ConfigError(f"image_size has {len(size)} numbers; expected two, height and width")
+    for side in size:
+        _require_range("image_size", side, MIN_SIDE, MAX_SIDE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,8 +176,10 @@ class OptimizerConfig:
     warmup_steps: int = 1000
     cosine_decay: bool = False
     """Decay to zero over the phase's steps; otherwise constant after the warm-up (DRL)."""
-    max_gradient_norm: float | None = None
+    max_gradient_norm: float | None = 1.0
+    """Gradients of a larger norm, over all parameters together, are scaled down to it; None never does (DRL)."""
     ema_decay: float = 0.999
+    """0 samples from the weights as they are."""
 
     def __post_init__(self) -> None:
         _require_range("optimizer.learning_rate", self.learning_rate, 1e-8, 1.0)
@@ -226,10 +239,23 @@ class TrainConfig:
     dataset: str = "digits"
     steps: int = 100_000
     """All training steps, the score-matching start included."""
-    batch_size: int = 256
+    batch_size: int | Literal["auto"] = 256
+    """Pairs a step. `auto`: what the memory found at the start holds at once, a power of two from 64 to 256, DRL's
+    range; `microbatch_size` goes with it. It is decided once and kept with the checkpoints."""
+    microbatch_size: int | None = None
+    """Rows of a batch, in either phase, that are in memory at once; their gradients add up to that of the whole batch,
+    to rounding. None takes all."""
     precision: Precision = "float32"
     """of the network's layers in training; positions, energies, losses, weights and moments are float32 either way"""
     seed: int = 0
+    shared_noise: bool = True
+    """One ε for x_t and x_{t+1} of a contrastive pair, which keeps both marginals (Zhu et al. 2024); DRL draws two."""
+    energy_penalty: float = 0.0
+    """Weight of the squared energies beside the contrastive loss, both on the network's output scale (Du & Mordatch
+    2019); energy `step_size` only. 0 in DRL."""
+    image_size: tuple[int, int] | None = None
+    """(height, width) that images are brought to when they are read: cropped around the centre to these proportions,
+    then resized (`model.intake.framing`). None takes them as they are, and then they have to be of one size."""
     horizontal_flips: bool = False
     dequantize: bool = False
     """Add uniform noise of one bin to discrete data, so that they have a density (Theis et al. 2016)."""
@@ -254,13 +280,40 @@ class TrainConfig:
             raise ConfigError(
                 f"score_matching.steps is {self.score_matching.steps}; expected at most steps, {self.steps}"
             )
-        _require_range("batch_size", self.batch_size, 1, 65_536)
+        if isinstance(self.batch_size, str):
+            if self.batch_size != "auto":
+                raise ConfigError(f"batch_size is {self.batch_size!r}; expected an integer from 1 to 65536, or 'auto'")
+        else:
+            _require_range("batch_size", self.batch_size, 1, 65_536)
+        if self.microbatch_size is not None:
+            _require_range("microbatch_size", self.microbatch_size, 1, 65_536)
         _require_choice("precision", self.precision, typing.get_args(Precision))
         _require_range("seed", self.seed, 0, 2**63 - 1)
+        _require_range("energy_penalty", self.energy_penalty, 0.0, 1e6)
+        if self.energy_penalty > 0 and self.energy != "step_size":
+            raise ConfigError(
+                f"energy_penalty is {self.energy_penalty:g}, but energy {self.energy!r} has the Gaussian of its base, "
+                "which is not to be pulled to 0; use energy 'step_size', or 0"
+            )
+        if self.image_size is not None:
+            _require_image_size(self.image_size)
         _require_range("affine_jitter", self.affine_jitter, 0.0, 10.0)
         for name in ("log_every", "sample_every", "checkpoint_every"):
             _require_range(name, getattr(self, name), 1, 100_000_000)
         _require_range("num_preview_samples", self.num_preview_samples, 1, 256)
+
+    @property
+    def pairs_per_step(self) -> int:
+        """`batch_size` as a number. Raises ConfigError while it is to be decided."""
+        if isinstance(self.batch_size, str):
+            raise ConfigError("batch_size is 'auto'; it becomes a number when training starts")
+        return self.batch_size
+
+    @property
+    def largest_batch_size(self) -> int:
+        """Of both phases, at most."""
+        recovery = AUTO_BATCH_SIZES[1] if isinstance(self.batch_size, str) else self.batch_size
+        return max(recovery, self.score_matching.batch_size if self.score_matching.steps else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,8 +389,12 @@ def _read(hint: Any, value: Any, path: str) -> Any:
         return from_dict(hint, value, path=f"{path}.")  # type: ignore[arg-type]
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_read(arguments[0], item, path) for item in value)
-    if origin is types.UnionType:
-        return None if value is None else _read(arguments[0], value, path)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and types.NoneType in arguments:
+            return None
+        if isinstance(value, str) and any(typing.get_origin(one) is Literal for one in arguments):
+            return value
+        return _read(arguments[0], value, path)
     if origin is Literal and isinstance(value, str):
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

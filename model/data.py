@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from model.errors import DataError
+from model.intake.framing import ImageSize, framed, require_images
 from model.intake.limits import ReadLimits
 from model.intake.normalize import normalize
 from model.noise import make_generator
@@ -47,14 +48,15 @@ class Dataset:
         return tuple(self.train.shape[1:])
 
 
-def load(name: str, limits: ReadLimits | None = None) -> Dataset:
+def load(name: str, limits: ReadLimits | None = None, image_size: ImageSize | None = None) -> Dataset:
     """The built-in dataset of that name, or the one at that path: a folder or zip of images, .npy, .npz or .csv.
 
-    Raises DataError naming the offending member.
+    Images are cropped and resized to `image_size` if there is one. Raises DataError naming the offending member.
     """
     if name == "digits":
-        return _digits()
+        return _digits(image_size)
     if name in PLANAR_DENSITIES:
+        require_images(name, image_size is None)
         return _planar(name)
     path = Path(name)
     if not path.exists():
@@ -62,23 +64,29 @@ def load(name: str, limits: ReadLimits | None = None) -> Dataset:
         raise DataError(
             f"no dataset {name!r}; expected one of {known}, or the path of a folder, .zip, .npy, .npz or .csv"
         )
-    return _from_file(path, limits)
+    return _from_file(path, limits, image_size)
 
 
-def _from_file(path: Path, limits: ReadLimits | None) -> Dataset:
+def _from_file(path: Path, limits: ReadLimits | None, image_size: ImageSize | None) -> Dataset:
     """Through the same checks as a stranger's upload, so that there is one reader of every format."""
     with tempfile.TemporaryDirectory(prefix="recovery-dataset-") as directory:
         target = Path(directory) / "data.npy"
-        normalize(path, target, limits=limits)
+        normalize(path, target, limits=limits, image_size=image_size)
         return _array_dataset(path.name, np.load(target, allow_pickle=False))
 
 
-def _digits() -> Dataset:
-    """scikit-learn's 1,797 8×8 digits: 900 to train on, 897 held out; values 0…16 become v/8 − 1."""
+def _digits(image_size: ImageSize | None) -> Dataset:
+    """scikit-learn's 1,797 8×8 digits: 900 to train on, 897 held out; values 0…16 become v/8 − 1.
+
+    Of another size they take values in between.
+    """
     from sklearn.datasets import load_digits  # a second to import, needed here only
 
     images = load_digits().images.astype(np.float32)[:, None] / 8 - 1
-    return _split("digits", images, num_train=900, bin_width=1 / 8)
+    if image_size is None or image_size == images.shape[2:]:
+        return _split("digits", images, num_train=900, bin_width=1 / 8)
+    resized = np.stack([framed(image[0, ..., None], image_size)[..., 0] for image in images])
+    return _split("digits", resized[:, None], num_train=900)
 
 
 def _planar(name: str) -> Dataset:
@@ -110,7 +118,9 @@ def _array_dataset(name: str, array: npt.NDArray[np.generic]) -> Dataset:
     """What `model.intake.normalize` writes: (N, H, W, C) uint8, (N, C, H, W) float32 in [−1, 1], or (N, D) float32."""
     if array.dtype == np.uint8:
         pixels = np.ascontiguousarray(np.moveaxis(array, 3, 1), dtype=np.float32)
-        return _split(name, pixels / 127.5 - 1, bin_width=1 / 127.5)
+        pixels /= 127.5
+        pixels -= 1
+        return _split(name, pixels, bin_width=1 / 127.5)
     events = array.astype(np.float32, copy=False)
     if events.ndim == 4:
         return _split(name, events)

@@ -35,3 +35,7 @@ class DivergenceError(ModelError):
     def __init__(self, message: str, *, step: int) -> None:
         super().__init__(message)
         self.step = step
+
+
+class RankError(ModelError):
+    """Another process of the same training is gone; this one can only end."""

@@ -18,6 +18,19 @@ PerLevel = list[float | None]
 
 
 @dataclass(frozen=True, kw_only=True)
+class BatchEvent:
+    """What `batch_size` 'auto' became, before the first step."""
+
+    batch_size: int
+    microbatch_size: int | None
+    """rows a process computes at once; None for all of its part"""
+    row_bytes: int
+    """that one more row adds to a step's memory"""
+    free_bytes: int
+    """that were free for a process"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepEvent:
     """Means over the steps since the last one."""
 
@@ -79,4 +92,4 @@ class DoneEvent:
     """True when `stop_fn` ended the run before its last step"""
 
 
-TrainEvent = StepEvent | SampleEvent | CheckpointEvent | RollbackEvent | DoneEvent
+TrainEvent = BatchEvent | StepEvent | SampleEvent | CheckpointEvent | RollbackEvent | DoneEvent

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from model.events import PerLevel, Phase, StepEvent
+from model.ranks import Ranks
 
 
 class Meter:
-    """Sums since the last report, kept on the device."""
+    """Sums since the last report, kept on the device; those of levels are of this rank's pairs."""
 
     _NAMES = ("positive_energy", "negative_energy", "displacement", "acceptance_rate")
 
@@ -37,14 +38,15 @@ class Meter:
         self._gradient_norm += gradient_norm
         self._learning_rate = learning_rate
 
-    def add_levels(self, level: Tensor, *values: Tensor) -> None:
-        """Per-pair values (B,) in the order of `_NAMES`."""
-        rows = torch.stack([v.detach().float() for v in values])
-        self._sums.index_add_(1, level, rows)
+    def add_levels(self, level: Tensor, values: Tensor) -> None:
+        """Values (4, B) of pairs, in the order of `_NAMES`."""
+        self._sums.index_add_(1, level, values.float())
         self._counts.index_add_(0, level, torch.ones_like(level, dtype=torch.float32))
 
-    def report(self, *, step: int, total_steps: int, phase: Phase) -> StepEvent:
-        """Means since the last report."""
+    def report(self, ranks: Ranks, *, step: int, total_steps: int, phase: Phase) -> StepEvent:
+        """Means since the last report. To be called by all ranks."""
+        ranks.sum(self._sums)
+        ranks.sum(self._counts)
         seen = (self._counts > 0).tolist()
         means = (self._sums / self._counts.clamp(min=1)).tolist()
         levels: dict[str, PerLevel] = {
@@ -65,8 +67,7 @@ class Meter:
         return event
 
 
-def mean_by_level(values: Tensor, level: Tensor, num_levels: int) -> tuple[Tensor, Tensor]:
-    """(means, counts), (T,) each; the mean of a level without values is 0."""
-    total = torch.zeros(num_levels, device=values.device).index_add_(0, level, values.detach().float())
-    count = torch.bincount(level, minlength=num_levels)
-    return total / count.clamp(min=1), count
+def sums_by_level(values: Tensor, level: Tensor, num_levels: int) -> Tensor:
+    """(2, T): the sums of values (B,) by level, and of how many."""
+    both = torch.stack([values.detach().float(), torch.ones_like(values, dtype=torch.float32)])
+    return torch.zeros(2, num_levels, device=values.device).index_add_(1, level, both)

@@ -1,19 +1,21 @@
 """Where random numbers come from: always an argument, never a global state.
 
-A `NoiseSource` hands out standard normals and uniforms. `SharedNoise` draws a whole batch from one generator
-(training); `ChainNoise` and `NoiseRows` keep one stream per chain, so that sample i of a seed does not depend on its
-batch-mates (sampling).
+A `NoiseSource` hands out standard normals and uniforms. `SharedNoise` draws for a whole batch from one generator and
+hands out the rows that the caller computes (training); `ChainNoise` and `NoiseRows` keep one stream per chain, so that
+sample i of a seed does not depend on its batch-mates (sampling).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from model.rows import Rows
 
 
 class NoiseSource(Protocol):
@@ -37,18 +39,34 @@ def make_generator(*words: int, device: torch.device | str = "cpu") -> torch.Gen
 
 
 class SharedNoise:
-    """One generator for the whole batch."""
+    """One generator for the whole batch, of which `rows` are handed out; without them, all that are asked for."""
 
-    def __init__(self, generator: torch.Generator) -> None:
+    def __init__(self, generator: torch.Generator, rows: Rows | None = None) -> None:
         self.generator = generator
+        self._rows = rows
+
+    def at(self, rows: Rows) -> SharedNoise:
+        """What the stream goes on with, kept at `rows`; this one does not move."""
+        return SharedNoise(self.generator.clone_state(), rows)
 
     def normal(self, like: Tensor) -> Tensor:
         """Standard normals in the shape, dtype and device of `like`."""
-        return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=self.generator)
+        return self._draw(torch.randn, like)
 
     def uniform(self, like: Tensor) -> Tensor:
         """Uniforms on [0, 1) in the shape, dtype and device of `like`."""
-        return torch.rand(like.shape, dtype=like.dtype, device=like.device, generator=self.generator)
+        return self._draw(torch.rand, like)
+
+    def spread(self, like: Tensor) -> Tensor:
+        """Uniforms on [0, 1), one draw spread evenly over the batch, in dtype and device of `like` (B, …): (B,)."""
+        rows = self._rows or Rows.all_of(len(like))
+        offset = torch.rand(1, dtype=like.dtype, device=like.device, generator=self.generator)
+        return rows.of((offset + torch.arange(rows.count, device=like.device) / rows.count) % 1)
+
+    def _draw(self, draw_fn: Callable[..., Tensor], like: Tensor) -> Tensor:
+        rows = self._rows or Rows.all_of(len(like))
+        shape = (rows.count, *like.shape[1:])
+        return rows.of(draw_fn(shape, dtype=like.dtype, device=like.device, generator=self.generator))
 
 
 _NORMALS_AT_ONCE = 2048

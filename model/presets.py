@@ -1,11 +1,12 @@
 """Configurations by name, and changes to them. Standard library only.
 
-Numbers of the paper's presets: Gao et al. 2021, appendix B and release.
+Numbers of the paper's presets come from its release (github.com/ruiqigao/recovery_likelihood at 79aaadf); what each is
+there is said beside it. Numbers of ours were measured.
 """
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from model.config import (
@@ -53,6 +54,7 @@ _DIGITS = TrainConfig(
     dataset="digits",
     steps=4900,
     batch_size=128,
+    shared_noise=False,
     affine_jitter=0.15,
     sample_every=1000,
     checkpoint_every=1000,
@@ -88,6 +90,7 @@ _DENSITY_2D = TrainConfig(
     dataset="eight_gaussians",
     steps=5650,
     batch_size=256,
+    shared_noise=False,
     calibrate=True,
     sample_every=1000,
     checkpoint_every=1000,
@@ -116,6 +119,7 @@ _DENSITY_DIGITS = TrainConfig(
     dataset="digits",
     steps=1100,
     batch_size=128,
+    shared_noise=False,
     dequantize=True,
     affine_jitter=0.3,
     calibrate=True,
@@ -123,29 +127,144 @@ _DENSITY_DIGITS = TrainConfig(
     checkpoint_every=500,
 )
 
-_CIFAR10_T6 = TrainConfig(
-    optimizer=OptimizerConfig(), dataset="cifar10", horizontal_flips=True, steps=1_000_000, checkpoint_every=5000
+
+@dataclass(frozen=True)
+class _Paper:
+    """What DRL chooses for one dataset: commands in the release's README, network in its `model.py`."""
+
+    dataset: str
+    side: int
+    multipliers: tuple[int, ...]
+    """by the images' side"""
+    num_blocks: int
+    """`--num_res_blocks`, 2 unless given"""
+    batch_size: int
+    """`--n_batch_train`, 64 unless given (`--batch_size`, as most commands call it, is no flag of the release)"""
+    beta1: float
+    """`--beta_1`, 0.9 unless given"""
+    crops: bool = True
+    """CIFAR-10 is 32×32 as it is"""
+
+
+_MULTIPLIERS = {32: (1, 2, 2, 2), 64: (1, 2, 2, 2, 4), 128: (1, 2, 2, 2, 4, 4)}
+_CIFAR10, _CELEBA = "hf://uoft-cs/cifar10:train/img", "hf://flwrlabs/celeba:train/image"
+_PAPERS: dict[str, _Paper] = {
+    "cifar10": _Paper(_CIFAR10, 32, _MULTIPLIERS[32], 8, 256, 0.9, crops=False),
+    "celeba64": _Paper(
+        _CELEBA, 64, _MULTIPLIERS[64], 6, 128, 0.5
+    ),  # the released code has CelebA at 32, the paper at 64
+    "lsun_church64": _Paper("lsun_church", 64, _MULTIPLIERS[64], 2, 128, 0.9),
+    "lsun_bedroom64": _Paper("lsun_bedroom", 64, _MULTIPLIERS[64], 2, 128, 0.9),
+    "lsun_church128": _Paper("lsun_church", 128, _MULTIPLIERS[128], 2, 64, 0.5),
+    "lsun_bedroom128": _Paper("lsun_bedroom", 128, _MULTIPLIERS[128], 5, 64, 0.5),
+}
+
+_T1K_STEP_SIZE = 1.0
+
+
+def _t6(paper: _Paper) -> TrainConfig:
+    """All of it said, whatever the defaults are: `config.py` and `model.py` of the release."""
+    return TrainConfig(
+        schedule=ScheduleConfig(kind="published", num_levels=6),
+        network=NetworkConfig(
+            kind="resnet",
+            width=128,
+            multipliers=paper.multipliers,
+            num_blocks=paper.num_blocks,
+            activation="leaky_relu",
+            spectral_norm=True,
+        ),
+        energy="step_size",
+        chain=ChainConfig(kernel="langevin", num_steps=30, step_size=2e-4**0.5, start="neighbour"),
+        sampling=SamplingConfig(num_steps=30, noise_scale=0.99, start="neighbour"),
+        optimizer=OptimizerConfig(
+            learning_rate=1e-4, beta1=paper.beta1, warmup_steps=1000, max_gradient_norm=None, ema_decay=0.999
+        ),
+        dataset=paper.dataset,
+        steps=1_000_000,
+        batch_size=paper.batch_size,
+        shared_noise=False,
+        energy_penalty=0.0,
+        image_size=(paper.side, paper.side) if paper.crops else None,
+        horizontal_flips=True,
+        sample_every=5000,
+        checkpoint_every=5000,
+    )
+
+
+def _t1k(config: TrainConfig) -> TrainConfig:
+    """T1k has K = 0 and all 1000 betas (DRL section 3.5); its code was never published, the rest is that of T6."""
+    return replace(
+        config,
+        schedule=ScheduleConfig(kind="linear_betas", num_levels=1000),
+        chain=replace(config.chain, num_steps=0, step_size=_T1K_STEP_SIZE),
+        sampling=replace(config.sampling, num_steps=0, noise_scale=1.0),
+    )
+
+
+def _score_matching_only(config: TrainConfig) -> TrainConfig:
+    """The other objective of T1k."""
+    assert config.batch_size != "auto"
+    matching = ScoreMatchingConfig(
+        steps=config.steps,
+        batch_size=config.batch_size,
+        form="recovery",
+        learning_rate=config.optimizer.learning_rate,
+    )
+    return replace(config, score_matching=matching)
+
+
+_DIGITS_T6 = replace(
+    _t6(_PAPERS["cifar10"]),
+    network=replace(_t6(_PAPERS["cifar10"]).network, width=16, multipliers=(1, 2), num_blocks=1),
+    optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=50, max_gradient_norm=None, ema_decay=0.999),
+    dataset="digits",
+    steps=2000,
+    batch_size=32,
+    horizontal_flips=False,
+    sample_every=500,
+    checkpoint_every=500,
 )
+
+
+def _in_three_forms(name: str, t6: TrainConfig) -> dict[str, TrainConfig]:
+    t1k = _t1k(t6)
+    return {f"{name}-t6": t6, f"{name}-t1k": t1k, f"{name}-t1k-score": _score_matching_only(t1k)}
+
 
 PRESETS: dict[str, TrainConfig] = {
     "digits": _DIGITS,
     "density-2d": _DENSITY_2D,
     "density-digits": _DENSITY_DIGITS,
-    "cifar10-t6": _CIFAR10_T6,
+    **_in_three_forms("digits", _DIGITS_T6),
 }
+for _name, _paper in _PAPERS.items():
+    PRESETS |= _in_three_forms(_name, _t6(_paper))
+
+ALIASES: dict[str, str] = {name: f"{name}-t6" for name in _PAPERS}
+"""A dataset of the paper by its bare name is T6, the setting of its samples."""
 
 PRESET_SUMMARIES: dict[str, str] = {
     "digits": "8×8 digits in under four minutes on two cores: a score-matching start, then recovery likelihood",
     "density-2d": "normalized densities of vectors of a few dimensions: dual score matching, then recovery likelihood",
     "density-digits": "normalized densities of 8×8 digits: a mixture of Gaussians corrected by dual score matching",
-    "cifar10-t6": "the paper's T6 on 32×32 images: 6 levels, 30 Langevin steps, 8 residual blocks; needs a GPU",
+    "digits-t6": "the paper's T6 in small, on 8×8 digits",
+    "digits-t1k": "the paper's T1k in small, on 8×8 digits: 1000 levels without a chain",
+    "digits-t1k-score": "the same by score matching",
 }
+for _name, _paper in _PAPERS.items():
+    _images = f"{_paper.side}×{_paper.side} images ({_paper.dataset}); needs a GPU"
+    PRESET_SUMMARIES |= {
+        f"{_name}-t6": f"the paper's T6, 6 levels and 30 Langevin steps, on {_images}",
+        f"{_name}-t1k": f"the paper's T1k, 1000 levels without a chain, on {_images}",
+        f"{_name}-t1k-score": f"the paper's T1k by score matching, on {_images}",
+    }
 
 
 def preset(name: str) -> TrainConfig:
-    """The configuration of that name. Raises ConfigError naming the known ones."""
+    """The configuration of that name; `cifar10` is short for `cifar10-t6`. Raises ConfigError naming the known ones."""
     try:
-        return PRESETS[name]
+        return PRESETS[ALIASES.get(name, name)]
     except KeyError:
         raise ConfigError(f"preset is {name!r}; expected one of {', '.join(PRESETS)}") from None
 

@@ -49,6 +49,14 @@ def contrastive_loss(positive_energy: Tensor, negative_energy: Tensor, weight: T
     return (weight * (positive_energy - negative_energy)).mean()
 
 
+def energy_penalty(positive_energy: Tensor, negative_energy: Tensor, weight: Tensor) -> Tensor:
+    """mean (w_t E_t(y⁺))² + (w_t E_t(y⁻))², all (B,) (Du & Mordatch 2019, with the weights of the contrastive loss).
+
+    It fixes the constant that the contrastive loss leaves free in every E_t, and holds back energies that run away.
+    """
+    return ((weight * positive_energy) ** 2 + (weight * negative_energy) ** 2).mean()
+
+
 def recovery_score_matching_loss(
     energy_fn: LevelEnergyFn, y: Tensor, x_next: Tensor, level: Tensor, sigma: Tensor
 ) -> Tensor:

@@ -66,6 +66,15 @@ class Schedule:
         x = self.diffuse(x_data, level, noise)
         return x, expand(self.alpha[level + 1], x) * x + expand(self.sigma[level + 1], x) * next_noise
 
+    def diffuse_together(self, x_data: Tensor, level: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """(x_t, x_{t+1}) of one and the same ε, for `level` (B,) in 0…T−1: their marginals without their joint.
+
+        The contrastive loss needs no more: the expected energy of y⁺, and of y⁻ that any chain draws given x_{t+1},
+        depend on one marginal each, so the expected gradient is the same and only its variance falls (Zhu et al. 2024).
+        Score matching of the conditional needs the joint.
+        """
+        return self.diffuse(x_data, level, noise), self.diffuse(x_data, level + 1, noise)
+
     def step_size(self, b: float) -> Tensor:
         """(T,) Langevin steps s_t = b √(σ̄_t/σ̄_0) σ_{t+1} (DRL section 3.4; c_t² = σ̄_t/σ̄_0 in the release)."""
         return b * (self.sigma_bar[:-1] / self.sigma_bar[0]).sqrt() * self.sigma[1:]

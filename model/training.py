@@ -17,7 +17,7 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -29,29 +29,20 @@ from model.checkpoint import Snapshot, copy_tensors, load_weights
 from model.config import TrainConfig
 from model.data import Dataset
 from model.energy_model import EnergyModel
-from model.errors import CheckpointError, DivergenceError, ShapeError
+from model.errors import CheckpointError, ConfigError, DivergenceError, ShapeError
 from model.events import CheckpointEvent, DoneEvent, Phase, RollbackEvent, SampleEvent, TrainEvent
 from model.mcmc import adapt_step_size
-from model.meter import Meter, mean_by_level
+from model.memory import with_batch_size
+from model.meter import Meter, sums_by_level
 from model.networks import iterate_power
 from model.noise import SharedNoise, derive_seed, make_generator
-from model.recovery import (
-    contrastive_loss,
-    dual_score_matching_loss,
-    marginal_score_matching_loss,
-    noise_contrastive_loss,
-    recovery_score_matching_loss,
-    squared_norm,
-)
-from model.sampling import draw_conditional, sample
-from model.schedule import expand
+from model.objective import Objective, stratified_levels
+from model.ranks import ALONE, Ranks
+from model.sampling import sample
 
 _INIT_STREAM, _STEP_STREAM, _ORDER_STREAM, _PREVIEW_STREAM = range(4)
 _MAX_LOSS = 1e4
 """On the network's output scale, where a healthy run stays within a few units; DRL's release gives up at −1e6."""
-_CONTRAST_NATS = 0.8
-"""How much rarer than the base the noise that data are told from is at its centre: it reaches a little further than the
-data (1.5 times in two dimensions), yet stays near enough in many to say something about them."""
 MAX_ROLLBACKS = 3
 _ROLLBACK_FACTOR = 0.5
 """On the learning rate, for each time the run went back."""
@@ -71,6 +62,11 @@ class TrainState:
     step: int = 0
     rollbacks: int = 0
     """How often this run went back to an earlier checkpoint."""
+    ranks: Ranks = ALONE
+    """Who computes the steps, together."""
+
+    def __post_init__(self) -> None:
+        self.objective = self.ranks.averaging(Objective(self.model))
 
     @property
     def learning_rate_factor(self) -> float:
@@ -103,8 +99,8 @@ class TrainState:
         )
 
 
-def start(config: TrainConfig, dataset: Dataset, device: str = "cpu") -> TrainState:
-    """The state before the first step; weights come from `config.seed`."""
+def start(config: TrainConfig, dataset: Dataset, device: str = "cpu", ranks: Ranks = ALONE) -> TrainState:
+    """The state before the first step; weights come from `config.seed`. To be called by all ranks."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, _INIT_STREAM))
         model = EnergyModel(config, dataset.event_shape)
@@ -116,11 +112,15 @@ def start(config: TrainConfig, dataset: Dataset, device: str = "cpu") -> TrainSt
     model.fit_base(torch.cat([augment(some, config, model.bin_width, noise) for _ in range(rounds)]))
     model.to(device)
     model.network.precision = config.precision
-    return TrainState(config, model, copy.deepcopy(model).requires_grad_(False), _make_optimizer(config, model))
+    average = copy.deepcopy(model).requires_grad_(False)
+    return TrainState(config, model, average, _make_optimizer(config, model), ranks=ranks)
 
 
-def resume(snapshot: Snapshot, config: TrainConfig, device: str = "cpu") -> TrainState:
-    """The state a snapshot holds, to go on under `config`, which may ask for more steps. Raises CheckpointError."""
+def resume(snapshot: Snapshot, config: TrainConfig, device: str = "cpu", ranks: Ranks = ALONE) -> TrainState:
+    """The state a snapshot holds, to go on under `config`, which may ask for more steps. Raises CheckpointError.
+
+    To be called by all ranks.
+    """
     model = EnergyModel(config, snapshot.event_shape)
     prefix = "model."
     load_weights(model, {n[len(prefix) :]: t for n, t in snapshot.state.items() if n.startswith(prefix)})
@@ -129,7 +129,7 @@ def resume(snapshot: Snapshot, config: TrainConfig, device: str = "cpu") -> Trai
     model.to(device)
     model.network.precision = ema.network.precision = config.precision
     optimizer = _make_optimizer(config, model)
-    state = TrainState(config, model, ema.to(device), optimizer, snapshot.step, snapshot.rollbacks)
+    state = TrainState(config, model, ema.to(device), optimizer, snapshot.step, snapshot.rollbacks, ranks)
     _restore_moments(state.optimizer, snapshot.state)
     return state
 
@@ -158,24 +158,35 @@ def train(
     *,
     snapshot: Snapshot | None = None,
     device: str = "cpu",
+    ranks: Ranks = ALONE,
     stop_fn: Callable[[], bool] = lambda: False,
     earlier_fn: Callable[[int], Snapshot | None] = lambda _: None,
 ) -> Iterator[TrainEvent]:
     """Train to `config.steps`, from the start or from `snapshot`; stops after any step once `stop_fn()` is true.
 
     Events come in order of steps: StepEvent every `log_every`, SampleEvent every `sample_every`, CheckpointEvent every
-    `checkpoint_every` and at the end, DoneEvent last. After a RollbackEvent the order starts over from its `to_step`.
-    `earlier_fn(step)` finds the stored checkpoint to go back to when `snapshot` was taken between two regular ones;
-    without it the run goes back to `snapshot`. Raises DivergenceError (the fourth time), CheckpointError, ShapeError.
+    `checkpoint_every` and at the end, DoneEvent last; first of all a BatchEvent where the batch was measured. After a
+    RollbackEvent the order starts over from its `to_step`. `earlier_fn(step)` finds the stored checkpoint to go back to
+    when `snapshot` was taken between two regular ones; without it the run goes back to `snapshot`.
+
+    Several `ranks` all call this with the same configuration, data and snapshot, and call `earlier_fn` together. Each
+    yields the same events, but only the leading one draws samples; any of them can stop all.
+    Raises DivergenceError (the fourth time), CheckpointError, ConfigError, ShapeError, RankError.
     """
     if (config.horizontal_flips or config.affine_jitter > 0) and len(dataset.event_shape) != 3:
         raise ShapeError(
             f"horizontal_flips and affine_jitter are for images, but the data have shape {dataset.event_shape}"
         )
-    state = resume(snapshot, config, device) if snapshot else start(config, dataset, device)
+    if snapshot is not None and config.batch_size == "auto":
+        config = replace(config, batch_size=snapshot.config.batch_size, microbatch_size=snapshot.config.microbatch_size)
+    config, decision = with_batch_size(config, dataset, device, ranks)
+    _require_rows_for_all(config, ranks)
+    if decision is not None:
+        yield decision
+    state = resume(snapshot, config, device, ranks) if snapshot else start(config, dataset, device, ranks)
     good, events = snapshot, dataset.train.to(device)
     meter = Meter(state.model.num_levels, device)
-    while state.step < config.steps and not stop_fn():
+    while state.step < config.steps and not ranks.any(stop_fn()):
         phase = state.phase
         try:
             _train_step(state, events, meter)
@@ -193,8 +204,8 @@ def train(
             continue
         last = state.step == config.steps
         if state.step % config.log_every == 0 or last:
-            yield meter.report(step=state.step, total_steps=config.steps, phase=phase)
-        if state.step % config.sample_every == 0 or last:
+            yield meter.report(ranks, step=state.step, total_steps=config.steps, phase=phase)
+        if (state.step % config.sample_every == 0 or last) and ranks.leads:
             yield SampleEvent(step=state.step, samples=_preview(state))
             meter.restart_clock()
         if state.step % config.checkpoint_every == 0 and not last:
@@ -202,6 +213,15 @@ def train(
             yield CheckpointEvent(step=state.step, write=good.write)
     yield CheckpointEvent(step=state.step, write=state.snapshot().write)
     yield DoneEvent(step=state.step, stopped=state.step < config.steps)
+
+
+def _require_rows_for_all(config: TrainConfig, ranks: Ranks) -> None:
+    sizes = {"batch_size": config.pairs_per_step}
+    if config.score_matching.steps:
+        sizes["score_matching.batch_size"] = config.score_matching.batch_size
+    for name, size in sizes.items():
+        if size < ranks.count:
+            raise ConfigError(f"{name} is {size}; expected at least {ranks.count}, one row for each of the processes")
 
 
 def _last_regular(
@@ -227,7 +247,8 @@ def _roll_back(
             f"{state.learning_rate_factor:g} of the configuration's, and diverged again",
             step=error.step,
         ) from error
-    again = resume(good, state.config, device) if good else start(state.config, dataset, device)
+    config, ranks = state.config, state.ranks
+    again = resume(good, config, device, ranks) if good else start(config, dataset, device, ranks)
     again.rollbacks = state.rollbacks + 1
     return again
 
@@ -242,25 +263,46 @@ def _train_step(state: TrainState, events: Tensor, meter: Meter) -> None:
     config = state.config
     if state.step == config.score_matching.steps > 0:
         _begin_recovery(state)
-    phase = state.phase
     again = (state.rollbacks,) if state.rollbacks else ()
     noise = SharedNoise(make_generator(config.seed, _STEP_STREAM, state.step, *again, device=events.device))
+    # Of the whole batch, by every rank: what is drawn does not depend on who computes which rows, and it costs little.
     x_data = augment(_batch(config, events, state.step), config, state.model.bin_width, noise)
-    level = _stratified_levels(state.model.num_levels, x_data, noise)
+    level = stratified_levels(state.model.num_levels, x_data, noise)
     iterate_power(state.model)
-    if phase == "score_matching":
-        loss = _score_matching_loss(state.model, x_data, level, noise)
-    else:
-        loss = _recovery_loss(state.model, x_data, level, noise, meter)
-        if (weight := config.score_matching.recovery_weight) > 0:
-            some = slice(None, None, max(1, config.batch_size // config.score_matching.batch_size))
-            loss = loss + weight * _score_matching_loss(state.model, x_data[some], level[some], noise)
+    loss = _accumulate_gradient(state, x_data, level, noise, meter)
     learning_rate = _learning_rate(config, state.step) * state.learning_rate_factor
-    gradient_norm = _descend_gradient(state, loss, learning_rate)
+    gradient_norm = _descend_gradient(state, learning_rate)
     _update_average(state)
     state.step += 1
-    meter.add(loss=loss.item(), gradient_norm=gradient_norm, learning_rate=learning_rate)
-    _check(loss.item(), gradient_norm, state.step)
+    meter.add(loss=loss, gradient_norm=gradient_norm, learning_rate=learning_rate)
+    _check(loss, gradient_norm, state.step)
+
+
+def _accumulate_gradient(state: TrainState, x_data: Tensor, level: Tensor, noise: SharedNoise, meter: Meter) -> float:
+    """The loss of the batch; its gradient is left in the parameters, computed by all ranks, some rows at a time."""
+    model, phase, ranks = state.model, state.phase, state.ranks
+    state.optimizer.zero_grad()
+    loss, acceptance = x_data.new_zeros(()), x_data.new_zeros(2, model.num_levels)
+    pieces = ranks.rows(len(x_data)).pieces(state.config.microbatch_size)
+    for rows in pieces:
+        with ranks.part_of_a_step(state.objective, is_last=rows is pieces[-1]):
+            part = state.objective(rows, x_data, level, noise, phase)
+            ranks.backward(part.loss)
+        loss += part.loss.detach()
+        if part.levels is not None:
+            meter.add_levels(rows.of(level), part.levels)
+            acceptance += sums_by_level(part.levels[-1], rows.of(level), model.num_levels)
+    if state.config.chain.target_acceptance is not None and phase == "recovery":
+        _adapt_step_sizes(model, *ranks.sum(acceptance))
+    return float(ranks.sum(loss))
+
+
+def _adapt_step_sizes(model: EnergyModel, acceptance: Tensor, count: Tensor) -> None:
+    """Towards the acceptance rate that is asked for, at the levels that had chains; sums and numbers of them (T,)."""
+    target = model.config.chain.target_acceptance
+    assert target is not None
+    adapted = adapt_step_size(model.step_size, acceptance / count.clamp(min=1), target=target)
+    model.step_size.copy_(torch.where(count > 0, adapted, model.step_size))
 
 
 def _begin_recovery(state: TrainState) -> None:
@@ -269,48 +311,10 @@ def _begin_recovery(state: TrainState) -> None:
     state.optimizer = _make_optimizer(state.config, state.model)
 
 
-def _score_matching_loss(model: EnergyModel, x_data: Tensor, level: Tensor, noise: SharedNoise) -> Tensor:
-    schedule, epsilon = model.schedule, noise.normal(x_data)
-    if model.config.score_matching.form == "dual":
-        log_snr = _stratified_log_snr(model, x_data, noise)
-        loss = dual_score_matching_loss(model.energy_at, x_data, log_snr, epsilon)
-        if (weight := model.config.score_matching.noise_contrast) > 0:
-            loss = loss + weight * _noise_contrast(model, x_data, log_snr, epsilon, noise)
-        return loss
-    scale = schedule.scale[level]
-    if model.config.score_matching.form == "marginal":
-        y = expand(scale, x_data) * schedule.diffuse(x_data, level, epsilon)
-        return marginal_score_matching_loss(
-            model.energy, y, epsilon, level, scale * schedule.sigma_bar[level], weigh_fn=model.weigh_residual
-        )
-    x, x_next = schedule.diffuse_pair(x_data, level, epsilon, noise.normal(x_data))
-    return recovery_score_matching_loss(model.energy, expand(scale, x) * x, x_next, level, schedule.sigma[level + 1])
-
-
-def _recovery_loss(model: EnergyModel, x_data: Tensor, level: Tensor, noise: SharedNoise, meter: Meter) -> Tensor:
-    """The contrastive loss of one batch of pairs; adapts the step sizes when the configuration asks for it."""
-    chain = model.config.chain
-    x, x_next = model.schedule.diffuse_pair(x_data, level, noise.normal(x_data), noise.normal(x_data))
-    y_positive = expand(model.schedule.scale[level], x) * x
-    with model.frozen():
-        draw = draw_conditional(model, x_next, level, noise, num_steps=chain.num_steps, start=chain.start)
-    if chain.target_acceptance is not None:
-        mean, count = mean_by_level(draw.acceptance, level, model.num_levels)
-        adapted = adapt_step_size(model.step_size, mean, target=chain.target_acceptance)
-        model.step_size.copy_(torch.where(count > 0, adapted, model.step_size))
-    energy = model.energy(torch.cat([y_positive, draw.y]), torch.cat([level, level]))
-    positive, negative = energy.chunk(2)
-    displacement = (squared_norm(draw.y - x_next) / x[0].numel()).sqrt()
-    meter.add_levels(level, positive, negative, displacement, draw.acceptance)
-    return contrastive_loss(positive, negative, model.loss_weight[level])
-
-
-def _descend_gradient(state: TrainState, loss: Tensor, learning_rate: float) -> float:
+def _descend_gradient(state: TrainState, learning_rate: float) -> float:
     """One optimiser step; the norm of the gradient before clipping."""
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate
-    state.optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
     limit, gradients = state.config.optimizer.max_gradient_norm, [p.grad for p in state.model.parameters()]
     norm = torch.nn.utils.get_total_norm([g for g in gradients if g is not None])
     if limit is not None:
@@ -344,8 +348,8 @@ def _batch(config: TrainConfig, events: Tensor, step: int) -> Tensor:
     if step < start_steps:
         first, size = step * config.score_matching.batch_size, config.score_matching.batch_size
     else:
-        first = start_steps * config.score_matching.batch_size + (step - start_steps) * config.batch_size
-        size = config.batch_size
+        first = start_steps * config.score_matching.batch_size + (step - start_steps) * config.pairs_per_step
+        size = config.pairs_per_step
     epochs = range(first // len(events), (first + size - 1) // len(events) + 1)
     order = torch.cat([_epoch_order(config.seed, epoch, len(events)) for epoch in epochs])
     offset = first - epochs[0] * len(events)
@@ -355,32 +359,6 @@ def _batch(config: TrainConfig, events: Tensor, step: int) -> Tensor:
 @functools.lru_cache(maxsize=4)
 def _epoch_order(seed: int, epoch: int, count: int) -> Tensor:
     return torch.randperm(count, generator=make_generator(seed, _ORDER_STREAM, epoch))
-
-
-def _stratified_levels(num_levels: int, x_data: Tensor, noise: SharedNoise) -> Tensor:
-    """(B,) levels, each uniform on 0…T−1, spread evenly over the batch to lower the gradient's variance."""
-    count = len(x_data)
-    offset = noise.uniform(x_data.new_empty(1))
-    position = (offset + torch.arange(count, device=x_data.device) / count) % 1
-    return (position * num_levels).long().clamp(max=num_levels - 1)
-
-
-def _noise_contrast(model: EnergyModel, x_data: Tensor, log_snr: Tensor, epsilon: Tensor, noise: SharedNoise) -> Tensor:
-    assert model.base is not None
-    signal, spread = (expand(torch.sigmoid(sign * log_snr).sqrt(), x_data) for sign in (1, -1))
-    x = signal * x_data + spread * epsilon
-    factor = math.exp(_CONTRAST_NATS / x_data[0].numel())
-    other, noise_energy = model.base.widened(log_snr, x_data, noise, factor)
-    energy = model.energy_at(torch.cat([x, other]), torch.cat([log_snr, log_snr]))
-    ours, theirs = energy.chunk(2)
-    return noise_contrastive_loss(noise_energy(x) - ours, noise_energy(other) - theirs)
-
-
-def _stratified_log_snr(model: EnergyModel, x_data: Tensor, noise: SharedNoise) -> Tensor:
-    """(B,) log-SNRs between those of the top level and level 0, with density ∝ (λ − min)^tilt, spread evenly."""
-    count, (high, low) = len(x_data), (model.log_snr[0], model.log_snr[-1])
-    uniform = (noise.uniform(x_data.new_empty(1)) + torch.arange(count, device=x_data.device) / count) % 1
-    return low + (high - low) * uniform ** (1 / (1 + model.config.score_matching.low_noise_tilt))
 
 
 def _learning_rate(config: TrainConfig, step: int) -> float:

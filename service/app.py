@@ -11,15 +11,17 @@ from prometheus_client import CollectorRegistry
 
 from service import errors
 from service.envelope import Envelope
+from service.fleet import fleet
 from service.limits import RateLimit
 from service.metrics import FleetCollector, RequestMetrics
 from service.openapi import complete
-from service.routes import datasets, health, jobs, log_density, models, sample, shards
-from service.security import Door
+from service.routes import datasets, health, jobs, log_density, models, pages, presets, sample, shards
+from service.security import FILES_PREFIX, Door
 from service.settings import ServiceSettings
 from service.stores import Stores
-from service.version import version
 from worker.logs import configure_logging
+from worker.series import register_process
+from worker.version import version
 
 _DESCRIPTION = """Train energy-based models by diffusion recovery likelihood, draw samples from them, and
 score data under them.
@@ -34,6 +36,7 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     """An application of its own; its settings come from the environment when it starts, unless given."""
     registry = CollectorRegistry()
     metrics = RequestMetrics(registry)
+    register_process(registry, "service")
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -41,7 +44,7 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
         configure_logging(settings=known)
         app.state.door = Door(known.keys_file)
         stores = Stores.connect(known)
-        collector = FleetCollector(stores.fleet)
+        collector = FleetCollector(lambda: fleet(stores.records), stores.artifacts.ping)
         registry.register(collector)
         app.state.stores = stores
         app.state.rate_limit = RateLimit(stores.redis, known)
@@ -57,12 +60,17 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
         version=version(),
         lifespan=lifespan,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        # FastAPI's pages load their scripts from a CDN; /docs is routes/pages.py's.
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.registry = registry
+    app.state.metrics = metrics
     app.add_middleware(Envelope, metrics=metrics)
     errors.install(app)
-    for routes in (jobs, shards, models, datasets, sample, log_density, health):
+    for routes in (jobs, shards, presets, models, datasets, sample, log_density, health, pages):
         app.include_router(routes.router)
+    app.mount(FILES_PREFIX, pages.files, name="web")
     return app
 
 

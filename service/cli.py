@@ -10,6 +10,7 @@ from rich.console import Console
 
 from service import cli_datasets, cli_doctor, cli_jobs, cli_keys, cli_models, cli_stack
 from service.child import ChildDiedError
+from service.cli_capacity import capacity
 from service.cli_official import import_official
 from service.cli_options import (
     DATA_PANEL,
@@ -22,7 +23,7 @@ from service.cli_options import (
 )
 from service.client import JobFailedError, UnreachableError
 from service.foreseen import ForeseenError
-from service.version import version
+from worker.version import version
 
 _EXIT_STATUSES = (
     "Exit status: 0 done; 1 refused or failed, one line on standard error says why; 2 wrong usage; 3 nothing answers "
@@ -53,6 +54,7 @@ for part in (cli_stack, cli_jobs, cli_models):
 application.add_typer(cli_datasets.application, name="datasets", rich_help_panel=DATA_PANEL)
 application.command("import-official", rich_help_panel=DATA_PANEL)(import_official)
 application.add_typer(cli_keys.application, name="keys", rich_help_panel=RUN_PANEL)
+application.command("capacity", rich_help_panel=RUN_PANEL)(capacity)
 application.command("doctor", epilog=cli_doctor.EXAMPLES, rich_help_panel=RUN_PANEL)(cli_doctor.doctor)
 
 

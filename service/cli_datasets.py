@@ -39,6 +39,9 @@ DatasetId = Annotated[
 def upload(
     path: Annotated[Path, typer.Argument(help="A folder or .zip of images, a .npy, .npz or .csv", exists=True)],
     name: Annotated[str | None, typer.Option(help="For people")] = None,
+    image_size: Annotated[
+        str | None, typer.Option(help="Crop images around their centre and resize them: 64, or 48x64 (height x width)")
+    ] = None,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
@@ -53,7 +56,10 @@ def upload(
         Recovery(url, api_key=api_key) as client,
     ):
         found = client.upload_dataset(
-            reader, file_name=f"{path.resolve().name}{'.zip' if is_folder else ''}", name=name
+            reader,
+            file_name=f"{path.resolve().name}{'.zip' if is_folder else ''}",
+            name=name,
+            image_size=image_size,
         )
     if as_json:
         print_json(found)

@@ -6,7 +6,7 @@ import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -63,13 +63,14 @@ def train(
     name: Annotated[str | None, typer.Option(help="For people")] = None,
     seed: Annotated[int | None, typer.Option(help="Drawn at random if absent")] = None,
     steps: Annotated[int | None, typer.Option(help="Another number of training steps")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Another number of items a step")] = None,
+    batch_size: Annotated[str | None, typer.Option(help="Items a step; `auto`: what the memory holds")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="In steps")] = None,
     sample_every: Annotated[int | None, typer.Option(help="In steps")] = None,
     calibrate: Annotated[
         bool | None, typer.Option("--calibrate/--no-calibrate", help="Estimate log Z at the end, for log-density")
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda")] = None,
+    num_gpus: Annotated[int | None, typer.Option(help="GPUs of one trainer that share every batch")] = None,
     config: Annotated[
         Path | None, typer.Option(help="TOML or JSON laid over the preset", exists=True, dir_okay=False)
     ] = None,
@@ -98,13 +99,24 @@ def train(
             name=name,
             seed=seed,
             steps=steps,
-            batch_size=batch_size,
+            batch_size=_batch_size(batch_size),
             checkpoint_every=checkpoint_every,
             sample_every=sample_every,
             calibrate=calibrate,
             device=device,
+            num_gpus=num_gpus,
         )
         _started(job, wait=wait, as_json=as_json)
+
+
+def _batch_size(text: str | None) -> int | Literal["auto"] | None:
+    if text is None:
+        return None
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal():
+        raise typer.BadParameter(f"--batch-size is {text!r}; expected a number of items, or auto")
+    return int(text)
 
 
 @application.command(

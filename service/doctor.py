@@ -27,8 +27,8 @@ from service.child import LocalStackError
 from service.client import ClientError, Recovery, RefusedError
 from service.client.address import config_file, find_place
 from service.folder import read_environment
-from service.version import version
 from worker.settings import Settings
+from worker.version import version
 
 State = Literal["ok", "note", "wrong"]
 

@@ -16,8 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.errors import Problem, problem_of
 from service.headers import secure
 from service.limits import RateLimit
-from service.metrics import RequestMetrics
-from service.security import OPEN_PATHS, Door
+from service.metrics import RequestMetrics, route_template
+from service.security import Door, is_open
 from service.stores import Stores
 from worker.ids import new_id
 from worker.redaction import redact
@@ -43,10 +43,11 @@ class Envelope:
         exchange = _Exchange(scope, receive, send)
         with structlog.contextvars.bound_contextvars(request_id=exchange.request_id):
             try:
-                await exchange.run(self.app)
+                with self.metrics.in_progress.track_inprogress():
+                    await exchange.run(self.app)
             finally:
                 self.metrics.observe(
-                    scope["method"], _route_template(scope), exchange.status, time.perf_counter() - exchange.began_at
+                    scope["method"], route_template(scope), exchange.status, time.perf_counter() - exchange.began_at
                 )
 
 
@@ -91,7 +92,7 @@ class _Exchange:
         self.scope.setdefault("state", {})["caller"] = caller
         if caller.key is not None:
             structlog.contextvars.bind_contextvars(key=caller.key.id)
-        if self.scope["path"] not in OPEN_PATHS:
+        if not is_open(self.scope["path"]):
             self.answer_headers = await self.rate_limit.count(caller)
 
     async def receive(self) -> Message:
@@ -127,9 +128,3 @@ class _Exchange:
             f"the request has more than {self.limit_bytes} bytes, all that is accepted here; send less",
             headers={"Connection": "close"},  # what was not read must not be taken for the next request
         )
-
-
-def _route_template(scope: Scope) -> str:
-    """`/jobs/{job_id}`, not the id: a label may take few values only."""
-    route = scope.get("route")
-    return str(getattr(route, "path", None) or "unmatched")

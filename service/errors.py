@@ -228,4 +228,5 @@ def _allowed(request: Request) -> dict[str, str]:
     paths: dict[str, dict[str, Any]] = request.app.openapi()["paths"]
     here = request.url.path
     fitting = [here] if here in paths else [path for path in paths if compile_path(path)[0].fullmatch(here)]
-    return {"Allow": ", ".join(sorted({method.upper() for path in fitting for method in paths[path]}))}
+    methods = {method.upper() for path in fitting for method in paths[path]}
+    return {"Allow": ", ".join(sorted(methods or {"GET"}))}  # the pages and their files are not in the document

@@ -15,6 +15,7 @@ from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
 from service.errors import Problem
+from service.metrics import RequestMetrics, route_template
 from service.stores import Stores
 from worker.broker import send_request
 from worker.loads import LOADS_KEY, SamplerLoad, fresh_loads, warm_queue
@@ -156,14 +157,20 @@ def model_at(reply: SamplerReply) -> str:
     return f"{reply.model_id}@{reply.step}"
 
 
-def reply_headers(reply: SamplerReply, encoding_began_at: float) -> dict[str, str]:
-    """Which model answered, at what cost and where the time went; `encoding_began_at` is a `time.perf_counter()`."""
+def reply_headers(reply: SamplerReply, encoding_began_at: float, connection: Request) -> dict[str, str]:
+    """Which model answered, at what cost and where the time went; `encoding_began_at` is a `time.perf_counter()`.
+
+    How long the encoding took is also counted.
+    """
     timings = reply.timings
+    encode_s = time.perf_counter() - encoding_began_at
+    metrics: RequestMetrics = connection.app.state.metrics
+    metrics.observe_encoding(route_template(connection.scope), encode_s)
     durations_s = {
         "queue": timings.queue_s,
         "load": timings.load_s,
         "compute": timings.compute_s,
-        "encode": time.perf_counter() - encoding_began_at,
+        "encode": encode_s,
     }
     return {
         "X-Model": model_at(reply),

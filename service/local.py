@@ -62,6 +62,8 @@ class Ports:
     master: int
     volume: int
     admin: int
+    trainer_metrics: int
+    sampler_metrics: int
 
 
 class LocalStack:
@@ -217,9 +219,12 @@ class LocalStack:
         celery += ["--without-mingle", "--without-gossip"]
         # The trainer gets time to checkpoint and put its job back into the queue.
         trainer = [*celery, "-n", "trainer@%h", "-Q", "train", "-c", "1"]
-        self._child("trainer", trainer, self.environment, grace_s=60)
+        self._child("trainer", trainer, self._serving_metrics(self.ports.trainer_metrics), grace_s=60)
         sampler = [*celery, "-n", "sampler@%h", "-Q", "sample", "--pool", "threads", "-c", "256"]
-        self._child("sampler", sampler, self.environment, grace_s=10)
+        self._child("sampler", sampler, self._serving_metrics(self.ports.sampler_metrics), grace_s=10)
+
+    def _serving_metrics(self, port: int) -> dict[str, str]:
+        return self.environment | {"RECOVERY_WORKER_METRICS_PORT": str(port)}
 
     def _start_api(self) -> None:
         command = [sys.executable, "-m", "service.cli", "serve", "--host", self.host, "--port", str(self.ports.http)]

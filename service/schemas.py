@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from model.config import CalibrationConfig
-from model.presets import PRESET_SUMMARIES
+from model.presets import ALIASES, PRESET_SUMMARIES
 from service.dataset_schemas import DATASET_NAMES
 from worker.ids import ULID_PATTERN
 from worker.jobs import JobKind, JobRecord, JobStatus
@@ -58,9 +58,11 @@ class TrainRequest(RequestBody):
     preset: str | None = Field(
         None,
         description="Name of a configuration. "
-        + "; ".join(f"`{name}`: {summary}" for name, summary in PRESET_SUMMARIES.items()),
+        + "; ".join(f"`{name}`: {summary}" for name, summary in PRESET_SUMMARIES.items())
+        + ". "
+        + ", ".join(f"`{short}` is `{name}`" for short, name in ALIASES.items()),
         examples=list(PRESET_SUMMARIES),
-        json_schema_extra={"enum": [*PRESET_SUMMARIES, None]},
+        json_schema_extra={"enum": [*PRESET_SUMMARIES, *ALIASES, None]},
     )
     config: dict[str, Any] | None = Field(
         None,
@@ -78,7 +80,9 @@ class TrainRequest(RequestBody):
     steps: int | None = Field(
         None, ge=1, le=100_000_000, description="All training steps; the phases keep their shares", examples=[4400]
     )
-    batch_size: int | None = Field(None, ge=1, le=65_536, examples=[128])
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] | Literal["auto"] | None = Field(
+        None, description="`auto`: as much as the trainer's free memory holds, from 64 to 256", examples=[128, "auto"]
+    )
     checkpoint_every: int | None = Field(None, ge=1, le=100_000_000, description="In steps", examples=[1000])
     sample_every: int | None = Field(None, ge=1, le=100_000_000, description="In steps", examples=[1000])
     calibrate: bool | None = Field(
@@ -87,6 +91,13 @@ class TrainRequest(RequestBody):
         examples=[True],
     )
     device: Device = "auto"
+    num_gpus: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="GPUs of one trainer that share every batch; the weights are those of one GPU, to rounding. With "
+        "device `cpu`, processes",
+    )
 
 
 class CalibrateRequest(RequestBody):
@@ -181,6 +192,26 @@ class ResumeRequest(RequestBody):
     )
 
 
+class TrainCheckBody(BaseModel):
+    """What a training request would train."""
+
+    config: dict[str, Any] = Field(description="The whole configuration; its seed is drawn anew when none is given")
+
+
+class PresetBody(BaseModel):
+    """A configuration by name."""
+
+    name: str = Field(description="Give it as `preset` to POST /jobs/train", examples=["digits"])
+    summary: str
+    config: dict[str, Any] = Field(description="The whole configuration")
+
+
+class PresetListBody(BaseModel):
+    """All configurations that have a name."""
+
+    presets: list[PresetBody]
+
+
 class ProgressBody(BaseModel):
     """How far a job has come."""
 
@@ -208,6 +239,7 @@ class JobBody(BaseModel):
     seed: int | None = Field(examples=[0])
     dataset: str | None = Field(examples=["digits"])
     device: str | None = Field(examples=["auto"])
+    num_gpus: int | None = Field(description="Of a training", examples=[1])
     config: dict[str, Any] | None = Field(description="The whole configuration", examples=[_SOME_CONFIG])
     created_at: datetime
     started_at: datetime | None
@@ -234,6 +266,7 @@ class JobBody(BaseModel):
             seed=known.get("seed"),
             dataset=known.get("dataset"),
             device=record.spec.get("device"),
+            num_gpus=record.spec.get("num_gpus", 1) if record.kind is JobKind.train else None,
             config=config,
         )
 
@@ -255,7 +288,7 @@ class EventBody(BaseModel):
 
     id: str = Field(description="Orders events; resume after it with Last-Event-ID", examples=["1732392000000-0"])
     type: str = Field(
-        description="status, started, step, sample, checkpoint, rollback, calibration, calibrated, or a notice",
+        description="status, started, batch, step, sample, checkpoint, rollback, calibration, calibrated, or a notice",
         examples=["step"],
     )
     at: datetime

@@ -18,8 +18,11 @@ from starlette.types import Scope as Connection
 from service.errors import Problem
 from service.keys import Key, KeyFile, KeysError, Scope, matching
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
-"""Served to everybody: probes carry no keys, and what this service can do is public."""
+PAGES = frozenset({"/", "/docs"})
+FILES_PREFIX = "/web"
+"""Below it are the files that the pages are made of."""
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json", *PAGES})
+"""Served to everybody: probes carry no keys, what this service can do is public, and a page has to ask for the key."""
 _SAMPLE_PATHS = frozenset({"/sample", "/log-density"})
 _REALM = 'Bearer realm="recovery"'
 
@@ -37,13 +40,23 @@ class Caller:
 
 def required_scope(method: str, path: str) -> Scope | None:
     """What a request needs; None needs no key. What is not listed here changes something, so it needs `train`."""
-    if path in OPEN_PATHS:
+    if is_open(path):
         return None
     if method in ("GET", "HEAD", "OPTIONS"):
         return Scope.read
     if method == "DELETE":
         return Scope.admin
     return Scope.sample if path in _SAMPLE_PATHS else Scope.train
+
+
+def is_open(path: str) -> bool:
+    """Whether a path is served to everybody, and as often as they like."""
+    return path in OPEN_PATHS or is_page(path)
+
+
+def is_page(path: str) -> bool:
+    """Whether a path is a page for people, or a file of one."""
+    return path in PAGES or path.startswith(f"{FILES_PREFIX}/")
 
 
 class Door:
@@ -72,6 +85,7 @@ class Door:
         headers = Headers(scope=connection)
         if not self.needs_keys:
             _require_local(connection, headers)
+            _require_own_page(connection["method"], headers)
             return Caller(address)
         key = self._key(headers)
         if not key.allows(scope):
@@ -139,6 +153,26 @@ def _require_local(connection: Connection, headers: Headers) -> None:
             "keys-needed",
             "without keys this service answers its own machine only, at 127.0.0.1 or localhost; "
             "make a key on the server with `recovery keys create`",
+        )
+
+
+def _require_own_page(method: str, headers: Headers) -> None:
+    """Raises Problem 403. Where no key is needed, any web page that is open here could have a browser change something.
+
+    Browsers say where a request comes from, programs do not; what they read across sites they are not given.
+    """
+    if method in ("GET", "HEAD", "OPTIONS"):
+        return
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    own = (
+        site in ("same-origin", "none") if site else origin is None or origin.partition("//")[2] == headers.get("host")
+    )
+    if not own:
+        raise Problem(
+            403,
+            "foreign-page",
+            "without keys this service takes orders from programs and from its own page only, not from another web "
+            "page; make a key on the server with `recovery keys create`",
         )
 
 

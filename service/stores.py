@@ -10,14 +10,11 @@ from celery import Celery
 from fastapi import Depends, Request
 from redis.asyncio import Redis as AsyncRedis
 
-from service.metrics import Fleet
 from service.settings import ServiceSettings
 from worker.artifacts import Artifacts
 from worker.broker import make_app
 from worker.connect import async_redis_client
 from worker.dataset_store import DatasetStore
-from worker.messages import SAMPLE_QUEUE, TRAIN_QUEUE
-from worker.presence import live_workers
 from worker.records import RecordStore
 
 _DECODING_THREADS = 2
@@ -57,19 +54,6 @@ class Stores:
         await self.redis.aclose()
         self.records.redis.close()
         self.broker.close()
-
-    def fleet(self) -> Fleet:
-        """Numbers about all jobs and workers, for the metrics. Raises RedisError."""
-        queues = (TRAIN_QUEUE, SAMPLE_QUEUE)
-        pipeline = self.records.redis.pipeline(transaction=False)
-        for queue in queues:
-            pipeline.llen(queue)
-        workers = live_workers(self.records.redis)
-        return Fleet(
-            jobs={str(status): count for status, count in self.records.counts().items()},
-            queue_lengths=dict(zip(queues, pipeline.execute(), strict=True)),
-            workers={kind: workers.get(kind, 0) for kind in queues},
-        )
 
 
 def stores(request: Request) -> Stores:

@@ -5,28 +5,34 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import re
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from starlette.datastructures import FormData, UploadFile
 
-from model.intake.limits import shortened
+from model.intake.framing import ImageSize
+from model.intake.limits import MAX_SIDE, MIN_SIDE, shortened
 from model.intake.normalize import FORMATS, normalize
 from service.errors import Problem, field_problem
 from service.stores import Stores
 from worker.dataset_store import StoredDataset, Upload
 
 MAX_NAME = 100
-_FIELDS = {"file", "name"}
+_FIELDS = {"file", "name", "image_size"}
+IMAGE_SIZE_PATTERN = r"[0-9]{1,4}(x[0-9]{1,4})?"
 _PIECE_BYTES = 2**20
 
 
-def read_form(form: FormData) -> tuple[UploadFile, str | None]:
-    """The file and the name for people. Raises Problem 415 or 422."""
+def read_form(form: FormData) -> tuple[UploadFile, str | None, ImageSize | None]:
+    """The file, the name for people, the size that images are to have. Raises Problem 415 or 422."""
     if unknown := sorted(set(form) - _FIELDS):
-        raise field_problem(["body", shortened(unknown[0])], "unknown field; expected `file`, and `name` if you like")
+        raise field_problem(
+            ["body", shortened(unknown[0])], "unknown field; expected `file`, and `name` and `image_size` if you like"
+        )
     file = form.get("file")
     if not isinstance(file, UploadFile) or not file.filename:
         raise field_problem(["body", "file"], f"there is no file; expected one of {', '.join(FORMATS)} with its name")
@@ -36,7 +42,7 @@ def read_form(form: FormData) -> tuple[UploadFile, str | None]:
             "unsupported-media-type",
             f"{shortened(file.filename)} ends in none of {', '.join(FORMATS)}; send a zip of images, an array or a CSV",
         )
-    return file, _read_name(form.getlist("name"))
+    return file, _read_name(form.getlist("name")), _read_image_size(form.getlist("image_size"))
 
 
 def _read_name(given: list[UploadFile | str]) -> str | None:
@@ -48,18 +54,36 @@ def _read_name(given: list[UploadFile | str]) -> str | None:
     return name
 
 
-def store_upload(stores: Stores, file: UploadFile, name: str | None) -> tuple[StoredDataset, bool]:
-    """The dataset, and whether it is new: the same file again is the dataset that exists. Busy with the processor.
+def _read_image_size(given: list[UploadFile | str]) -> ImageSize | None:
+    if not given:
+        return None
+    text = given[0]
+    if len(given) == 1 and isinstance(text, str) and re.fullmatch(IMAGE_SIZE_PATTERN, text, re.ASCII):
+        height, _, width = text.partition("x")
+        size = int(height), int(width or height)
+        if min(size) >= MIN_SIDE and max(size) <= MAX_SIDE:
+            return size
+    raise field_problem(
+        ["body", "image_size"],
+        f"expected one size, 64 or 48x64 (height x width), of {MIN_SIDE} to {MAX_SIDE} pixels in each direction",
+    )
+
+
+def store_upload(
+    stores: Stores, file: UploadFile, name: str | None, image_size: ImageSize | None
+) -> tuple[StoredDataset, bool]:
+    """The dataset, and whether it is new: the same file at the same size is the one that exists. Takes processor time.
 
     Raises DataError, DataTooLarge, StorageUnavailable, Problem 507.
     """
     datasets = stores.datasets
     with room_on_disk(), tempfile.TemporaryDirectory(prefix="recovery-upload-") as directory:
         source, target = Path(directory) / "upload", Path(directory) / "data.npy"
-        upload = _received(file.file, source, file.filename or "", name)
-        if (existing := datasets.find_upload(upload.sha256)) is not None:
+        upload = replace(_received(file.file, source, file.filename or "", name), image_size=image_size)
+        if (existing := datasets.find_upload(upload.sha256, image_size)) is not None:
             return existing, False
-        summary = normalize(source, target, name=upload.file_name, limits=stores.settings.read_limits)
+        limits = stores.settings.read_limits
+        summary = normalize(source, target, name=upload.file_name, limits=limits, image_size=image_size)
         datasets.remove_abandoned()
         return datasets.add(target, summary, upload), True
 

@@ -1,6 +1,6 @@
 """The workers' Celery application and what each worker process runs beside its tasks.
 
-    celery -A worker.app worker -Q train -c 1 -n trainer@%h
+    celery -A worker.app worker -Q train -c 1 -n trainer@%h [--max-jobs N] [--max-idle S]
     celery -A worker.app worker -Q sample --pool threads -c 256 -n sampler@%h
 
 Trainers use the prefork pool: its supervisor process can be killed without the main process. Samplers use threads,
@@ -19,10 +19,12 @@ from redis.exceptions import RedisError
 
 from worker import supervise
 from worker.broker import make_app, wake
+from worker.job_limit import OPTIONS, JobLimitStep, job_limit
+from worker.job_metrics import JobCollector
 from worker.loads import own_queue
 from worker.logs import configure_logging
-from worker.messages import QUEUES, SAMPLE_QUEUE
-from worker.metrics import serve_metrics
+from worker.messages import QUEUES, SAMPLE_QUEUE, TRAIN_QUEUE
+from worker.metrics import MetricsServer
 from worker.presence import Presence
 from worker.reaper import Reaper
 from worker.records import RecordStore
@@ -36,26 +38,30 @@ log = structlog.get_logger(__name__)
 settings = Settings()
 app = make_app(settings)
 register_tasks(app)
+app.user_options["worker"].update(OPTIONS)
+app.steps["worker"].add(JobLimitStep)
 
 
 class Companions:
     """The threads of a worker's main process."""
 
     def __init__(self) -> None:
-        self._running: list[Presence | Reaper | Switchboard] = []
+        self._running: list[Presence | Reaper | Switchboard | MetricsServer] = []
         self._preparation: threading.Thread | None = None
 
     def start(self, name: str, kinds: list[str]) -> None:
         """Announce the worker, sweep, and serve metrics."""
         store = RecordStore.connect(settings)
         queues = {queue for queue, _ in QUEUES.values()}
-        self._running = [
-            Presence(store.redis, kinds, name, every_s=settings.heartbeat_s),
-            Reaper(store, name=name, queues=queues, wake_fn=lambda kind, job_id: wake(app, kind, job_id)),
-        ]
-        for companion in self._running:
-            companion.start()
-        serve_metrics(settings, store, name)
+        trains = TRAIN_QUEUE in kinds
+        presence = Presence(
+            store.redis, kinds, name, every_s=settings.heartbeat_s, heartbeat_file=settings.heartbeat_file
+        )
+        reaper = Reaper(store, name=name, queues=queues, wake_fn=lambda kind, job_id: wake(app, kind, job_id))
+        presence.start()
+        reaper.start()
+        metrics.start("trainer" if trains else "sampler", *([JobCollector(store, name)] if trains else []))
+        self._running = [presence, reaper, metrics]
         with contextlib.suppress(RedisError):
             remove_finished(store, settings.spool_dir)
 
@@ -73,6 +79,7 @@ class Companions:
         stop_sampler()
 
 
+metrics = MetricsServer(settings)
 companions = Companions()
 
 
@@ -87,6 +94,11 @@ def _on_setup(sender: str, **_: Any) -> None:
         app.amqp.queues.select_add(own_queue(sender))  # type: ignore[arg-type] # a name will do, whatever the stubs say
 
 
+@signals.worker_process_init.connect
+def _on_fork(**_: Any) -> None:
+    metrics.forget()
+
+
 @signals.worker_ready.connect
 def _on_ready(sender: Any, **_: Any) -> None:
     name = str(sender.hostname)
@@ -94,7 +106,13 @@ def _on_ready(sender: Any, **_: Any) -> None:
     companions.start(name, kinds)
     if SAMPLE_QUEUE in kinds:
         companions.prepare_sampling(name)
+    job_limit.start()
     log.info("worker_ready", worker=name, queues=kinds)
+
+
+@signals.task_received.connect
+def _on_received(sender: Any, **_: Any) -> None:
+    job_limit.count(sender)
 
 
 @signals.worker_shutting_down.connect
@@ -105,4 +123,5 @@ def _on_shutting_down(**_: Any) -> None:
 
 @signals.worker_shutdown.connect
 def _on_shutdown(**_: Any) -> None:
+    job_limit.stop()
     companions.stop()

@@ -1,6 +1,7 @@
 """The frame of every job's subprocess: `python -m worker.KIND JOB_ID TOKEN WORKER PARENT_PID DIRECTORY`.
 
-The subprocess alone imports torch and touches the GPU, so that its memory is freed whatever happens. It acts in the
+torchrun (torchrun.py) starts several of them for one job, the ranks; the first one leads and speaks for all. The
+subprocess alone imports torch and touches the GPU, so that its memory is freed whatever happens. It acts in the
 name of the lease it was started with: its events, progress and results are refused once the job is somebody else's.
 """
 
@@ -15,7 +16,7 @@ import threading
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,9 +24,9 @@ import structlog
 from redis.exceptions import RedisError
 
 from model.config import NetworkConfig
-from model.errors import ModelError
+from model.errors import ModelError, RankError
 from worker.artifacts import ArtifactDamaged, ArtifactMissing, StorageUnavailable
-from worker.exits import Exit, write_reason
+from worker.exits import Exit, write_outcome
 from worker.jobs import JobNotFound, JobRecord, Lease, StaleLease
 from worker.logs import configure_logging
 from worker.records import RecordStore
@@ -42,6 +43,7 @@ _PR_SET_PDEATHSIG = 1
 _TELEMETRY_PATIENCE_S = 10.0
 _AWAY = (StorageUnavailable, RedisError, JobNotFound)
 """A store that does not answer, or a Redis that was wiped and is not refilled yet."""
+_REMEDY = "set microbatch_size, or lower batch_size or the network's width"
 _ENDINGS = {
     None: Exit.succeeded,
     StopReason.cancelled: Exit.cancelled,
@@ -51,14 +53,16 @@ _ENDINGS = {
 
 
 class Attempt(ABC):
-    """One attempt at a job, from the first look at its record to an exit code."""
+    """One attempt at a job, from the first look at its record to an exit code; or one rank of `num_ranks` of it."""
 
-    def __init__(self, store: RecordStore, lease: Lease, directory: Path) -> None:
+    def __init__(self, store: RecordStore, lease: Lease, directory: Path, *, rank: int = 0, num_ranks: int = 1) -> None:
         self.store = store
         self.artifacts = store.artifacts
         self.settings = store.settings
         self.lease = lease
         self.directory = directory
+        self.rank = rank
+        self.num_ranks = num_ranks
         self.watch = Watch(store, lease)
         self.telemetry = Telemetry(store, lease)
         self._num_threads: int | None = None
@@ -79,18 +83,21 @@ class Attempt(ABC):
 
     def run(self) -> Exit:
         """Work; every ending is an exit code, with the reason in words where there is one."""
-        self.watch.start()
+        if self.rank == 0:  # the others do as the leading rank does
+            self.watch.start()
         self.telemetry.start()
         try:
-            return _ENDINGS[self.work(self.patiently(lambda: self.store.get(self.lease.job_id)))]
+            return self._ended(_ENDINGS[self.work(self.patiently(lambda: self.store.get(self.lease.job_id)))])
+        except RankError as error:
+            return self._ended(Exit.try_again, str(error))
         except (ModelError, UndeliveredError, ArtifactMissing, ArtifactDamaged) as error:
             return self._ended(Exit.failed, str(error))
         except StaleLease:
-            return Exit.stale
+            return self._ended(Exit.stale)
         except _AWAY as error:
             return self._ended(Exit.try_again, f"a store stayed away: {error}")
         except MemoryError as error:
-            return self._ended(Exit.failed, f"out of memory: {error}; lower batch_size or the network's width")
+            return self._ended(Exit.failed, f"out of memory: {error}; {_REMEDY}")
         except Exception as error:
             traceback.print_exc()
             return self._ended(Exit.failed, _unexpected(error))
@@ -111,32 +118,49 @@ class Attempt(ABC):
                 time.sleep(1)
 
     def use_threads(self, config: NetworkConfig, event_shape: tuple[int, ...], batch_size: int) -> None:
-        """As many of the process's CPU threads as batches of that size can keep busy."""
+        """As many of the process's CPU threads as its part of batches of that size can keep busy."""
         import torch
 
         from model.networks import useful_threads
 
         self._num_threads = self._num_threads or torch.get_num_threads()  # before it was ever lowered
-        torch.set_num_threads(min(self._num_threads, useful_threads(config, event_shape, batch_size)))
+        torch.set_num_threads(min(self._num_threads, useful_threads(config, event_shape, batch_size // self.num_ranks)))
 
-    def _ended(self, code: Exit, reason: str) -> Exit:
-        log.error("attempt_ended", outcome=code.name, reason=reason)
-        write_reason(self.directory, reason)
+    def _ended(self, code: Exit, reason: str | None = None) -> Exit:
+        if reason is not None:
+            log.error("attempt_ended", outcome=code.name, reason=reason)
+        if reason is not None or self.num_ranks > 1:  # alone, the code says the rest
+            write_outcome(self.directory, code, reason, rank=self.rank)
         return code
 
 
 def main(kind: type[Attempt], arguments: list[str]) -> int:
-    """Run one attempt of a job of that kind; returns an `Exit`."""
+    """Run one attempt of a job of that kind, or one rank of it; returns an `Exit`."""
     job_id, token, worker, parent_pid, directory = arguments
+    rank, num_ranks = _place(os.environ)
     settings = Settings()
-    _die_with_parent(int(parent_pid))
+    # torchrun passes SIGTERM on and waits for its ranks; when it dies itself, nobody does any more.
+    die_with_parent(int(parent_pid), signal.SIGTERM if num_ranks == 1 else signal.SIGKILL)
     faulthandler.enable()  # a crash in native code leaves its stack in the log
     configure_logging()
     structlog.contextvars.bind_contextvars(job_id=job_id, lease=token)
+    if num_ranks > 1:
+        structlog.contextvars.bind_contextvars(rank=rank)
     store = RecordStore.connect(settings)
-    attempt = kind(store, Lease(job_id=job_id, token=int(token), worker=worker), Path(directory))
-    signal.signal(signal.SIGTERM, lambda *_: attempt.interrupt())
-    return attempt.run()
+    lease = Lease(job_id=job_id, token=int(token), worker=worker)
+    attempt = kind(store, lease, Path(directory), rank=rank, num_ranks=num_ranks)
+    # All ranks end after the same step: the leading one is told, and the others follow it.
+    signal.signal(signal.SIGTERM, (lambda *_: attempt.interrupt()) if rank == 0 else signal.SIG_IGN)
+    code = attempt.run()
+    # torchrun ends the other ranks at once when one returns anything but 0; how it ended is in its file.
+    return Exit.succeeded if num_ranks > 1 and code.in_order else code
+
+
+def _place(environment: Mapping[str, str]) -> tuple[int, int]:
+    """(rank, number of ranks) that torchrun gave this process."""
+    if "TORCHELASTIC_RUN_ID" not in environment:
+        return 0, 1
+    return int(environment["RANK"]), int(environment["WORLD_SIZE"])
 
 
 def device_of(record: JobRecord) -> str:
@@ -151,17 +175,17 @@ def device_of(record: JobRecord) -> str:
     return wanted
 
 
-def _die_with_parent(parent_pid: int) -> None:
-    """Have the kernel send SIGTERM when the supervisor dies, however it dies (Linux only)."""
+def die_with_parent(parent_pid: int, number: signal.Signals) -> None:
+    """Have the kernel send that signal when the parent dies, however it dies (Linux only)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent_pid:
         raise SystemExit("the supervisor died before the work started")
 
 
 def _unexpected(error: Exception) -> str:
     if type(error).__name__ == "OutOfMemoryError":
-        return "the GPU is out of memory; lower batch_size or the network's width, or use a larger GPU"
+        return f"the GPU is out of memory; {_REMEDY}, or use a larger GPU"
     frame = traceback.extract_tb(error.__traceback__)[-1]
     where = f"{Path(frame.filename).name}:{frame.lineno}"
     return f"unexpected {type(error).__name__} at {where}: {str(error)[:500]}"

@@ -98,11 +98,11 @@ def _dataset(attempt: Attempt, model: EnergyModel) -> Dataset | None:
     """What the model was trained on; None where an import did not say. Raises DataError, ShapeError."""
     from model import data
 
-    name, event_shape = model.config.dataset, tuple(model.event_shape)
+    name, image_size, event_shape = model.config.dataset, model.config.image_size, tuple(model.event_shape)
     if name == UNKNOWN_DATASET:
         return None
-    location = attempt.patiently(lambda: fetch_dataset(name, attempt.settings, attempt.artifacts))
-    dataset = data.load(location, attempt.settings.read_limits)
+    location = attempt.patiently(lambda: fetch_dataset(name, attempt.settings, attempt.artifacts, image_size))
+    dataset = data.load(location, attempt.settings.read_limits, image_size)
     if dataset.event_shape != event_shape:
         raise ShapeError(
             f"dataset {name!r} holds events of shape {dataset.event_shape}, the model's are of {event_shape}; "

@@ -19,6 +19,7 @@ from typing import Literal
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from model.intake.framing import ImageSize
 from model.intake.limits import Summary
 from worker.bucket import ArtifactDamaged, ArtifactError, ArtifactMissing, Bucket, sha256_of
 from worker.ids import ULID_PATTERN, checked_id, new_id
@@ -48,6 +49,7 @@ class StoredDataset(BaseModel):
     size_bytes: int = Field(description="Of the uploaded file")
     data_sha256: str
     data_size_bytes: int
+    image_size: tuple[int, int] | None = Field(None, description="(height, width) that its images were brought to")
     created_at: datetime
 
 
@@ -59,6 +61,7 @@ class Upload:
     file_name: str
     sha256: str
     size_bytes: int
+    image_size: ImageSize | None = None
 
 
 def dataset_prefix(dataset_id: str) -> str:
@@ -91,9 +94,10 @@ class DatasetStore:
         except ValidationError as error:
             raise ArtifactDamaged(f"{key} is no manifest of a dataset") from error
 
-    def find_upload(self, sha256: str) -> StoredDataset | None:
-        """The oldest dataset that came from a file with that digest."""
-        return next((found for found in reversed(self.list()) if found.sha256 == sha256), None)
+    def find_upload(self, sha256: str, image_size: ImageSize | None) -> StoredDataset | None:
+        """The oldest dataset that came from a file with that digest, its images brought to the same size."""
+        wanted = sha256, image_size
+        return next((found for found in reversed(self.list()) if (found.sha256, found.image_size) == wanted), None)
 
     def add(self, data: Path, summary: Summary, upload: Upload) -> StoredDataset:
         """Store a validated array; nothing is left behind when that fails."""
@@ -106,6 +110,7 @@ class DatasetStore:
             file_name=upload.file_name,
             sha256=upload.sha256,
             size_bytes=upload.size_bytes,
+            image_size=upload.image_size,
             data_sha256=sha256_of(data),
             data_size_bytes=data.stat().st_size,
             created_at=datetime.now(UTC),

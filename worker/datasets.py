@@ -12,6 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from model.errors import DataError
+from model.intake.framing import ImageSize
 from model.intake.limits import Summary
 from model.intake.normalize import FORMATS
 from model.presets import BUILT_IN_DATASETS
@@ -22,19 +23,20 @@ from worker.dataset_store import DatasetStore, StoredDataset, is_dataset_id
 from worker.settings import Settings
 
 
-def fetch_dataset(name: str, settings: Settings, bucket: Bucket) -> str:
+def fetch_dataset(name: str, settings: Settings, bucket: Bucket, image_size: ImageSize | None = None) -> str:
     """What `model.data.load` takes: the built-in name, or a path on this machine, fetched if it was not there.
 
-    Raises DataError, StorageUnavailable, ArtifactDamaged.
+    Folders in buckets and columns of the hub become arrays on the way, for which `image_size` makes images of several
+    sizes one; `load` does that for the others. Raises DataError, StorageUnavailable, ArtifactDamaged.
     """
     cache = DatasetCache(settings.spool_dir / "datasets", settings.dataset_cache_bytes)
     if is_dataset_id(name):
         stored, store = _stored(name, bucket), DatasetStore(bucket)
         return str(cache.fetch(stored.data_sha256, lambda path: store.fetch(name, path)))
     if name.startswith(s3_datasets.SCHEME):
-        return str(s3_datasets.fetch_prefix(name, settings, bucket, cache))
+        return str(s3_datasets.fetch_prefix(name, settings, bucket, cache, image_size))
     if name.startswith(hub_datasets.SCHEME):
-        return str(_fetch_from_hub(name, settings, cache))
+        return str(_fetch_from_hub(name, settings, cache, image_size))
     return resolve_dataset(name, settings.datasets_dir)
 
 
@@ -90,7 +92,9 @@ def _stored(dataset_id: str, bucket: Bucket) -> StoredDataset:
         raise DataError(f"there is no dataset {dataset_id}; GET /datasets lists them. Was it deleted?") from None
 
 
-def _fetch_from_hub(name: str, settings: Settings, cache: DatasetCache) -> Path:
+def _fetch_from_hub(name: str, settings: Settings, cache: DatasetCache, image_size: ImageSize | None) -> Path:
     """Kept by content, since the hub may change; `datasets` has a cache of its own for what it downloads."""
     mirror, limits = settings.datasets_dir, settings.read_limits
-    return cache.add(lambda path: hub_datasets.store_hub_dataset(name, path, mirror=mirror, limits=limits))
+    return cache.add(
+        lambda path: hub_datasets.store_hub_dataset(name, path, mirror=mirror, limits=limits, image_size=image_size)
+    )

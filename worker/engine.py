@@ -55,6 +55,17 @@ class EngineLoad:
     """of batches, since the start"""
     num_row_evaluations: int
     """of the chains in them"""
+    num_row_capacity: int
+    """chains that would have found room in them"""
+    busy_s: float
+    """time of all turns"""
+    model_bytes: int
+    """weights of the loaded models"""
+    num_model_hits: int
+    """requests that found their model loaded"""
+    num_model_loads: int
+    model_load_s: float
+    num_model_evictions: int
 
 
 class Engine:
@@ -84,7 +95,9 @@ class Engine:
         self._departures: deque[AnyTicket] = deque()
         self._open: dict[AnyTicket, Lane] = {}
         self._next_deadline = math.inf
-        self._past_evaluations = self._past_row_evaluations = 0
+        self._past_evaluations = self._past_row_evaluations = self._past_row_capacity = 0
+        self._num_hits = self._num_loads = self._num_evictions = 0
+        self._busy_s = self._load_s = 0.0
         self._condition = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -137,13 +150,22 @@ class Engine:
         with self._condition:
             lanes = dict(self._lanes)
             unseen = sum(ticket.num_waiting for _, ticket in self._orders if isinstance(ticket, DrawTicket))
+            past_evaluations, past_row_evaluations = self._past_evaluations, self._past_row_evaluations
+            past_row_capacity = self._past_row_capacity
         return EngineLoad(
             models=list(lanes),
             num_chains=sum(lane.num_chains for lane in lanes.values()),
             num_waiting=unseen + sum(lane.num_waiting for lane in lanes.values()),
             backlog_s=sum(lane.backlog_s for lane in lanes.values()),
-            num_evaluations=self._past_evaluations + sum(lane.num_evaluations for lane in lanes.values()),
-            num_row_evaluations=self._past_row_evaluations + sum(lane.num_row_evaluations for lane in lanes.values()),
+            num_evaluations=past_evaluations + sum(lane.num_evaluations for lane in lanes.values()),
+            num_row_evaluations=past_row_evaluations + sum(lane.num_row_evaluations for lane in lanes.values()),
+            num_row_capacity=past_row_capacity + sum(lane.num_row_capacity for lane in lanes.values()),
+            busy_s=self._busy_s,
+            model_bytes=sum(lane.size_bytes for lane in lanes.values()),
+            num_model_hits=self._num_hits,
+            num_model_loads=self._num_loads,
+            model_load_s=self._load_s,
+            num_model_evictions=self._num_evictions,
         )
 
     def step(self) -> bool:
@@ -160,7 +182,9 @@ class Engine:
         except Exception as error:  # the chains of this model are lost, the loop must go on for the others
             log.exception("turn_failed")
             self._fail(lane, error)
-        lane.spent_s += time.perf_counter() - began_at
+        elapsed_s = time.perf_counter() - began_at
+        lane.spent_s += elapsed_s
+        self._busy_s += elapsed_s
         return True
 
     def _run(self) -> None:
@@ -189,9 +213,13 @@ class Engine:
         with lock:
             with self._condition:
                 lane = self._hold(key)
+                self._num_hits += lane is not None
             if lane is None:
+                began_at = time.perf_counter()
                 loaded = Lane(self._load_fn(key), max_rows=self._max_rows)
                 with self._condition:
+                    self._num_loads += 1
+                    self._load_s += time.perf_counter() - began_at
                     self._lanes[key] = loaded
                     lane = self._hold(key)
                     self._evict()
@@ -219,6 +247,8 @@ class Engine:
             dropped = self._lanes.pop(key)
             self._past_evaluations += dropped.num_evaluations
             self._past_row_evaluations += dropped.num_row_evaluations
+            self._past_row_capacity += dropped.num_row_capacity
+            self._num_evictions += 1
             self._loading.pop(key, None)
 
     def _require_room(self) -> None:

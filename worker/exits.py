@@ -1,8 +1,12 @@
-"""How a job's subprocess tells its supervisor the outcome: an exit code, and a file with the reason in words."""
+"""How a job's subprocess tells its supervisor the outcome: an exit code, and a file with the reason in words.
+
+Where torchrun runs several processes, the ranks, each leaves such a file, with its code.
+"""
 
 from __future__ import annotations
 
 import json
+import signal
 from enum import IntEnum
 from pathlib import Path
 
@@ -21,19 +25,42 @@ class Exit(IntEnum):
     stale = 24
     """The job was given to another worker."""
 
-
-_FILE = "outcome.json"
-
-
-def write_reason(directory: Path, reason: str) -> None:
-    """Leave the reason for the supervisor."""
-    (directory / _FILE).write_text(json.dumps({"reason": reason}), encoding="utf-8")
+    @property
+    def in_order(self) -> bool:
+        """Whether it did what it was asked to, which every other rank then does too."""
+        return self in (Exit.succeeded, Exit.interrupted, Exit.cancelled)
 
 
-def read_reason(directory: Path) -> str | None:
-    """The reason the subprocess left, if any."""
+_DEATHS = {
+    "SIGKILL": ", most likely because the machine ran out of memory",
+    "SIGSEGV": ", a crash in native code",
+    "SIGABRT": ", a crash in native code",
+    "SIGBUS": ", a crash in native code or a full disk",
+}
+
+
+def write_outcome(directory: Path, code: Exit, reason: str | None = None, *, rank: int = 0) -> None:
+    """Leave code and reason for the supervisor."""
+    _path(directory, rank).write_text(json.dumps({"code": code, "reason": reason}), encoding="utf-8")
+
+
+def read_outcome(directory: Path, *, rank: int = 0) -> tuple[Exit | None, str | None]:
+    """(code, reason) as far as the subprocess left them."""
     try:
-        reason = json.loads((directory / _FILE).read_text(encoding="utf-8"))["reason"]
+        outcome = json.loads(_path(directory, rank).read_text(encoding="utf-8"))
+        return Exit(outcome["code"]), outcome["reason"]
     except (OSError, ValueError, KeyError):
-        return None
-    return str(reason)
+        return None, None
+
+
+def death_in_words(number: int) -> str:
+    """Why a process that a signal killed is gone."""
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    return f"its process was killed by {name}{_DEATHS.get(name, '')}"
+
+
+def _path(directory: Path, rank: int) -> Path:
+    return directory / f"outcome-{rank}.json"

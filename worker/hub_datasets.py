@@ -8,6 +8,7 @@ has given that up.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ import numpy as np
 
 from model.errors import DataError
 from model.intake.arrays import store_npy
+from model.intake.framing import ImageSize, require_images
 from model.intake.images import store_images
 from model.intake.limits import ReadLimits, Summary, require_bytes, require_count, shortened
 from model.intake.writer import ArrayWriter
@@ -49,16 +51,19 @@ def parse_hub_name(name: str) -> HubName:
     return HubName(found["repository"], found["split"], found["column"])
 
 
-def store_hub_dataset(name: str, target: Path, *, mirror: Path | None, limits: ReadLimits) -> Summary:
-    """Read a column and write it as a validated array. Raises DataError."""
+def store_hub_dataset(
+    name: str, target: Path, *, mirror: Path | None, limits: ReadLimits, image_size: ImageSize | None = None
+) -> Summary:
+    """Read a column and write it as a validated array, of images of `image_size` if there is one. Raises DataError."""
     wanted = parse_hub_name(name)
     rows = _split(name, wanted, _load(name, wanted, mirror))
     column = wanted.column or _only_column(name, rows)
     if column not in rows.column_names:
         raise DataError(f"{name} has no column {column!r}; there are {', '.join(rows.column_names)}")
     if _is_image(rows.features[column]):
-        return _store_images(name, rows, column, target, limits)
+        return _store_images(name, rows, column, target, limits, image_size)
     if _is_vector(rows.features[column]):
+        require_images(name, image_size is None)
         return _store_vectors(name, rows, column, target, limits)
     raise DataError(f"column {column!r} of {name} holds {rows.features[column]}; expected images, or lists of numbers")
 
@@ -122,14 +127,20 @@ def _is_vector(feature: Any) -> bool:
     ).startswith(_NUMBERS)
 
 
-def _store_images(name: str, rows: datasets.Dataset, column: str, target: Path, limits: ReadLimits) -> Summary:
+def _store_images(
+    name: str,
+    rows: datasets.Dataset,
+    column: str,
+    target: Path,
+    limits: ReadLimits,
+    image_size: ImageSize | None,
+) -> Summary:
     import datasets
 
     encoded = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     names = [f"row {index} of {name}" for index in range(len(encoded))]
-    return store_images(
-        names, lambda index: _image_bytes(encoded[index][column], names[index]), target, name=name, limits=limits
-    )
+    read_fn: Callable[[int], bytes] = lambda index: _image_bytes(encoded[index][column], names[index])  # noqa: E731
+    return store_images(names, read_fn, target, name=name, limits=limits, image_size=image_size)
 
 
 def _image_bytes(image: Any, name: str) -> bytes:

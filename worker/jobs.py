@@ -104,9 +104,9 @@ class JobRecord(BaseModel):
     status: JobStatus = JobStatus.queued
     name: str | None = None
     spec: dict[str, Any]
-    """For `train`: {"config": a TrainConfig as a dict, "device": "cpu" | "cuda" | "auto"}; for `calibrate`: {"config":
-    a CalibrationConfig as a dict, "step": the checkpoint's, "device": as above}; for `sample`: the fields of
-    `worker.bulk.Plan` but the model's id, and "device"."""
+    """For `train`: {"config": a TrainConfig as a dict, "device": "cpu" | "cuda" | "auto", "num_gpus": 1 where it is
+    absent}; for `calibrate`: {"config": a CalibrationConfig as a dict, "step": the checkpoint's, "device": as
+    above}; for `sample`: the fields of `worker.bulk.Plan` but the model's id, and "device"."""
     model_id: str | None = Field(default=None, pattern=ULID_PATTERN)
     """The model a training makes (given with the job), or the one a job works on."""
     created_at: datetime
@@ -140,8 +140,8 @@ class JobEvent(BaseModel):
 
     id: str
     type: str
-    """status, started, step, sample, checkpoint, rollback, calibration (a round), calibrated, sampling, shard, or a
-    notice."""
+    """status, started, batch (what "auto" became), step, sample, checkpoint, rollback, calibration (a round),
+    calibrated, sampling, shard, or a notice."""
     at: datetime
     data: dict[str, Any]
 

@@ -52,6 +52,7 @@ class Lane:
         """row evaluations a second of a full batch, measured"""
         self.num_evaluations = 0
         self.num_row_evaluations = 0
+        self.num_row_capacity = 0
         self._max_rows = max_rows
         self._descents: Descents | None = None
         self._chains: list[tuple[DrawTicket, int]] = []
@@ -83,7 +84,8 @@ class Lane:
     @property
     def backlog_s(self) -> float:
         """Seconds to do everything accepted so far, at the rate of a full batch."""
-        return self._pending / self.rate if self.rate else 0.0
+        # Chains that run are taken to be half-way, so the estimate may have run below 0 when they are not.
+        return max(0, self._pending) / self.rate if self.rate else 0.0
 
     def cost(self, settings: SamplingConfig) -> int:
         """Gradient evaluations of a chain."""
@@ -152,6 +154,7 @@ class Lane:
         self._pending -= rows
         self.num_evaluations += 1
         self.num_row_evaluations += rows
+        self.num_row_capacity += descents.capacity
         self._observe(rows, time.perf_counter() - began_at)
         self._hand_out(step)
 

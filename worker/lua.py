@@ -7,6 +7,7 @@ Keys (one Redis, not a cluster, as Celery needs too):
     jobs:all            ids, by name        jobs:status:{status}   the same, by status
     jobs:queue:{kind}   ids by the time they were queued
     jobs:unsaved        ids whose copy in S3 is older than Redis
+    jobs:counts, jobs:tally   what became of jobs and attempts; see tally.py
 """
 
 WRITE = """
@@ -25,6 +26,11 @@ redis.call('HSET', job, 'version', version, 'status', status, 'fence', fence, 'c
 redis.call('ZADD', 'jobs:all', 0, id)
 if before and before ~= status then redis.call('ZREM', 'jobs:status:' .. before, id) end
 redis.call('ZADD', 'jobs:status:' .. status, 0, id)
+if before ~= status then
+  redis.call('HINCRBY', 'jobs:counts', kind .. '/' .. status, 1)
+  if before then redis.call('HINCRBY', 'jobs:counts', kind .. '/' .. before, -1) end
+end
+for i = 17, #ARGV, 2 do redis.call('HINCRBYFLOAT', 'jobs:tally', ARGV[i], ARGV[i + 1]) end
 if status == 'queued' then redis.call('ZADD', 'jobs:queue:' .. kind, queued_ms, id)
 else redis.call('ZREM', 'jobs:queue:' .. kind, id) end
 if status ~= 'running' then redis.call('DEL', lease)

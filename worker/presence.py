@@ -1,6 +1,7 @@
 """Which workers are alive, and what each says of itself.
 
-Each keeps a key with a time to live, renewed by a thread that no task can hold up.
+Each keeps a key with a time to live, renewed by a thread that no task can hold up. The same thread touches the file
+that tells whoever runs the container (heartbeat.py), whether Redis answers or not.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from importlib import metadata
+from pathlib import Path
 
 import structlog
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -18,10 +19,12 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import RedisError
 
+from worker.heartbeat import beat
+from worker.version import version
+
 log = structlog.get_logger(__name__)
 
 _PATTERN = "worker:*"
-_DISTRIBUTION = "recovery-likelihood"
 _GPU_TIMEOUT_S = 10
 
 
@@ -40,13 +43,16 @@ class WorkerReport(BaseModel):
 class Presence:
     """Announces one worker, which may serve several kinds ("train", "sample"), until `stop`."""
 
-    def __init__(self, redis: Redis, kinds: list[str], name: str, *, every_s: float) -> None:
+    def __init__(
+        self, redis: Redis, kinds: list[str], name: str, *, every_s: float, heartbeat_file: Path | None = None
+    ) -> None:
         self._redis = redis
         self._keys = [f"worker:{kind}:{name}" for kind in kinds]
         self._every_s = every_s
+        self._heartbeat_file = heartbeat_file
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="presence", daemon=True)
-        self._version = _version()
+        self._version = version()
         self._gpus: tuple[str, ...] = ()
 
     def start(self) -> None:
@@ -69,6 +75,7 @@ class Presence:
             self._announce()
 
     def _announce(self) -> None:
+        self._beat()
         try:
             seconds, microseconds = self._redis.time()
             ahead_s = time.time() - seconds - microseconds / 1e6
@@ -79,6 +86,14 @@ class Presence:
             pipeline.execute()
         except RedisError as error:
             log.warning("presence_not_announced", error=type(error).__name__)
+
+    def _beat(self) -> None:
+        if self._heartbeat_file is None:
+            return
+        try:
+            beat(self._heartbeat_file)
+        except OSError as error:
+            log.error("no_heartbeat", file=str(self._heartbeat_file), error=error.strerror)
 
 
 def live_workers(redis: Redis) -> dict[str, int]:
@@ -115,13 +130,6 @@ def _kind_and_name(key: bytes) -> tuple[str, str]:
 
 def _by_kind(keys: list[bytes]) -> dict[str, int]:
     return dict(Counter(_kind_and_name(key)[0] for key in keys))
-
-
-def _version() -> str | None:
-    try:
-        return metadata.version(_DISTRIBUTION)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _gpu_names() -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Any
 
 from redis import Redis
@@ -72,6 +73,22 @@ class RecordReader:
         ahead = self.redis.zrank(f"jobs:queue:{record.kind}", record.id)
         others = [kind for kind in QUEUES if kind is not record.kind and QUEUES[kind][0] == QUEUES[record.kind][0]]
         return 1 + _number(ahead) + sum(_number(self.redis.zcount(f"jobs:queue:{k}", "-inf", since)) for k in others)
+
+    def waiting_since(self, queue: str) -> datetime | None:
+        """Since when the job waits that has waited longest; None when none does.
+
+        The queue is in the order in which jobs were given, and one that comes back is at its head: behind the first
+        that never ran nobody has waited longer. Looks at 100 jobs at most.
+        """
+        records = (record for record in self._read(self.waiting_ids(queue)[:100]) if record is not None)
+        return min((record.updated_at for record in records), default=None)
+
+    def leased_by(self, worker: str) -> Sequence[JobRecord]:
+        """The jobs that a worker runs; a job whose lease ran out is nobody's."""
+        ids = self.ids(JobStatus.running)
+        holders: Any = self.redis.mget([f"lease:{job_id}" for job_id in ids]) if ids else []
+        held = [job_id for job_id, holder in zip(ids, holders, strict=True) if holder == worker.encode()]
+        return [record for record in self._read(held) if record is not None and record.status is JobStatus.running]
 
     def counts(self) -> dict[JobStatus, int]:
         """Number of jobs in every state."""

@@ -40,6 +40,7 @@ from worker.jobs import (
 )
 from worker.record_reader import RESTORED_KEY, RecordReader
 from worker.settings import Settings
+from worker.tally import Cut, additions
 
 EVENT_TTL_S = 24 * 3600
 """A finished job's events stay in Redis for so long; after that they are read from S3."""
@@ -197,7 +198,7 @@ class RecordStore(RecordReader):
                 return ended(record, JobStatus.cancelled, reason)
             return requeued(record, reason)
 
-        return self._transition(lease.job_id, change)
+        return self._transition(lease.job_id, change, cut="interrupted")
 
     def lose_attempt(self, lease: Lease, reason: str) -> JobRecord:
         """End an attempt that went wrong through no fault of the job: queued again, or failed at the limit.
@@ -209,7 +210,7 @@ class RecordStore(RecordReader):
             require_held(record, lease)
             return after_loss(record, reason, self.settings.attempt_limit)
 
-        return self._transition(lease.job_id, change)
+        return self._transition(lease.job_id, change, cut="lost")
 
     def lose_unleased(self, job_id: str, reason: str) -> JobRecord | None:
         """The same for a running job whose lease ran out; None when it has one after all, or does not run."""
@@ -220,7 +221,7 @@ class RecordStore(RecordReader):
             )
 
         with contextlib.suppress(_LeaseAlive):
-            return self._change(job_id, change, only_unleased=True)
+            return self._change(job_id, change, only_unleased=True, cut="lease_lost")
         return None
 
     def fail_queued(self, job_id: str, error: str) -> JobRecord:
@@ -294,8 +295,10 @@ class RecordStore(RecordReader):
 
     # Compare-and-set
 
-    def _transition(self, job_id: str, change: Callable[[JobRecord], JobRecord | None]) -> JobRecord:
-        return self._change(job_id, change) or self.get(job_id)
+    def _transition(
+        self, job_id: str, change: Callable[[JobRecord], JobRecord | None], *, cut: Cut | None = None
+    ) -> JobRecord:
+        return self._change(job_id, change, cut=cut) or self.get(job_id)
 
     def _change(
         self,
@@ -305,8 +308,12 @@ class RecordStore(RecordReader):
         take_lease: bool = False,
         only_unleased: bool = False,
         save: bool = True,
+        cut: Cut | None = None,
     ) -> JobRecord | None:
-        """The record after `change`, tried again while others write; None when `change` wants nothing written."""
+        """The record after `change`, tried again while others write; None when `change` wants nothing written.
+
+        `cut` is counted as the end of the attempt, if that is what the change is.
+        """
         while True:
             before = self.get(job_id)
             changed = change(before)
@@ -316,7 +323,10 @@ class RecordStore(RecordReader):
                 raise IllegalTransition(job_id, before.status, str(changed.status))
             after = changed.model_copy(update={"version": before.version + 1, "updated_at": now()})
             with contextlib.suppress(_Conflict):
-                self._write(after, expected=before.version, take_lease=take_lease, only_unleased=only_unleased)
+                tally = additions(before, after, cut)
+                self._write(
+                    after, expected=before.version, take_lease=take_lease, only_unleased=only_unleased, tally=tally
+                )
                 break
         log.info("job_changed", job_id=job_id, status=after.status, attempt=after.attempt, reason=after.error)
         if save:
@@ -334,6 +344,7 @@ class RecordStore(RecordReader):
         take_lease: bool = False,
         only_unleased: bool = False,
         announce: bool = True,
+        tally: Mapping[str, float] | None = None,
     ) -> None:
         event = {"status": record.status, "attempt": record.attempt, "error": record.error}
         if record.cancel_requested:
@@ -356,6 +367,7 @@ class RecordStore(RecordReader):
                 json.dumps(event) if announce else "",
                 self.settings.event_limit,
                 EVENT_TTL_S,
+                *(text for field, value in (tally or {}).items() for text in (field, value)),
             ]
         )
         match answer[0]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from model.errors import DataError, DataTooLarge
+from model.intake.framing import ImageSize
 from model.intake.images import IMAGE_SUFFIXES, store_images
 from model.intake.limits import ReadLimits, Summary, shortened
 from model.intake.normalize import FORMATS, LOCATIONS, normalize
@@ -36,7 +37,9 @@ def require_prefix(name: str, settings: Settings, own: Bucket) -> None:
     _chosen(name, _listing(name, own.other(bucket), path, settings.read_limits))
 
 
-def fetch_prefix(name: str, settings: Settings, own: Bucket, cache: DatasetCache) -> Path:
+def fetch_prefix(
+    name: str, settings: Settings, own: Bucket, cache: DatasetCache, image_size: ImageSize | None = None
+) -> Path:
     """The array of a file or folder of images, from the cache while nothing below the prefix has changed.
 
     Raises DataError naming the object, StorageUnavailable.
@@ -44,8 +47,8 @@ def fetch_prefix(name: str, settings: Settings, own: Bucket, cache: DatasetCache
     bucket_name, path = _parse(name, settings)
     bucket, limits = own.other(bucket_name), settings.read_limits
     chosen = _chosen(name, _listing(name, bucket, path, limits))
-    digest = hashlib.sha256(repr((bucket_name, chosen, limits)).encode()).hexdigest()
-    return cache.fetch(digest, lambda target: _store(bucket, chosen, target, name, limits))
+    digest = hashlib.sha256(repr((bucket_name, chosen, limits, image_size)).encode()).hexdigest()
+    return cache.fetch(digest, lambda target: _store(bucket, chosen, target, name, limits, image_size))
 
 
 def _parse(name: str, settings: Settings) -> tuple[str, str]:
@@ -94,7 +97,14 @@ def _suffix(one: _Object) -> str:
     return PurePosixPath(one.key).suffix.lower()
 
 
-def _store(bucket: Bucket, chosen: Sequence[_Object], target: Path, name: str, limits: ReadLimits) -> Summary:
+def _store(
+    bucket: Bucket,
+    chosen: Sequence[_Object],
+    target: Path,
+    name: str,
+    limits: ReadLimits,
+    image_size: ImageSize | None,
+) -> Summary:
     total_bytes = sum(one.size_bytes for one in chosen)
     if total_bytes > limits.max_array_bytes:
         raise DataTooLarge(f"{name} has {total_bytes:,} bytes; expected at most {limits.max_array_bytes:,}")
@@ -104,5 +114,7 @@ def _store(bucket: Bucket, chosen: Sequence[_Object], target: Path, name: str, l
         with ThreadPoolExecutor(_DOWNLOADS) as pool:
             list(pool.map(bucket.download_file, keys, paths))
         if _suffix(chosen[0]) in FORMATS:
-            return normalize(paths[0], target, name=PurePosixPath(keys[0]).name, limits=limits)
-        return store_images(keys, lambda index: paths[index].read_bytes(), target, name=name, limits=limits)
+            file_name = PurePosixPath(keys[0]).name
+            return normalize(paths[0], target, name=file_name, limits=limits, image_size=image_size)
+        read_fn: Callable[[int], bytes] = lambda index: paths[index].read_bytes()  # noqa: E731
+        return store_images(keys, read_fn, target, name=name, limits=limits, image_size=image_size)

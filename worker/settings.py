@@ -39,6 +39,8 @@ class Settings(BaseSettings):
     """Between renewals of a lease, and between a worker's signs of life; at most a third of `lease_s` is used."""
     attempt_limit: int = Field(default=5, ge=1)
     """Attempts that may end without the job's say: a lost worker, a kill, a store that stayed away."""
+    heartbeat_file: Path | None = None
+    """Touched by a worker every `heartbeat_s`, for `python -m worker.heartbeat`; None touches none."""
     reaper_every_s: float = Field(default=5.0, gt=0)
     cancel_grace_s: float = Field(default=20.0, ge=0)
     """A cancelled or shut-down training gets so long to save a checkpoint before SIGTERM."""

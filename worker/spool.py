@@ -43,6 +43,18 @@ class UndeliveredError(Exception):
     """Something could not be delivered in time, or not even be written."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class CommittedCheckpoint:
+    """What it took to get a checkpoint into storage."""
+
+    step: int
+    write_s: float
+    """onto the local disk"""
+    upload_s: float
+    """into storage, the try that succeeded"""
+    size_bytes: int
+
+
 @dataclass(frozen=True)
 class _Delivery:
     name: str
@@ -51,7 +63,7 @@ class _Delivery:
 
 
 class Spool:
-    """Delivers the checkpoints and grids of one attempt; `on_checkpoint(step)` is called once one is committed.
+    """Delivers the checkpoints and grids of one attempt; `on_checkpoint` is called once one is committed.
 
     `confirm_fn` is asked right before anything becomes visible: what belongs to a lost lease stays on the disk.
     """
@@ -63,7 +75,7 @@ class Spool:
         lease: Lease,
         model_id: str,
         directory: Path,
-        on_checkpoint: Callable[[int], None],
+        on_checkpoint: Callable[[CommittedCheckpoint], None],
         on_grid: Callable[[int, str], None],
         confirm_fn: Callable[[], None],
     ) -> None:
@@ -135,9 +147,13 @@ class Spool:
         partial = self._directory / f".partial-{step}"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
+        began_at = time.monotonic()
         write_fn(partial)
+        write_s = time.monotonic() - began_at
         partial.rename(directory)
-        self._waiting.append(_Delivery(f"checkpoint {step}", lambda: self._send_checkpoint(step, directory), directory))
+        self._waiting.append(
+            _Delivery(f"checkpoint {step}", lambda: self._send_checkpoint(step, directory, write_s), directory)
+        )
         self._error = None
         self._make_room()
 
@@ -167,10 +183,13 @@ class Spool:
             self._waiting.popleft()
             self._retry_s = _FIRST_RETRY_S
 
-    def _send_checkpoint(self, step: int, directory: Path) -> None:
+    def _send_checkpoint(self, step: int, directory: Path, write_s: float) -> None:
+        size_bytes = sum(path.stat().st_size for path in directory.iterdir())
+        began_at = time.monotonic()
         commit(self._artifacts, self._lease, self._model_id, step, directory, self._confirm_fn)
+        upload_s = time.monotonic() - began_at
         shutil.rmtree(directory, ignore_errors=True)
-        self._on_checkpoint(step)
+        self._on_checkpoint(CommittedCheckpoint(step=step, write_s=write_s, upload_s=upload_s, size_bytes=size_bytes))
 
     def _send_grid(self, step: int, samples: NDArray[np.float32]) -> None:
         picture = picture_of(samples)

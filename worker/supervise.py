@@ -24,7 +24,7 @@ from typing import Any
 import structlog
 from redis.exceptions import RedisError
 
-from worker.exits import Exit, read_reason
+from worker.exits import Exit, death_in_words, read_outcome
 from worker.jobs import JobKind, JobNotFound, JobRecord, JobStatus, Lease, StaleLease
 from worker.messages import TRAIN_QUEUE
 from worker.records import RecordStore
@@ -44,16 +44,16 @@ MODULES = {JobKind.train: "worker.train", JobKind.calibrate: "worker.calibrate",
 
 
 class Child:
-    """The job's subprocess."""
+    """The job's subprocess; torchrun and its ranks where a training asks for several GPUs."""
 
-    def __init__(self, kind: JobKind, lease: Lease, directory: Path) -> None:
+    def __init__(self, record: JobRecord, lease: Lease, directory: Path) -> None:
         self.directory = directory
         directory.mkdir(parents=True)
         arguments = [lease.job_id, str(lease.token), lease.worker, str(os.getpid()), str(directory)]
         # A file, not a pipe: the subprocess may have to write when nobody is left to read.
         with self._log_path.open("wb") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", MODULES[kind], *arguments],
+                [sys.executable, "-m", *_modules(record), *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -87,7 +87,7 @@ class Child:
         self._process.terminate()
 
     def kill(self) -> None:
-        """End it now, with every process it started."""
+        """End it now; the kernel ends the ranks of torchrun with it."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
@@ -95,6 +95,13 @@ class Child:
     def log_tail(self) -> str:
         """The end of what it wrote to stdout and stderr."""
         return self._log_path.read_text(encoding="utf-8", errors="replace")[-_LOG_TAIL_CHARS:].strip()
+
+
+def _modules(record: JobRecord) -> list[str]:
+    num_gpus = int(record.spec.get("num_gpus", 1))
+    if num_gpus == 1:
+        return [MODULES[record.kind]]
+    return ["worker.torchrun", str(num_gpus), str(record.spec.get("device", "auto")), MODULES[record.kind]]
 
 
 class Renewal:
@@ -161,18 +168,18 @@ class Supervisor:
         """
         for job_id in self._store.waiting_ids(TRAIN_QUEUE):
             with contextlib.suppress(JobNotFound):
-                kind = self._store.get(job_id).kind
+                record = self._store.get(job_id)
                 lease = self._store.acquire_lease(job_id, self._worker)
                 if lease is not None:
                     with structlog.contextvars.bound_contextvars(job_id=job_id, lease=lease.token):
-                        return self._run_leased(kind, lease)
+                        return self._run_leased(record, lease)
         log.info("message_dropped")
         return None
 
-    def _run_leased(self, kind: JobKind, lease: Lease) -> JobRecord | None:
+    def _run_leased(self, waiting: JobRecord, lease: Lease) -> JobRecord | None:
         job_directory = self._settings.spool_dir / "jobs" / lease.job_id
         with Renewal(self._store, lease) as renewal:
-            child = Child(kind, lease, job_directory / str(lease.token))
+            child = Child(waiting, lease, job_directory / str(lease.token))
             try:
                 self._wait(child, renewal)
             finally:
@@ -203,7 +210,7 @@ class Supervisor:
                 kill_at = now + self._settings.kill_grace_s
 
     def _end(self, lease: Lease, child: Child, cancel_requested: bool) -> JobRecord:
-        code, reason = child.exit_code, read_reason(child.directory)
+        code, (_, reason) = child.exit_code, read_outcome(child.directory)
         log.info("job_exited", code=code, reason=reason)
         match code:
             case Exit.succeeded:
@@ -259,20 +266,3 @@ class Supervisor:
         for value in filter(None, secrets):
             text = text.replace(value, "***")
         return text
-
-
-_DEATHS = {
-    "SIGKILL": ", most likely because the machine ran out of memory",
-    "SIGSEGV": ", a crash in native code",
-    "SIGABRT": ", a crash in native code",
-    "SIGBUS": ", a crash in native code or a full disk",
-}
-
-
-def death_in_words(number: int) -> str:
-    """Why a process that a signal killed is gone."""
-    try:
-        name = signal.Signals(number).name
-    except ValueError:
-        name = f"signal {number}"
-    return f"its process was killed by {name}{_DEATHS.get(name, '')}"

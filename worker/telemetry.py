@@ -56,10 +56,10 @@ class Telemetry:
         """Update the record's progress."""
         self._put(lambda: self._store.report_progress(self._lease, progress, last_loss=last_loss))
 
-    def checkpoint(self, step: int) -> None:
-        """Say that a checkpoint is committed."""
+    def checkpoint(self, step: int, data: Mapping[str, Any]) -> None:
+        """Say that a checkpoint is committed, and what of it is told."""
         self._put(lambda: self._store.report_checkpoint(self._lease, step))
-        self.event("checkpoint", {"step": step})
+        self.event("checkpoint", data)
 
     def _put(self, delivery: Callable[[], object]) -> None:
         try:

@@ -1,11 +1,18 @@
-"""The subprocess of a training, `python -m worker.train`; attempt.py is its frame."""
+"""The subprocess of a training, `python -m worker.train`; attempt.py is its frame.
+
+Of several ranks all train, and the leading one does what is seen from outside: it finds the data and the checkpoint,
+tells of progress, stores checkpoints, and calibrates.
+"""
 
 from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -13,17 +20,18 @@ from redis.exceptions import RedisError
 
 from model.config import CalibrationConfig, TrainConfig, from_dict
 from model.errors import CheckpointError
-from model.events import CheckpointEvent, DoneEvent, RollbackEvent, SampleEvent, StepEvent, TrainEvent
+from model.events import BatchEvent, CheckpointEvent, DoneEvent, RollbackEvent, SampleEvent, StepEvent, TrainEvent
 from worker.artifacts import ArtifactDamaged, ArtifactError, ArtifactMissing, model_prefix
 from worker.attempt import Attempt, device_of, main
 from worker.calibrate import calibrate_checkpoint
 from worker.datasets import fetch_dataset
 from worker.jobs import JobRecord, Progress
-from worker.spool import Spool, deliver_leftovers
+from worker.spool import CommittedCheckpoint, Spool, deliver_leftovers
 from worker.watch import StopReason
 
 if TYPE_CHECKING:
     from model.checkpoint import Snapshot
+    from model.ranks import Ranks
 
 log = structlog.get_logger(__name__)
 
@@ -36,39 +44,65 @@ class TrainingRun(Attempt):
     def work(self, record: JobRecord) -> StopReason | None:
         """Train, deliver, and calibrate the last checkpoint if the configuration says so."""
         config = from_dict(TrainConfig, record.spec["config"])
-        location = self.patiently(lambda: fetch_dataset(config.dataset, self.settings, self.artifacts))
+        spool = self._start_spool(record.model_id or record.id) if self.rank == 0 else None
+        with self._ranks(record) as ranks:
+            self._train(record, config, ranks, spool)
+        if spool is None:
+            return None
+        spool.flush(self._delivery_patience_s)
+        if self._stop_reason is None and config.calibrate:
+            # from storage, where the checkpoint is committed by now: what is scored is what will be served
+            options = CalibrationConfig(seed=config.seed)
+            model_id = record.model_id or record.id
+            return calibrate_checkpoint(self, record, model_id, config.steps, options, report_progress=False)
+        return self._stop_reason
+
+    def _train(self, record: JobRecord, config: TrainConfig, ranks: Ranks, spool: Spool | None) -> None:
         from model import data, training  # torch takes seconds; signals and threads are in place by now
 
-        device = device_of(record)
-        dataset = data.load(location, self.settings.read_limits)
-        batch_size = max(config.batch_size, config.score_matching.batch_size)
-        self.use_threads(config.network, dataset.event_shape, batch_size)
+        with ranks.leader_first():  # the others find it in the cache
+            location = self.patiently(
+                lambda: fetch_dataset(config.dataset, self.settings, self.artifacts, config.image_size)
+            )
+        device = self._device(record)
+        dataset = data.load(location, self.settings.read_limits, config.image_size)
+        self.use_threads(config.network, dataset.event_shape, config.largest_batch_size)
         model_id = record.model_id or record.id
-        self.patiently(lambda: self._describe_model(model_id, record))
-        snapshot = self.patiently(lambda: self._newest_snapshot(model_id))
-        spool = self._start_spool(model_id)
+        if spool is not None:
+            self.patiently(lambda: self._describe_model(model_id, record))
+        snapshot = self._found_together(ranks, lambda: self._newest_snapshot(model_id))
         start_step = snapshot.step if snapshot else 0
-        self.telemetry.event("started", {"step": start_step, "attempt": record.attempt, "device": device})
+        if spool is not None:
+            started = {"step": start_step, "attempt": record.attempt, "device": device, "num_gpus": ranks.count}
+            self.telemetry.event("started", started)
         log.info("training_started", step=start_step, total_steps=config.steps, device=device)
         events = training.train(
             config,
             dataset,
             snapshot=snapshot,
             device=device,
-            stop_fn=self.watch.should_stop,
-            earlier_fn=lambda step: self.patiently(lambda: self._snapshot(model_id, step)),
+            ranks=ranks,
+            stop_fn=self.watch.should_stop if self.rank == 0 else lambda: False,  # they follow the leading rank
+            earlier_fn=lambda step: self._found_together(ranks, lambda: self._snapshot(model_id, step)),
         )
         for event in events:
-            self._deliver(event, spool)
-        spool.flush(self._delivery_patience_s)
-        if self._stop_reason is None and config.calibrate:
-            # from storage, where the checkpoint is committed by now: what is scored is what will be served
-            options = CalibrationConfig(seed=config.seed)
-            return calibrate_checkpoint(self, record, model_id, config.steps, options, report_progress=False)
-        return self._stop_reason
+            if spool is not None:
+                self._deliver(event, spool)
+
+    def _ranks(self, record: JobRecord) -> AbstractContextManager[Ranks]:
+        from model.ranks import ALONE, joined
+
+        return nullcontext(ALONE) if self.num_ranks == 1 else joined(self.rank, self.num_ranks, self._device(record))
+
+    def _device(self, record: JobRecord) -> str:
+        """That of this rank."""
+        device = device_of(record)
+        return f"cuda:{self.rank}" if device == "cuda" and self.num_ranks > 1 else device
 
     def _deliver(self, event: TrainEvent, spool: Spool) -> None:
         match event:
+            case BatchEvent():
+                self.telemetry.event("batch", asdict(event))
             case StepEvent():
                 log.info("training_step", step=event.step, loss=event.loss)
                 self.telemetry.event("step", asdict(event))
@@ -98,10 +132,10 @@ class TrainingRun(Attempt):
         spool.start()
         return spool
 
-    def _committed(self, step: int) -> None:
+    def _committed(self, checkpoint: CommittedCheckpoint) -> None:
         """Tell of a checkpoint, and keep what was told so far where a wiped Redis does not reach."""
-        log.info("checkpoint_committed", step=step)
-        self.telemetry.checkpoint(step)
+        log.info("checkpoint_committed", **asdict(checkpoint))
+        self.telemetry.checkpoint(checkpoint.step, asdict(checkpoint))
         try:
             self.store.events.archive(self.lease.job_id)
         except (ArtifactError, RedisError) as error:
@@ -130,6 +164,24 @@ class TrainingRun(Attempt):
             },
         )
 
+    def _found_together(self, ranks: Ranks, find_fn: Callable[[], Snapshot | None]) -> Snapshot | None:
+        """The checkpoint that the leading rank finds, for all: it leaves the files in a folder for the others."""
+        from model.checkpoint import read_snapshot
+
+        with ranks.leader_first():
+            if self.rank == 0:
+                snapshot = self.patiently(find_fn)
+            else:
+                snapshot = read_snapshot(self._fetched) if self._fetched.exists() else None
+        ranks.wait()
+        if self.rank == 0:
+            shutil.rmtree(self._fetched, ignore_errors=True)
+        return snapshot
+
+    @property
+    def _fetched(self) -> Path:
+        return self.directory / "resume"
+
     def _newest_snapshot(self, model_id: str) -> Snapshot | None:
         """The newest checkpoint that can be read; what an earlier attempt left in the spool counts."""
         deliver_leftovers(self.artifacts, self.lease, model_id, self.directory.parent, self.watch.confirm)
@@ -139,18 +191,17 @@ class TrainingRun(Attempt):
         return None
 
     def _snapshot(self, model_id: str, step: int) -> Snapshot | None:
-        """A committed checkpoint, if there is one that can be read. Raises StorageUnavailable."""
+        """A committed checkpoint, if there is one that can be read; its files stay. Raises StorageUnavailable."""
         from model.checkpoint import read_snapshot
 
-        directory = self.directory / "resume"
+        shutil.rmtree(self._fetched, ignore_errors=True)
         try:
-            self.artifacts.fetch_checkpoint(model_id, step, directory)
-            return read_snapshot(directory)
+            self.artifacts.fetch_checkpoint(model_id, step, self._fetched)
+            return read_snapshot(self._fetched)
         except (ArtifactMissing, ArtifactDamaged, CheckpointError) as error:
             self.telemetry.event("notice", {"text": f"checkpoint {step} is unusable: {error}"})
+            shutil.rmtree(self._fetched, ignore_errors=True)
             return None
-        finally:
-            shutil.rmtree(directory, ignore_errors=True)
 
 
 def _progress(event: StepEvent) -> Progress:

@@ -1,4 +1,4 @@
-"""Image files -> one array (N, H, W, C) of bytes, grey if all of them are; one size for all."""
+"""Image files -> one array (N, H, W, C) of bytes, grey if all of them are; one size for all, or brought to one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from model.errors import DataError, DataTooLarge
+from model.intake.framing import ImageSize, framed
 from model.intake.limits import ReadLimits, Summary, require_bytes, require_count, require_side, shortened
 from model.intake.writer import ArrayWriter
 
@@ -25,15 +26,26 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def store_images(
-    names: Sequence[str], read_fn: Callable[[int], bytes], target: Path, *, name: str, limits: ReadLimits
+    names: Sequence[str],
+    read_fn: Callable[[int], bytes],
+    target: Path,
+    *,
+    name: str,
+    limits: ReadLimits,
+    image_size: ImageSize | None = None,
 ) -> Summary:
-    """Decode `read_fn(0)` … into the .npy file `target`, one at a time.
+    """Decode `read_fn(0)` … into the .npy file `target`, one at a time, each brought to `image_size` if there is one.
 
     Transparency is dropped. Raises DataError naming the image that is none, or of another size; DataTooLarge.
     """
+
+    def image(index: int) -> Pixels:
+        pixels = decode(names[index], read_fn(index), limits)
+        return pixels if image_size is None else framed(pixels, image_size)
+
     if not names:
         raise DataError(f"{name} holds no images; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
-    first = decode(names[0], read_fn(0), limits)
+    first = image(0)
     require_count(name, len(names), limits)
     require_bytes(name, (len(names), *first.shape), 1, limits)
     shape = (len(names), *first.shape)
@@ -41,10 +53,10 @@ def store_images(
     is_grey = True
     with ArrayWriter(colours, np.uint8, shape) as file:
         for index, one in enumerate(names):
-            image = decode(one, read_fn(index), limits) if index else first
-            _require_same_size(one, image, names[0], first)
-            is_grey = is_grey and bool((image == image[..., :1]).all())
-            file.append(image)
+            pixels = image(index) if index else first
+            _require_same_size(one, pixels, names[0], first)
+            is_grey = is_grey and bool((pixels == pixels[..., :1]).all())
+            file.append(pixels)
     if is_grey:
         _store_first_channel(colours, target)
         colours.unlink()
@@ -89,7 +101,7 @@ def _require_same_size(name: str, image: Pixels, first_name: str, first: Pixels)
         (height, width, _), (first_height, first_width, _) = image.shape, first.shape
         raise DataError(
             f"{shortened(name)} is {width}×{height}, {shortened(first_name)} is {first_width}×{first_height}; "
-            "expected images of one size. Resize them first"
+            "expected images of one size. Resize them first, or give an image_size to bring them to"
         )
 
 

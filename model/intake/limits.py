@@ -11,6 +11,8 @@ from model.errors import DataError, DataTooLarge
 
 MIN_SIDE = 4
 """Pixels; what is smaller is no picture, and halving it leaves a network nothing to look at."""
+MAX_SIDE = 2048
+"""Pixels, unless the limits say otherwise."""
 CHANNELS = (1, 3, 4)
 """grey, RGB, RGB with alpha"""
 
@@ -25,7 +27,7 @@ class ReadLimits:
     """Of a zip, whatever they are, or images of a folder."""
     max_ratio: int = 200
     """Bytes that a compressed byte may become, once a member is larger than a megabyte."""
-    max_side: int = 2048
+    max_side: int = MAX_SIDE
     """Pixels of an image in either direction."""
     max_items: int = 10_000_000
     max_columns: int = 4096

@@ -14,6 +14,7 @@ from typing import Protocol
 from model.errors import DataError, DataTooLarge
 from model.intake.archive import open_archive
 from model.intake.arrays import store_npy, store_npz
+from model.intake.framing import ImageSize, frame_stored
 from model.intake.images import IMAGE_SUFFIXES, store_images
 from model.intake.limits import ReadLimits, Summary, shortened
 from model.intake.tables import store_csv
@@ -25,14 +26,27 @@ class _Store(Protocol):
     def __call__(self, source: Path, target: Path, *, name: str, limits: ReadLimits) -> Summary: ...
 
 
-def normalize(source: Path, target: Path, *, name: str | None = None, limits: ReadLimits | None = None) -> Summary:
+def normalize(
+    source: Path,
+    target: Path,
+    *,
+    name: str | None = None,
+    limits: ReadLimits | None = None,
+    image_size: ImageSize | None = None,
+) -> Summary:
     """Write the dataset at `source` to `target`, a new .npy file beside which there may be others for a while.
 
-    `name` is how errors call it, and decides what it is by its ending. Raises DataError, DataTooLarge.
+    `name` is how errors call it, and decides what it is by its ending. Images are brought to `image_size` if there is
+    one. Raises DataError, DataTooLarge.
     """
     shown = shortened(name or source.name)
-    store_fn = _store_folder if source.is_dir() else store_fn_of(shown)
-    return store_fn(source, target, name=shown, limits=limits or ReadLimits())
+    limits = limits or ReadLimits()
+    if source.is_dir():
+        return _store_folder(source, target, name=shown, limits=limits, image_size=image_size)
+    if (store_fn := store_fn_of(shown)) is _store_zip:
+        return _store_zip(source, target, name=shown, limits=limits, image_size=image_size)
+    summary = store_fn(source, target, name=shown, limits=limits)
+    return summary if image_size is None else frame_stored(target, summary, image_size, name=shown, limits=limits)
 
 
 def store_fn_of(name: str) -> _Store:
@@ -43,19 +57,24 @@ def store_fn_of(name: str) -> _Store:
         raise DataError(f"{name} is not a dataset: expected {LOCATIONS}") from None
 
 
-def _store_zip(source: Path, target: Path, *, name: str, limits: ReadLimits) -> Summary:
+def _store_zip(
+    source: Path, target: Path, *, name: str, limits: ReadLimits, image_size: ImageSize | None = None
+) -> Summary:
     with open_archive(source, name, limits) as archive:
         members = archive.names(IMAGE_SUFFIXES)
-        return store_images(members, lambda index: archive.read(members[index]), target, name=name, limits=limits)
+        read_fn: Callable[[int], bytes] = lambda index: archive.read(members[index])  # noqa: E731
+        return store_images(members, read_fn, target, name=name, limits=limits, image_size=image_size)
 
 
-def _store_folder(source: Path, target: Path, *, name: str, limits: ReadLimits) -> Summary:
+def _store_folder(
+    source: Path, target: Path, *, name: str, limits: ReadLimits, image_size: ImageSize | None = None
+) -> Summary:
     paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     if len(paths) > limits.max_members:
         raise DataTooLarge(f"{name} holds {len(paths):,} images; expected at most {limits.max_members:,}")
     names = [str(path.relative_to(source)) for path in paths]
     read_fn: Callable[[int], bytes] = lambda index: paths[index].read_bytes()  # noqa: E731
-    return store_images(names, read_fn, target, name=name, limits=limits)
+    return store_images(names, read_fn, target, name=name, limits=limits, image_size=image_size)
 
 
 FORMATS: dict[str, _Store] = {".zip": _store_zip, ".npy": store_npy, ".npz": store_npz, ".csv": store_csv}

@@ -41,7 +41,7 @@ class Calls(Generic[J, M]):
         self, preset: str | None = None, *, idempotency_key: str | None = None, **options: Unpack[TrainOptions]
     ) -> Call[J]:
         """Start a training job. Options: config, dataset, name, seed, steps, batch_size, checkpoint_every,
-        sample_every, calibrate, device."""
+        sample_every, calibrate, device, num_gpus."""
         body = given(preset=preset, **options)
         return self.job_of((yield from requests.create("/jobs/train", body, idempotency_key)))
 
@@ -70,13 +70,19 @@ class Calls(Generic[J, M]):
 
     @described
     def upload_dataset(
-        self, source: Path | BinaryIO, *, file_name: str | None = None, name: str | None = None
+        self,
+        source: Path | BinaryIO,
+        *,
+        file_name: str | None = None,
+        name: str | None = None,
+        image_size: str | None = None,
     ) -> Call[Dataset]:
         """Upload a .zip of images, .npy, .npz or .csv, or a folder of images; its id is what trainings take.
 
-        An open file, read once from its beginning, needs a `file_name`. Raises OSError for what cannot be read.
+        An open file, read once from its beginning, needs a `file_name`. `image_size`, "64" or "48x64" (height x width),
+        crops and resizes images. Raises OSError for what cannot be read.
         """
-        return Dataset.model_validate((yield from requests.upload(source, file_name, name)))
+        return Dataset.model_validate((yield from requests.upload(source, file_name, name=name, image_size=image_size)))
 
     @described
     def datasets(self) -> Call[list[Dataset]]:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import io
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias, TypedDict
+from typing import Any, BinaryIO, Literal, TypeAlias, TypedDict
 
 import httpx2
 import numpy as np
@@ -63,12 +63,14 @@ class TrainOptions(TypedDict, total=False):
     name: str | None
     seed: int | None
     steps: int | None
-    batch_size: int | None
+    batch_size: int | Literal["auto"] | None
     checkpoint_every: int | None
     sample_every: int | None
     calibrate: bool | None
     device: str | None
     """auto, cpu or cuda"""
+    num_gpus: int | None
+    """of one trainer, that share every batch"""
 
 
 class CalibrateOptions(TypedDict, total=False):
@@ -217,19 +219,19 @@ def _npy(x: npt.NDArray[Any]) -> bytes:
     return packed.getvalue()
 
 
-def upload(source: Path | BinaryIO, file_name: str | None, name: str | None) -> Call[Json]:
+def upload(source: Path | BinaryIO, file_name: str | None, **fields: str | None) -> Call[Json]:
     """A dataset out of a file, or of a folder of images. Raises OSError for what cannot be read."""
     if isinstance(source, Path) and source.is_dir():
         with zipped(source) as packed:
-            return (yield from _upload(packed, f"{source.resolve().name}.zip", name))
+            return (yield from _upload(packed, f"{source.resolve().name}.zip", fields))
     if isinstance(source, Path):
         with source.open("rb") as file:
-            return (yield from _upload(file, file_name or source.name, name))
-    return (yield from _upload(source, file_name or "data", name))
+            return (yield from _upload(file, file_name or source.name, fields))
+    return (yield from _upload(source, file_name or "data", fields))
 
 
-def _upload(file: BinaryIO, file_name: str, name: str | None) -> Call[Json]:
-    form = {"files": {"file": (file_name, file)}, "data": given(name=name), "timeout": _UPLOAD_TIMEOUT}
+def _upload(file: BinaryIO, file_name: str, fields: Mapping[str, str | None]) -> Call[Json]:
+    form = {"files": {"file": (file_name, file)}, "data": given(**fields), "timeout": _UPLOAD_TIMEOUT}
     reply = yield from answered(Send("POST", "/datasets", form))
     found: Json = reply.json()
     return found

@@ -13,7 +13,7 @@ from service.dataset_schemas import DatasetBody, DatasetListBody
 from service.errors import Problem, documented
 from service.settings import DATASETS_PATH
 from service.stores import Stores, StoresDependency
-from service.uploads import MAX_NAME, read_form, room_on_disk, store_upload
+from service.uploads import IMAGE_SIZE_PATTERN, MAX_NAME, read_form, room_on_disk, store_upload
 from worker.artifacts import ArtifactMissing
 from worker.dataset_store import StoredDataset, is_dataset_id
 from worker.datasets import folder_datasets
@@ -30,10 +30,18 @@ _FORM_SCHEMA = {
         "file": {
             "type": "string",
             "format": "binary",
-            "description": "A .zip of images of one size; a .npy or .npz array: (N, H, W[, C]) uint8 or (N, C, H, W) "
-            "float images in [−1, 1], or (N, D) rows; or a .csv of numbers, with or without a line of headings",
+            "description": "A .zip of images, of one size unless `image_size` is given; a .npy or .npz array: "
+            "(N, H, W[, C]) uint8 or (N, C, H, W) float images in [−1, 1], or (N, D) rows; or a .csv of numbers, with "
+            "or without a line of headings",
         },
         "name": {"type": "string", "minLength": 1, "maxLength": MAX_NAME, "description": "For people"},
+        "image_size": {
+            "type": "string",
+            "pattern": f"^{IMAGE_SIZE_PATTERN}$",
+            "description": "A side, or height x width, in pixels: images are cropped around their centre to these "
+            "proportions and resized",
+            "examples": ["64", "48x64"],
+        },
     },
 }
 _FORM = {"schema": _FORM_SCHEMA, "example": {"file": "(pictures.zip)", "name": "my pictures"}}
@@ -70,8 +78,8 @@ async def upload_dataset(request: Request, response: Response, stores: StoresDep
         )
     with room_on_disk():
         async with request.form(max_files=1, max_fields=4) as form:
-            file, name = read_form(form)
-            work = functools.partial(store_upload, stores, file, name)
+            file, name, image_size = read_form(form)
+            work = functools.partial(store_upload, stores, file, name, image_size)
             stored, is_new = await to_thread.run_sync(work, limiter=stores.decoding)
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"{DATASETS_PATH}/{stored.id}"

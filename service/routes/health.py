@@ -67,7 +67,7 @@ def list_workers(stores: StoresDependency) -> WorkerListBody:
     },
 )
 def get_metrics(request: Request) -> Response:
-    """Requests by route and status; jobs, queues and workers as Redis shows them now."""
+    """Requests of this process; jobs, queues and workers as Redis shows them now. deploy/METRICS.md explains them."""
     registry: CollectorRegistry = request.app.state.registry
     encode_fn, content_type = choose_encoder(request.headers.get("accept", ""))
     return Response(encode_fn(registry), headers={"Content-Type": content_type})

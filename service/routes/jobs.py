@@ -29,6 +29,7 @@ from service.schemas import (
     JobBody,
     JobPageBody,
     ResumeRequest,
+    TrainCheckBody,
     TrainRequest,
     random_seed,
 )
@@ -92,10 +93,16 @@ async def train(
 
     def submit() -> JobRecord:
         config = train_config(request, stores.settings, stores.artifacts)
-        spec = {"config": to_dict(config), "device": request.device}
+        spec = {"config": to_dict(config), "device": request.device, "num_gpus": request.num_gpus}
         return key.create(stores, request, lambda job_id: _create(stores, job_id, JobKind.train, spec, request.name))
 
     return await _answer(stores, response, await run_in_threadpool(submit), wait)
+
+
+@router.post("/train/check", operation_id="check_training", summary="Check a training request without starting it")
+def check_training(request: TrainRequest, stores: StoresDependency) -> TrainCheckBody:
+    """The configuration that POST /jobs/train would train with, or the 422 that it would answer."""
+    return TrainCheckBody(config=to_dict(train_config(request, stores.settings, stores.artifacts)))
 
 
 @router.post(

@@ -100,7 +100,7 @@ async def log_density(request: Request, stores: StoresDependency) -> Response:
     else:
         raise Problem(415, "unsupported-media-type", f"the body is {content_type}; send {JSON} or {MULTIPART}")
     reply = await _ask(stores, request, scoring)
-    return await run_in_threadpool(_answer, reply, scoring.request.num_paths)
+    return await run_in_threadpool(_answer, reply, scoring.request.num_paths, request)
 
 
 def _from_json(stores: Stores, body: bytes) -> Scoring:
@@ -165,7 +165,7 @@ async def _ask(stores: Stores, connection: Request, scoring: Scoring) -> Density
         await stores.redis.unlink(key)
 
 
-def _answer(reply: DensityReply, num_paths: int) -> Response:
+def _answer(reply: DensityReply, num_paths: int, connection: Request) -> Response:
     began_at = time.perf_counter()
     calibration = CalibrationBody.model_validate(reply.calibration)
     body = LogDensityBody(
@@ -180,7 +180,7 @@ def _answer(reply: DensityReply, num_paths: int) -> Response:
         items=_items(reply),
     )
     content = body.model_dump_json().encode()
-    headers = {**({"X-Seed": str(reply.seed)} if num_paths else {}), **reply_headers(reply, began_at)}
+    headers = {**({"X-Seed": str(reply.seed)} if num_paths else {}), **reply_headers(reply, began_at, connection)}
     return Response(content, media_type=JSON, headers=headers)
 
 

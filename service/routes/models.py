@@ -57,7 +57,7 @@ async def get_model_density(
     """log density of a calibrated checkpoint over the frame of the data, in the data's units, and the data."""
     request = await run_in_threadpool(_density_map_request, stores, model_id, step)
     reply = await ask(stores, connection, request, DensityMapReply, "try again later")
-    headers = {"Cache-Control": "no-cache", **reply_headers(reply, time.perf_counter())}
+    headers = {"Cache-Control": "no-cache", **reply_headers(reply, time.perf_counter(), connection)}
     return Response(reply.png, media_type="image/png", headers=headers)
 
 
@@ -81,20 +81,27 @@ def _density_map_request(stores: Stores, model_id: str, step: int | None) -> Den
 @router.get(
     "/{model_id}/samples.png",
     operation_id="get_model_samples",
-    summary="The latest sample grid of its training",
+    summary="A sample grid of its training",
     response_class=Response,
     responses={200: {"content": {"image/png": BINARY}, "description": "A PNG"}, **documented(404)},
 )
-def get_model_samples(model_id: ModelId, stores: StoresDependency) -> Response:
-    """The grid drawn last while the model trained, always from the same noise; imported models have none."""
+def get_model_samples(
+    model_id: ModelId,
+    stores: StoresDependency,
+    step: Annotated[
+        int | None, Query(ge=0, description="As in the job's `sample` events; the newest when absent", examples=[1000])
+    ] = None,
+) -> Response:
+    """A grid drawn while the model trained, always from the same noise; imported models have none."""
     job_id = describe(stores, model_id).get("job_id")
     try:
         if job_id is None:  # imported: no training drew one
             raise ArtifactMissing
-        png = stores.artifacts.get_sample_grid(job_id)
+        png = stores.artifacts.get_sample_grid(job_id, step)
     except ArtifactMissing:
+        which = "sample grid yet" if step is None else f"sample grid of step {step}"
         raise Problem(
-            404, "no-samples-yet", f"model {model_id} has no sample grid yet; POST /sample draws from its checkpoints"
+            404, "no-samples-yet", f"model {model_id} has no {which}; POST /sample draws from its checkpoints"
         ) from None
     return Response(png, media_type="image/png", headers={"Cache-Control": "no-cache"})
 

@@ -113,7 +113,7 @@ async def sample(
         exchange = Exchange(stores, message, SampleReply, _REMEDY)
         return await _stream(drawing, exchange, connection, stores.settings.max_pixels)
     reply = await ask(stores, connection, message, SampleReply, _REMEDY)
-    return await run_in_threadpool(_answer, drawing, reply, accept, stores.settings.max_pixels)
+    return await run_in_threadpool(_answer, drawing, reply, accept, stores.settings.max_pixels, connection)
 
 
 async def _stream(drawing: Drawing, exchange: Exchange[SampleReply], connection: Request, max_pixels: int) -> Response:
@@ -208,7 +208,7 @@ def _require_few_pixels(drawing: Drawing, x: FloatArray, num_grids: int, limit: 
         )
 
 
-def _answer(drawing: Drawing, reply: SampleReply, accept: str | None, max_pixels: int) -> Response:
+def _answer(drawing: Drawing, reply: SampleReply, accept: str | None, max_pixels: int, connection: Request) -> Response:
     """The reply in the form that is asked for, with where it came from in the headers."""
     assert reply.x is not None
     offered = IMAGE_FORMS if is_image(reply.x.shape[1:]) else VECTOR_FORMS
@@ -220,7 +220,7 @@ def _answer(drawing: Drawing, reply: SampleReply, accept: str | None, max_pixels
     began_at = time.perf_counter()
     content = _ENCODERS[form](reply.x, drawing, reply)
     headers = {"X-Seed": str(reply.seed), "X-Precision": reply.precision, "Vary": "Accept"}
-    headers |= reply_headers(reply, began_at)
+    headers |= reply_headers(reply, began_at, connection)
     return Response(content, media_type=form, headers=headers)
 
 

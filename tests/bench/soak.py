@@ -119,7 +119,7 @@ class Soak:
 
 def _processes(stack: LocalStack) -> dict[str, psutil.Process]:
     """The sampler and the API."""
-    wanted = {"sampler": "sampler@%h", "api": "service.app:app"}
+    wanted = {"sampler": "sampler@%h", "api": "serve"}
     found = {}
     for process in psutil.Process().children(recursive=True):
         line = process.cmdline()

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -29,13 +30,27 @@ from torch.utils.flop_counter import FlopCounterMode
 from model import data, presets, training
 from model.augmentation import augment
 from model.checkpoint import load_model
-from model.config import ChainConfig, NetworkConfig, Precision, SamplingConfig, ScheduleConfig, TrainConfig
+from model.config import (
+    ChainConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    Precision,
+    SamplingConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
 from model.energy_model import EnergyModel
 from model.evaluation import frechet_distance
 from model.events import CheckpointEvent, StepEvent
+from model.memory import TrialStep
 from model.noise import SharedNoise, make_generator
+from model.objective import stratified_levels
 from model.sampling import descend, sample
 from tests.bench.plain import PlainModel, plain_copy
+from tests.servers import ACCESS_KEY, BUCKET, SECRET_KEY, running_seaweedfs
+from worker.artifacts import Artifacts
+from worker.ids import new_id
+from worker.settings import Settings
 
 _RESULTS = Path("bench-results/train.json")
 _ROUNDS = 3
@@ -43,7 +58,9 @@ _SAMPLING_STEPS = 5
 """at each level; the time per gradient evaluation does not depend on it"""
 BENCH_CONFIG = TrainConfig(
     network=NetworkConfig(num_blocks=2),
+    optimizer=OptimizerConfig(max_gradient_norm=None),
     batch_size=8,
+    shared_noise=False,
     horizontal_flips=True,
     steps=1_000_000,
     log_every=1,
@@ -99,7 +116,7 @@ def forward_flops(config: TrainConfig) -> float:
 
 def step_flops(config: TrainConfig) -> float:
     """K gradients by the position (two forwards each), then one by the weights of twice the batch (three)."""
-    return config.batch_size * forward_flops(config) * (2 * config.chain.num_steps + 2 * 3)
+    return config.pairs_per_step * forward_flops(config) * (2 * config.chain.num_steps + 2 * 3)
 
 
 def _steps(config: TrainConfig, dataset: data.Dataset) -> Iterator[StepEvent]:
@@ -123,7 +140,7 @@ class PlainTraining:
         noise = SharedNoise(make_generator(config.seed, training._STEP_STREAM, self.step - 1))
         batch = training._batch(config, self.dataset.train, self.step - 1)
         x_data = augment(batch, config, self.model.bin_width, noise)
-        level = training._stratified_levels(self.model.num_levels, x_data, noise)
+        level = stratified_levels(self.model.num_levels, x_data, noise)
         return self.plain.train_step(x_data, level, noise, config.chain.num_steps)
 
 
@@ -152,7 +169,7 @@ def compare_sampling() -> dict[str, Any]:
     model = EnergyModel(BENCH_CONFIG, (3, 32, 32))
     plain = plain_copy(model, 3)
     settings = SamplingConfig(num_steps=_SAMPLING_STEPS)
-    x_top = torch.randn(BENCH_CONFIG.batch_size, 3, 32, 32, generator=make_generator(1))
+    x_top = torch.randn(BENCH_CONFIG.pairs_per_step, 3, 32, 32, generator=make_generator(1))
     found: dict[str, Tensor] = {}
 
     def ours(precision: Precision) -> None:
@@ -191,7 +208,9 @@ def growth() -> list[dict[str, Any]]:
 
 
 def surroundings(step_s: float) -> dict[str, float]:
-    """Shares of a step's time that are not the step: its batch, and its part of a checkpoint's copies."""
+    """What is not the step, as shares of the time of as many steps as lie between two checkpoints: the batches; the
+    checkpoint's copies, for which the training waits; its way to disk and to a real store, which a thread takes beside
+    the training (counted as if the training stood still meanwhile)."""
     dataset = noise_dataset()
     state = training.start(BENCH_CONFIG, dataset)
 
@@ -201,12 +220,46 @@ def surroundings(step_s: float) -> dict[str, float]:
 
     every = presets.preset("cifar10-t6").checkpoint_every
     snapshot_s = timed(state.snapshot)
+    upload_s, size_bytes = upload(state)
     return {
         "batch": fastest(fetch) / step_s,
         "checkpoint": snapshot_s / every / step_s,
+        "upload": upload_s / every / step_s,
         "snapshot_s": snapshot_s,
+        "upload_s": upload_s,
+        "checkpoint_bytes": size_bytes,
         "checkpoint_every": every,
     }
+
+
+def upload(state: training.TrainState) -> tuple[float, int]:
+    """Seconds to write and commit a checkpoint to SeaweedFS on this machine, with moments as in training; its bytes."""
+    for parameter in state.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    state.optimizer.step()
+    snapshot = state.snapshot()
+    with tempfile.TemporaryDirectory() as directory, running_seaweedfs(Path(directory) / "weed") as server:
+        folder = Path(directory) / "checkpoint"
+        folder.mkdir()
+        access, secret = SecretStr(ACCESS_KEY), SecretStr(SECRET_KEY)
+        where = Settings(s3_endpoint_url=server.url, s3_bucket=BUCKET, s3_access_key=access, s3_secret_key=secret)
+        artifacts = Artifacts.connect(where)
+
+        def deliver() -> None:
+            snapshot.write(folder)
+            artifacts.commit_checkpoint(new_id(), 1, folder)
+
+        return timed(deliver), sum(path.stat().st_size for path in folder.iterdir())
+
+
+def memory() -> dict[str, float]:
+    """Bytes that one more image adds to a step, by precision, as `batch_size: "auto"` measures it."""
+    found: dict[str, float] = {}
+    for p in PRECISIONS:
+        step = TrialStep(replace(BENCH_CONFIG, precision=p), noise_dataset(), "cpu")
+        peaks_by_rows = [step.peak_bytes(rows) for rows in (8, 16)]
+        found[p] = (peaks_by_rows[1] - peaks_by_rows[0]) / 8
+    return found
 
 
 def quality(steps: int = 980) -> dict[str, float]:
@@ -250,6 +303,7 @@ def main() -> None:
         "peaks": {p: {"convolution": conv, "matmul": product} for p, (conv, product) in measured.items()},
         "train": train,
         "sampling": sampling,
+        "memory_per_image_bytes": _said(console, "memory", memory),
         "surroundings": _said(console, "surroundings", lambda: surroundings(step_s)),
         "growth": _said(console, "growth", growth),
         "quality": _said(console, "quality", quality),
@@ -278,7 +332,7 @@ def _print(console: Console, results: dict[str, Any]) -> None:
         table.add_row(
             name,
             f"{seconds:.2f}",
-            f"{BENCH_CONFIG.batch_size / seconds:.2f}",
+            f"{BENCH_CONFIG.pairs_per_step / seconds:.2f}",
             f"{rate / 1e12:.3f}",
             f"{rate / peak['convolution']:.0%}",
             f"{rate / peak['matmul']:.0%}",
@@ -294,8 +348,13 @@ def _print(console: Console, results: dict[str, Any]) -> None:
     around = results["surroundings"]
     console.print(
         f"of a step's time: batch and augmentation {around['batch']:.2%}, copies for a checkpoint "
-        f"({around['snapshot_s']:.2f} s every {around['checkpoint_every']} steps) {around['checkpoint']:.4%}"
+        f"({around['snapshot_s']:.2f} s every {around['checkpoint_every']} steps) {around['checkpoint']:.4%}, its way "
+        f"to the store beside it ({around['checkpoint_bytes'] / 2**20:.0f} MiB in {around['upload_s']:.2f} s) "
+        f"{around['upload']:.4%}"
     )
+    by_image = results["memory_per_image_bytes"]
+    told = ", ".join(f"{by_image[p] / 2**20:.1f} MiB in {p}" for p in PRECISIONS)
+    console.print(f"memory that one more image takes: {told}")
     table = Table("bfloat16, K = 10 unless said", "step, s", "TFLOP/s", title="How cost grows")
     for row in results["growth"]:
         table.add_row(row["case"], f"{row['seconds']:.2f}", f"{row['flops'] / row['seconds'] / 1e12:.3f}")

@@ -15,6 +15,7 @@ from model.noise import SharedNoise
 from model.recovery import (
     contrastive_loss,
     dual_score_matching_loss,
+    energy_penalty,
     marginal_score_matching_loss,
     noise_contrastive_loss,
     normal_approximation,
@@ -93,6 +94,77 @@ def _gradient_z_scores(t: int, *, alpha_factor: float) -> list[float]:
         per_sample = gradient.flatten() * count
         scores.append(float(per_sample.mean() / per_sample.std() * math.sqrt(count)))
     return scores
+
+
+def _posterior(t: int, x_next: Tensor, schedule: Schedule, noise: SharedNoise) -> Tensor:
+    """Exact draws of p(y_t | x_{t+1}): mixture times Gaussian is a mixture. Without the tether, of p(y_t)."""
+    scale = float(schedule.scale[t])
+    means = scale * float(schedule.alpha_bar[t]) * _DATA.means[:, 0]
+    variances = (scale * float(schedule.alpha_bar[t]) * _DATA.stds) ** 2 + (scale * float(schedule.sigma_bar[t])) ** 2
+    precision = float(schedule.tether_precision[t])
+    total = variances if precision == 0 else variances + 1 / precision
+    log_weights = torch.log(_DATA.weights).expand(len(x_next), -1)
+    if precision > 0:
+        log_weights = log_weights - (x_next - means) ** 2 / (2 * total) - torch.log(total) / 2
+    part = torch.multinomial(torch.softmax(log_weights, dim=1), 1, generator=noise.generator)[:, 0]
+    variance = 1 / (1 / variances + precision)
+    mean = variance * (means / variances + precision * x_next)
+    chosen = mean.gather(1, part[:, None]) if precision > 0 else means[part][:, None]
+    return chosen + variance[part].sqrt()[:, None] * noise.normal(x_next)
+
+
+def _pair_gradients(t: int, *, shared_noise: bool, chain: bool = True) -> list[Tensor]:
+    """Of each pair's contrastive loss at the true energy in its shift and sharpness, (N,) each.
+
+    Negatives come from an exact chain on p(y | x_{t+1}), or from one of no steps, x_{t+1} itself.
+    """
+    schedule, count = make_schedule(ScheduleConfig()), 100_000
+    noise = SharedNoise(torch.Generator().manual_seed(21 + t))
+    x_data, level = _DATA.sample(count, noise.generator), torch.full((count,), t)
+    if shared_noise:
+        x, x_next = schedule.diffuse_together(x_data, level, noise.normal(x_data))
+    else:
+        x, x_next = schedule.diffuse_pair(x_data, level, noise.normal(x_data), noise.normal(x_data))
+    shift = torch.zeros(count, 1, dtype=torch.float64, requires_grad=True)
+    sharpness = torch.ones(count, dtype=torch.float64, requires_grad=True)
+    energy = _level_energy(schedule, t, shift, sharpness)
+    y_negative = _posterior(t, x_next, schedule, noise) if chain else x_next
+    loss = contrastive_loss(energy(float(schedule.scale[t]) * x), energy(y_negative), torch.ones(count))
+    return [gradient.flatten() * count for gradient in torch.autograd.grad(loss, [shift, sharpness])]
+
+
+@pytest.mark.parametrize("t", [0, 3, 5])
+@pytest.mark.parametrize("shared_noise", [False, True], ids=["two noises", "one noise"])
+def test_pairs_of_one_noise_keep_the_recovery_loss_s_stationary_point(t: int, shared_noise: bool) -> None:
+    for gradient in _pair_gradients(t, shared_noise=shared_noise):
+        assert abs(float(gradient.mean() / gradient.std())) * math.sqrt(len(gradient)) < 5
+
+
+@pytest.mark.parametrize("t", [1, 3])
+def test_pairs_of_one_noise_leave_the_expected_gradient_as_it_is(t: int) -> None:
+    """Also where it is not 0, since a chain has not converged: its negatives depend on x_{t+1} alone."""
+    shared, separate = (_pair_gradients(t, shared_noise=one, chain=False)[1] for one in (True, False))
+    error = ((shared.var() + separate.var()) / len(shared)).sqrt()
+    assert abs(float(separate.mean())) > 10 * float(error)
+    assert abs(float(shared.mean() - separate.mean())) < 5 * float(error)
+
+
+def test_pairs_of_one_noise_lower_the_gradient_s_variance() -> None:
+    """Against exact negatives, whose own variance stays; here by a quarter to a third, at levels 0 and 5 not at all."""
+    pairs = [_pair_gradients(3, shared_noise=one) for one in (True, False)]
+    for shared, separate in zip(*pairs, strict=True):
+        assert float(shared.var()) < 0.8 * float(separate.var())
+
+
+def test_the_energy_penalty_moves_the_constant_that_the_contrastive_loss_leaves_free() -> None:
+    generator = torch.Generator().manual_seed(3)
+    positive, negative, weight = torch.randn(3, 50, generator=generator, dtype=torch.float64)
+    constant = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    (contrastive,) = torch.autograd.grad(contrastive_loss(positive + constant, negative + constant, weight), constant)
+    assert abs(float(contrastive)) < 1e-12
+    (gradient,) = torch.autograd.grad(energy_penalty(positive + constant, negative + constant, weight), constant)
+    expected = 2 * (weight**2 * (positive + negative + 2 * 0.7)).mean()
+    torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_marginal_score_matching_is_least_at_the_true_energy() -> None:

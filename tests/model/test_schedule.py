@@ -91,6 +91,19 @@ def test_pairs_have_the_moments_of_the_forward_process(t: int) -> None:
     assert abs(float((residual * x).mean() - residual.mean() * x.mean())) < 5 / math.sqrt(count)
 
 
+@pytest.mark.parametrize("t", [0, 2, 5])
+def test_pairs_of_one_noise_have_the_same_marginals(t: int) -> None:
+    schedule, count = make_schedule(ScheduleConfig()), 200_000
+    noise = torch.randn(count, 1, generator=torch.Generator().manual_seed(t), dtype=torch.float64)
+    x_data, level = torch.full((count, 1), 0.5, dtype=torch.float64), torch.full((count,), t)
+    for values, index in zip(schedule.diffuse_together(x_data, level, noise), (t, t + 1), strict=True):
+        standard_error = float(schedule.sigma_bar[index]) / math.sqrt(count)
+        assert abs(float(values.mean()) - 0.5 * float(schedule.alpha_bar[index])) < 5 * standard_error
+        assert abs(float(values.std()) - float(schedule.sigma_bar[index])) < 5 * standard_error
+        unit_noise = (values - schedule.alpha_bar[index] * x_data) / schedule.sigma_bar[index]
+        torch.testing.assert_close(unit_noise, noise)
+
+
 def test_a_level_count_the_published_rule_cannot_make_is_refused_with_the_remedy() -> None:
     with pytest.raises(ConfigError, match="linear_betas"):
         ScheduleConfig(num_levels=502)

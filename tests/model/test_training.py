@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from model.augmentation import jittered
-from model.checkpoint import load_model, read_snapshot
+from model.checkpoint import Snapshot, load_model, read_snapshot
 from model.config import (
     ChainConfig,
     NetworkConfig,
@@ -27,15 +28,17 @@ from model.energy_model import EnergyModel
 from model.errors import DivergenceError
 from model.events import CheckpointEvent, DoneEvent, RollbackEvent, SampleEvent, StepEvent, TrainEvent
 from model.noise import SharedNoise
+from model.sampling import sample
 from model.training import start, train
 
-_PAPER = TrainConfig(
+PAPER = TrainConfig(
     network=NetworkConfig(width=8, multipliers=(1, 2), num_blocks=1),
     chain=ChainConfig(num_steps=3),
     sampling=SamplingConfig(num_steps=2),
-    optimizer=OptimizerConfig(warmup_steps=4),
+    optimizer=OptimizerConfig(warmup_steps=4, max_gradient_norm=None),
     steps=12,
     batch_size=8,
+    shared_noise=False,
     log_every=3,
     sample_every=6,
     checkpoint_every=4,
@@ -43,16 +46,23 @@ _PAPER = TrainConfig(
     horizontal_flips=True,
     affine_jitter=0.3,
 )
-_ADJUSTED = replace(
-    _PAPER,
+ADJUSTED = replace(
+    PAPER,
     energy="gaussian",
     schedule=ScheduleConfig(kind="log_snr", num_levels=7),
     network=NetworkConfig(width=8, multipliers=(1, 2), num_blocks=1, activation="silu", spectral_norm=False),
     chain=ChainConfig(kernel="mala", num_steps=3, step_size=0.8, target_acceptance=0.7),
     score_matching=ScoreMatchingConfig(steps=6, batch_size=16, form="marginal"),
 )
+_STABLE = replace(
+    PAPER,
+    network=replace(PAPER.network, activation="silu"),
+    optimizer=OptimizerConfig(warmup_steps=4, max_gradient_norm=0.1),
+    shared_noise=True,
+    energy_penalty=0.1,
+)
 _T1K = replace(
-    _PAPER,
+    PAPER,
     schedule=ScheduleConfig(kind="linear_betas", num_levels=1000),
     chain=ChainConfig(num_steps=0),
     sampling=SamplingConfig(num_steps=0),
@@ -76,7 +86,7 @@ def _run(config: TrainConfig, dataset: Dataset, directory: Path) -> list[TrainEv
     return events
 
 
-@pytest.mark.parametrize("config", [_PAPER, _ADJUSTED], ids=["paper", "adjusted"])
+@pytest.mark.parametrize("config", [PAPER, ADJUSTED, _STABLE], ids=["paper", "adjusted", "stable"])
 @pytest.mark.parametrize("step", [4, 8])
 def test_a_resumed_run_ends_with_exactly_the_weights_of_one_never_stopped(
     config: TrainConfig, step: int, digits: Dataset, tmp_path: Path
@@ -90,8 +100,68 @@ def test_a_resumed_run_ends_with_exactly_the_weights_of_one_never_stopped(
         assert (tmp_path / "resumed" / file).read_bytes() == (tmp_path / "12" / file).read_bytes()
 
 
+def _first_step(config: TrainConfig, dataset: Dataset, directory: Path) -> tuple[StepEvent, Snapshot]:
+    directory.mkdir()
+    event, _, checkpoint, *_ = train(replace(config, steps=1, log_every=1, checkpoint_every=1), dataset)
+    assert isinstance(event, StepEvent)
+    assert isinstance(checkpoint, CheckpointEvent)
+    checkpoint.write(directory)
+    return event, read_snapshot(directory)
+
+
+def _first_moments(snapshot: Snapshot) -> Tensor:
+    """Adam's, of all parameters, over what it takes of the first gradient: the gradient that it saw."""
+    moments = [t.flatten() for n, t in snapshot.state.items() if n.endswith(".exp_avg")]
+    return torch.cat(moments) / (1 - snapshot.config.optimizer.beta1)
+
+
+def test_clipping_scales_the_whole_gradient_to_the_norm(digits: Dataset, tmp_path: Path) -> None:
+    free, before = _first_step(PAPER, digits, tmp_path / "free")
+    gradient = _first_moments(before)
+    assert float(gradient.norm()) == pytest.approx(free.gradient_norm, rel=1e-5)
+    for factor in (0.5, 2.0):
+        limit = factor * free.gradient_norm
+        clipped = replace(PAPER, optimizer=replace(PAPER.optimizer, max_gradient_norm=limit))
+        event, after = _first_step(clipped, digits, tmp_path / str(factor))
+        assert event.gradient_norm == free.gradient_norm  # as it was
+        torch.testing.assert_close(_first_moments(after), gradient * min(1.0, factor), rtol=1e-4, atol=1e-7)
+
+
+def test_the_energy_penalty_is_added_with_its_weight(digits: Dataset, tmp_path: Path) -> None:
+    events = [
+        _first_step(replace(PAPER, energy_penalty=weight), digits, tmp_path / str(weight))[0]
+        for weight in (0.0, 1.0, 3.0)
+    ]
+    added = [event.loss - events[0].loss for event in events]
+    assert added[1] > 0
+    assert added[2] == pytest.approx(3 * added[1], rel=1e-3)
+    assert events[2].negative_energy == events[0].negative_energy  # the chain does not know
+
+
+def test_one_noise_for_a_pair_moves_only_its_noisier_half(digits: Dataset, tmp_path: Path) -> None:
+    """Both draw the same first noise, so y⁺ is the same and what the chain starts from is not."""
+    separate, shared = (
+        _first_step(replace(PAPER, shared_noise=one), digits, tmp_path / str(one))[0] for one in (False, True)
+    )
+    assert shared.positive_energy == separate.positive_energy
+    assert all(a != b for a, b in zip(shared.negative_energy, separate.negative_energy, strict=True))
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.15, 0.9])
+def test_the_average_forgets_at_its_rate_and_faster_at_the_start(decay: float, digits: Dataset, tmp_path: Path) -> None:
+    config = replace(PAPER, steps=4, checkpoint_every=1, optimizer=OptimizerConfig(warmup_steps=2, ema_decay=decay))
+    rates = [e.learning_rate for e in _run(replace(config, log_every=1), digits, tmp_path) if isinstance(e, StepEvent)]
+    assert rates == pytest.approx([5e-5, 1e-4, 1e-4, 1e-4])  # linear warm-up
+    snapshots = [read_snapshot(tmp_path / str(step)) for step in range(1, 5)]
+    name = "network.head.weight"  # without a spectral norm, which the average brings to convergence
+    for index in range(1, 4):
+        used = min(decay, (1 + index) / (10 + index))
+        before, now = snapshots[index - 1].ema[name], snapshots[index].state[f"model.{name}"]
+        torch.testing.assert_close(snapshots[index].ema[name], used * before + (1 - used) * now)
+
+
 def test_events_come_when_they_were_asked_for(digits: Dataset) -> None:
-    events = list(train(_PAPER, digits))
+    events = list(train(PAPER, digits))
     steps = {
         kind: [e.step for e in events if isinstance(e, kind)] for kind in (StepEvent, SampleEvent, CheckpointEvent)
     }
@@ -107,7 +177,7 @@ def test_events_come_when_they_were_asked_for(digits: Dataset) -> None:
 
 def test_stopping_ends_within_a_step_on_a_checkpoint(digits: Dataset) -> None:
     polls = itertools.count()
-    *_, checkpoint, done = train(_PAPER, digits, stop_fn=lambda: next(polls) >= 5)
+    *_, checkpoint, done = train(PAPER, digits, stop_fn=lambda: next(polls) >= 5)
     assert done == DoneEvent(step=5, stopped=True)
     assert isinstance(checkpoint, CheckpointEvent)
     assert checkpoint.step == 5
@@ -117,11 +187,11 @@ def test_another_seed_gives_other_weights_and_the_same_seed_the_same(digits: Dat
     def last_loss(config: TrainConfig) -> float:
         return [e.loss for e in train(config, digits) if isinstance(e, StepEvent)][-1]
 
-    assert last_loss(_PAPER) == last_loss(_PAPER)
-    assert last_loss(_PAPER) != last_loss(replace(_PAPER, seed=1))
+    assert last_loss(PAPER) == last_loss(PAPER)
+    assert last_loss(PAPER) != last_loss(replace(PAPER, seed=1))
 
 
-@pytest.mark.parametrize("config", [_PAPER, _ADJUSTED], ids=["paper", "adjusted"])
+@pytest.mark.parametrize("config", [PAPER, ADJUSTED], ids=["paper", "adjusted"])
 def test_training_in_bfloat16_has_the_losses_of_float32_and_keeps_float32_weights(
     config: TrainConfig, digits: Dataset, tmp_path: Path
 ) -> None:
@@ -136,7 +206,7 @@ def test_training_in_bfloat16_has_the_losses_of_float32_and_keeps_float32_weight
 
 
 def test_phases_follow_each_other_and_adapt_the_steps(digits: Dataset, tmp_path: Path) -> None:
-    events = _run(_ADJUSTED, digits, tmp_path)
+    events = _run(ADJUSTED, digits, tmp_path)
     assert [e.phase for e in events if isinstance(e, StepEvent)] == ["score_matching"] * 2 + ["recovery"] * 2
     before, after = (load_model(tmp_path / str(step)).step_size for step in (4, 12))
     assert not torch.equal(before, after)
@@ -148,12 +218,36 @@ def test_a_thousand_levels_without_a_chain_train_on_the_normal_approximation(dig
     assert all(math.isfinite(loss) for loss in losses)
 
 
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 48, 40), (4, 5, 11)])
+@pytest.mark.parametrize("steps_of_matching", [0, 1])
+def test_images_of_any_size_and_channels_train_and_are_drawn(
+    shape: tuple[int, int, int], steps_of_matching: int, tmp_path: Path
+) -> None:
+    events = torch.rand(12, *shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    config = replace(
+        PAPER,
+        network=replace(PAPER.network, multipliers=(1, 2, 2, 2)),
+        chain=ChainConfig(num_steps=1),
+        sampling=SamplingConfig(num_steps=1),
+        score_matching=ScoreMatchingConfig(steps=steps_of_matching, batch_size=2),
+        steps=2,
+        batch_size=2,
+        log_every=1,
+        num_preview_samples=1,
+    )
+    found = _run(config, Dataset("noise", events[:8], events[8:], torch.zeros(()), torch.ones(())), tmp_path)
+    assert all(math.isfinite(event.loss) for event in found if isinstance(event, StepEvent))
+    drawn = sample(load_model(tmp_path / "2"), 2, seed=0).x
+    assert drawn.shape == (2, *shape)
+    assert bool(torch.isfinite(drawn).all())
+
+
 def test_divergence_is_an_error_with_the_step_and_the_remedy(digits: Dataset) -> None:
     wild = replace(
-        _PAPER,
+        PAPER,
         steps=200,
-        network=replace(_PAPER.network, spectral_norm=False),
-        optimizer=OptimizerConfig(learning_rate=1.0, warmup_steps=0),
+        network=replace(PAPER.network, spectral_norm=False),
+        optimizer=OptimizerConfig(learning_rate=1.0, warmup_steps=0, max_gradient_norm=None),
     )
     events: list[TrainEvent] = []
     with pytest.raises(DivergenceError, match=r"learning rate.* went back to a checkpoint 3 times") as caught:
@@ -167,7 +261,8 @@ _UNSTABLE = TrainConfig(
     network=NetworkConfig(kind="mlp", width=8, num_blocks=1, spectral_norm=False),
     schedule=ScheduleConfig(kind="log_snr", num_levels=3),
     chain=ChainConfig(num_steps=1, step_size=0.1),
-    optimizer=OptimizerConfig(learning_rate=0.007, warmup_steps=0),
+    optimizer=OptimizerConfig(learning_rate=0.007, warmup_steps=0, max_gradient_norm=None),
+    shared_noise=False,
     steps=60,
     batch_size=16,
     log_every=1,

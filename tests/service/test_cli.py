@@ -73,6 +73,7 @@ def test_help_names_every_command() -> None:
         "keys",
         "doctor",
         "import-official",
+        "capacity",
     ):
         assert f" {command} " in text
 

@@ -80,6 +80,27 @@ def test_a_zip_of_images_becomes_one_array_of_bytes(
     ]
 
 
+def test_images_of_several_sizes_are_brought_to_the_one_asked_for(
+    client: TestClient, service_settings: ServiceSettings, s3: Artifacts
+) -> None:
+    data = zip_of(("c.png", picture(30, (16, 9))))  # beside 8×8
+    refused = post(client, data, "sizes.zip")
+    assert refused.status_code == 422
+    assert "image_size" in refused.json()["detail"]
+    square, flat = (post(client, data, "sizes.zip", image_size=size).json() for size in ("6", "4x8"))
+    assert (square["shape"], flat["shape"]) == ([1, 6, 6], [1, 4, 8])
+    assert stored_array(square, service_settings, s3)[:, 0, 0, 0].tolist() == [10, 20, 30]
+    again = post(client, data, "sizes.zip", image_size="6x6")
+    assert (again.status_code, again.json()["id"]) == (200, square["id"])
+
+
+@pytest.mark.parametrize("size", ["", "3", "64x", "x64", "64,64", "-8", "2049", "6４", "64x64x3"])
+def test_a_size_that_is_none_is_refused(size: str, client: TestClient) -> None:
+    answer = post(client, zip_of(("c.png", picture(30))), "sizes.zip", image_size=size)
+    assert answer.status_code == 422
+    assert "4 to 2048" in answer.json()["detail"]
+
+
 @pytest.mark.parametrize(
     ("file_name", "data"),
     [

@@ -14,11 +14,11 @@ from redis import Redis
 from service import doctor
 from service.doctor import Finding
 from service.keys import Scope
-from service.version import version
 from tests.servers import free_ports
 from tests.service.serving import Serving, with_key
 from tests.service.test_cli import run
 from worker.presence import WorkerReport
+from worker.version import version
 
 
 def by_name(findings: Iterator[Finding]) -> dict[str, Finding]:

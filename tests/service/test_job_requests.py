@@ -1,7 +1,8 @@
-"""How jobs are asked for: `Idempotency-Key` and `Prefer: wait=N`."""
+"""How jobs are asked for: presets, a check beforehand, `Idempotency-Key` and `Prefer: wait=N`."""
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ import pytest
 from fastapi.testclient import TestClient
 from redis import Redis
 
+from model.config import to_dict
+from model.presets import PRESET_SUMMARIES, PRESETS
 from service.app import create_app
 from service.client import Recovery
 from service.preference import MAX_WAIT_S
@@ -164,3 +167,25 @@ def test_the_client_asks_again_when_the_answer_got_lost_and_gets_the_one_job(
 
     assert calls == [202, 202]
     assert [record.id for record in store.list().records] == [job["id"]]
+
+
+def test_presets_are_listed_with_what_they_would_train(client: TestClient) -> None:
+    presets = client.get("/presets").json()["presets"]
+
+    assert [one["name"] for one in presets] == list(PRESETS)
+    for one in presets:
+        assert one["config"] == json.loads(json.dumps(to_dict(PRESETS[one["name"]])))
+        assert one["summary"] == PRESET_SUMMARIES[one["name"]]
+
+
+def test_a_request_that_is_only_checked_starts_nothing(client: TestClient, redis: Redis) -> None:
+    wanted = {"preset": "digits", "steps": 98, "seed": 3}
+    checked = client.post("/jobs/train/check", json=wanted)
+    refused = {"preset": "digits", "dataset": "two_moons"}
+    told = [client.post(path, json=refused) for path in ("/jobs/train/check", "/jobs/train")]
+
+    assert client.get("/jobs").json()["jobs"] == []
+    assert redis.llen(TRAIN_QUEUE) == 0
+    assert checked.json()["config"] == client.post("/jobs/train", json=wanted).json()["config"]
+    assert told[0].status_code == told[1].status_code == 422
+    assert told[0].json()["errors"] == told[1].json()["errors"]

@@ -86,6 +86,15 @@ def test_a_configuration_alone_is_enough(client: TestClient) -> None:
     assert answer.json()["config"]["batch_size"] == 256
 
 
+def test_the_number_of_gpus_is_the_jobs_and_auto_a_batch_size(client: TestClient) -> None:
+    job = start(client, num_gpus=2, device="cpu", batch_size="auto", config={"microbatch_size": 8})
+
+    assert (job["num_gpus"], job["device"]) == (2, "cpu")
+    assert (job["config"]["batch_size"], job["config"]["microbatch_size"]) == ("auto", 8)
+    assert "num_gpus" not in job["config"]
+    assert start(client)["num_gpus"] == 1
+
+
 @pytest.mark.parametrize(
     ("request_body", "told"),
     [
@@ -95,6 +104,9 @@ def test_a_configuration_alone_is_enough(client: TestClient) -> None:
         ({"preset": "digits", "steps": "many"}, ["body.steps", "valid integer"]),
         ({"preset": "digits", "steps": 1.5}, ["body.steps"]),
         ({"preset": "digits", "seed": -1}, ["body.seed"]),
+        ({"preset": "digits", "num_gpus": 0}, ["body.num_gpus", "greater than or equal to 1"]),
+        ({"preset": "digits", "batch_size": "large"}, ["body.batch_size", "'auto'"]),
+        ({"preset": "digits", "config": {"batch_size": "large"}}, ["body.config.batch_size", "'auto'"]),
         ({"preset": "digits", "device": "tpu"}, ["body.device", "'auto'", "'cuda'"]),
         ({"preset": "digits", "learning_rate": 1}, ["body.learning_rate", "Extra inputs"]),
         ({"preset": "digits", "dataset": "kittens"}, ["'kittens'", "digits", "two_moons"]),

@@ -19,17 +19,21 @@ def test_models_are_listed(client: TestClient, model_id: str) -> None:
     assert model_id in [model["id"] for model in client.get("/models").json()["models"]]
 
 
-def test_the_latest_sample_grid_is_served(client: TestClient, model_id: str, s3: Artifacts) -> None:
+def test_the_sample_grids_of_its_training_are_served(client: TestClient, model_id: str, s3: Artifacts) -> None:
     before = client.get(f"/models/{model_id}/samples.png")
     job_id = s3.get_model(model_id)["job_id"]
     s3.put_sample_grid(job_id, 9, b"older")
     s3.put_sample_grid(job_id, 10, b"newest")
 
     after = client.get(f"/models/{model_id}/samples.png")
+    one_before = client.get(f"/models/{model_id}/samples.png", params={"step": 9})
+    missing = client.get(f"/models/{model_id}/samples.png", params={"step": 8})
 
     assert before.status_code == 404
     assert "POST /sample" in before.json()["detail"]
     assert (after.headers["content-type"], after.content) == ("image/png", b"newest")
+    assert one_before.content == b"older"
+    assert (missing.status_code, "of step 8" in missing.json()["detail"]) == (404, True)
 
 
 def test_a_model_nobody_trained_is_a_404_that_says_how_to_list_them(client: TestClient) -> None:

@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 
 from service.app import create_app
 from service.keys import KeyFile, Scope
-from service.security import OPEN_PATHS, is_loopback
+from service.security import FILES_PREFIX, OPEN_PATHS, is_loopback
 from service.settings import ServiceSettings
 from worker.ids import new_id
 
@@ -55,7 +55,7 @@ def test_without_a_key_only_probes_and_documentation_are_served(
         answer = guarded.get(path)
         assert problem(answer) == (401, "unauthorized")
         assert answer.headers["WWW-Authenticate"] == 'Bearer realm="recovery"'
-    for path in OPEN_PATHS - {"/readyz"}:
+    for path in (OPEN_PATHS | {f"{FILES_PREFIX}/main.js"}) - {"/readyz"}:
         assert guarded.get(path).status_code == 200
     assert guarded.get("/readyz").status_code == 503  # no worker here, but an answer
 
@@ -188,3 +188,44 @@ def test_without_keys_this_machine_is_served(guarded: TestClient, name: str) -> 
 )
 def test_what_counts_as_this_machine(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Sec-Fetch-Site": "cross-site", "Origin": "http://testserver"},
+        {"Origin": "https://example.org"},
+        {"Origin": "null"},
+        {"Origin": "http://testserver:81"},
+    ],
+)
+def test_without_keys_a_foreign_web_page_changes_nothing(client: TestClient, headers: dict[str, str]) -> None:
+    """Such a page could send a form, or a body that claims to be text, to 127.0.0.1."""
+    for path in (f"/jobs/{new_id()}/cancel", "/datasets", "/jobs/train"):
+        answer = client.post(path, headers=headers)
+        assert problem(answer) == (403, "foreign-page")
+    assert client.get("/jobs", headers=headers).status_code == 200  # which the browser does not show to that page
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Sec-Fetch-Site": "same-origin", "Origin": "http://elsewhere"},
+        {"Sec-Fetch-Site": "none"},
+        {"Origin": "http://testserver"},
+    ],
+)
+def test_programs_and_the_own_page_give_orders(client: TestClient, headers: dict[str, str]) -> None:
+    assert problem(client.post(f"/jobs/{new_id()}/cancel", headers=headers)) == (404, "unknown-job")
+
+
+def test_with_a_key_it_does_not_matter_where_an_order_comes_from(
+    guarded: TestClient, make_key: Callable[..., dict[str, str]]
+) -> None:
+    """A browser adds no key by itself, so whoever sends one was given it."""
+    headers = make_key(Scope.train) | {"Sec-Fetch-Site": "cross-site"}
+
+    assert problem(guarded.post(f"/jobs/{new_id()}/cancel", headers=headers)) == (404, "unknown-job")

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from tests.servers import wait_until
 from worker.jobs import JobKind, JobRecord, JobStatus, Lease
 from worker.presence import live_workers
 from worker.records import RecordStore
+from worker.supervise import Supervisor
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -155,3 +157,38 @@ def start_worker(store: RecordStore, environment: dict[str, str], tmp_path: Path
 
 TRAINER = "-Q train -c 1"
 SAMPLER = "-Q sample --pool threads -c 2"
+
+
+@pytest.fixture
+def for_subprocesses(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Supervisors in this process start their subprocesses with the test's settings."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+class Attempt:
+    """One attempt at the job that is next, in a thread."""
+
+    def __init__(self, store: RecordStore) -> None:
+        self.woken: list[tuple[JobKind, str]] = []
+        self.stop = threading.Event()
+        self.record: JobRecord | None = None
+        self._supervisor = Supervisor(
+            store,
+            store.settings,
+            worker="w@test",
+            wake_fn=lambda *job: self.woken.append(job),
+            stop_fn=self.stop.is_set,
+        )
+        self._thread = threading.Thread(target=self._run, daemon=True)  # a failed test must not keep pytest from ending
+        self._thread.start()
+
+    def _run(self) -> None:
+        self.record = self._supervisor.run()
+
+    def end(self, timeout_s: float = 120) -> JobRecord | None:
+        """What `Supervisor.run` answered."""
+        self._thread.join(timeout_s)
+        assert not self._thread.is_alive()
+        return self.record

@@ -12,21 +12,14 @@ from model.checkpoint import SAMPLING_FILES, load_model
 from model.sampling import sample
 from tests.servers import wait_until
 from tests.stored import store_untrained
-from tests.worker.conftest import ROOT, tiny_config
-from tests.worker.test_supervise import Attempt
+from tests.worker.conftest import Attempt, tiny_config
 from worker.artifacts import ArtifactMissing, Artifacts
 from worker.ids import new_id
 from worker.jobs import JobKind, JobRecord, JobStatus
 from worker.records import RecordStore
 from worker.shards import get_manifest, get_shard, list_shards
 
-
-@pytest.fixture(autouse=True)
-def for_subprocesses(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The test's stores, for the subprocess."""
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+pytestmark = pytest.mark.usefixtures("for_subprocesses")
 
 
 def _bulk(store: RecordStore, model_id: str, **changes: object) -> JobRecord:

@@ -160,6 +160,20 @@ def test_a_file_in_an_allowed_bucket_is_a_dataset(s3: Artifacts, settings: Setti
         np.testing.assert_array_equal(array_of(name, settings, s3), rows().astype(np.float32))
 
 
+def test_images_of_several_sizes_in_a_bucket_become_one_size(
+    s3: Artifacts, settings: Settings, pictures: Bucket
+) -> None:
+    for index in range(3):
+        pictures.put_bytes(f"sizes/{index}.png", picture(10 * index, (8 + index, 9)))
+    name = f"s3://{PICTURES}/sizes"
+    with pytest.raises(DataError, match="image_size"):
+        fetch_dataset(name, settings, s3)
+    paths = [fetch_dataset(name, settings, s3, size) for size in ((6, 6), (6, 5), (6, 6))]
+    assert paths[0] == paths[2] != paths[1]
+    assert load(paths[0], image_size=(6, 6)).event_shape == (1, 6, 6)
+    assert np.load(paths[1])[:, 0, 0, 0].tolist() == [0, 10, 20]
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -220,6 +234,16 @@ def test_a_column_of_images_is_a_dataset(saved: Path, s3: Artifacts, settings: S
         assert array_of(name, settings, s3)[:, 0, 0, 0].tolist() == list(range(6))
     assert len(array_of("hf://someone/things:test", settings, s3)) == 2
     assert len(list((settings.spool_dir / "datasets").iterdir())) == 2
+
+
+def test_a_column_of_images_is_brought_to_a_size_and_one_of_lists_is_not(
+    saved: Path, s3: Artifacts, settings: Settings
+) -> None:
+    assert saved.is_dir()
+    name = "hf://someone/things:train"
+    assert np.load(fetch_dataset(f"{name}/picture", settings, s3, (5, 7))).shape == (6, 5, 7, 3)
+    with pytest.raises(DataError, match="image_size is for images"):
+        fetch_dataset(f"{name}/points", settings, s3, (5, 7))
 
 
 def test_a_column_of_lists_is_a_dataset(saved: Path, s3: Artifacts, settings: Settings) -> None:

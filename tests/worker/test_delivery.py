@@ -64,7 +64,7 @@ def _spool(
         lease=LEASE,
         model_id=model_id,
         directory=directory,
-        on_checkpoint=committed.append,
+        on_checkpoint=lambda checkpoint: committed.append(checkpoint.step),
         on_grid=lambda *_: None,
         confirm_fn=confirm_fn,
     )

@@ -312,6 +312,22 @@ def test_the_langevin_kernel_and_the_papers_energy_are_served_too() -> None:
 
 def test_its_numbers_are_scraped(still: Engine) -> None:
     run(still, still.draw("a", DrawOrder(num_images=3, seed=0)))
-    series = {family.name: family.samples[0].value for family in EngineCollector(still.load).collect()}
-    assert series["recovery_engine_rows"] == 3 * series["recovery_engine_evaluations"] > 0
-    assert (series["recovery_engine_chains"], series["recovery_engine_models"]) == (0, 1)
+    run(still, still.draw("a", DrawOrder(num_images=1, seed=0)))
+    found = {family.name: family.samples[0].value for family in EngineCollector(still.load).collect()}
+    rows, batches = found["recovery_engine_gradient_evaluations"], found["recovery_engine_evaluations"]
+    assert rows == 4 * batches / 2 > 0
+    assert found["recovery_engine_row_capacity"] % batches == 0
+    assert found["recovery_engine_row_capacity"] >= rows
+    assert 0 < found["recovery_engine_busy_seconds"] < 60
+    assert (found["recovery_engine_model_loads"], found["recovery_engine_model_hits"]) == (1, 1)
+    assert (found["recovery_engine_chains"], found["recovery_engine_models"]) == (0, 1)
+
+
+def test_what_a_model_did_is_still_counted_when_it_is_dropped() -> None:
+    engine = Engine(load_model, max_models=1)
+    for key in ("a", "b"):
+        run(engine, engine.draw(key, DrawOrder(num_images=2, seed=0)))
+    load = engine.load()
+    assert load.num_row_evaluations == 2 * load.num_evaluations
+    assert (load.num_model_loads, load.num_model_evictions, len(load.models)) == (2, 1, 1)
+    assert load.num_row_capacity >= load.num_row_evaluations

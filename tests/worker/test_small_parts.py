@@ -14,23 +14,19 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from prometheus_client import CollectorRegistry, generate_latest
 
 from model.errors import DataError
 from tests.servers import wait_until
-from tests.worker.conftest import make_job
 from worker.broker import make_app, send_request, wake
 from worker.datasets import resolve_dataset
-from worker.exits import read_reason, write_reason
+from worker.exits import Exit, death_in_words, read_outcome, write_outcome
 from worker.ids import new_id
-from worker.jobs import JobKind, JobStatus, Progress
+from worker.jobs import JobKind
 from worker.messages import SAMPLE_QUEUE, TRAIN_QUEUE, SampleRequest
-from worker.metrics import TrainingCollector
 from worker.pictures import picture_of
 from worker.presence import Presence, WorkerReport, live_workers, worker_reports
 from worker.records import RecordStore
 from worker.settings import Settings
-from worker.supervise import death_in_words
 
 
 def test_settings_come_from_the_environment_and_do_not_show_secrets(
@@ -116,24 +112,11 @@ def _only_message(store: RecordStore, queue: str) -> tuple[Any, dict[str, Any]]:
     return json.loads(base64.b64decode(message["body"])), message["headers"]
 
 
-def test_a_workers_metrics_show_the_jobs_it_runs(store: RecordStore) -> None:
-    record, lease = make_job(store, JobStatus.running)
-    assert lease is not None
-    store.report_progress(lease, Progress(step=30, total_steps=60, steps_per_second=2.5), last_loss=0.5)
-    registry = CollectorRegistry()
-    registry.register(TrainingCollector(store, "first@worker"))
-    text = generate_latest(registry).decode()
-    assert f'recovery_job_step{{job_id="{record.id}"}} 30.0' in text
-    assert f'recovery_job_loss{{job_id="{record.id}"}} 0.5' in text
-    other = CollectorRegistry()
-    other.register(TrainingCollector(store, "other@worker"))
-    assert record.id not in generate_latest(other).decode()
-
-
 def test_a_reason_left_by_a_training_is_read_and_none_is_none(tmp_path: Path) -> None:
-    assert read_reason(tmp_path) is None
-    write_reason(tmp_path, "no “dataset”")
-    assert read_reason(tmp_path) == "no “dataset”"
+    assert read_outcome(tmp_path) == (None, None)
+    write_outcome(tmp_path, Exit.failed, "no “dataset”")
+    assert read_outcome(tmp_path) == (Exit.failed, "no “dataset”")
+    assert read_outcome(tmp_path, rank=1) == (None, None)
 
 
 def test_a_death_by_signal_is_told_in_words() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,49 +14,18 @@ import pytest
 from model.config import OptimizerConfig
 from tests.conftest import environment_of
 from tests.servers import SeaweedFS, wait_until
-from tests.worker.conftest import ROOT, calibration_spec, tiny_spec
+from tests.worker.conftest import Attempt, calibration_spec, tiny_spec
 from worker.artifacts import Artifacts
 from worker.ids import new_id
 from worker.jobs import JobKind, JobRecord, JobStatus, Lease
 from worker.records import RecordStore
 from worker.settings import Settings
-from worker.supervise import MODULES, Supervisor
+from worker.supervise import MODULES
 
 LONG = {"steps": 1_000_000, "checkpoint_every": 50}
 
 
-class Attempt:
-    """One attempt at the job that is next, in a thread."""
-
-    def __init__(self, store: RecordStore) -> None:
-        self.woken: list[tuple[JobKind, str]] = []
-        self.stop = threading.Event()
-        self.record: JobRecord | None = None
-        self._supervisor = Supervisor(
-            store,
-            store.settings,
-            worker="w@test",
-            wake_fn=lambda *job: self.woken.append(job),
-            stop_fn=self.stop.is_set,
-        )
-        self._thread = threading.Thread(target=self._run, daemon=True)  # a failed test must not keep pytest from ending
-        self._thread.start()
-
-    def _run(self) -> None:
-        self.record = self._supervisor.run()
-
-    def end(self, timeout_s: float = 120) -> JobRecord | None:
-        """What `Supervisor.run` answered."""
-        self._thread.join(timeout_s)
-        assert not self._thread.is_alive()
-        return self.record
-
-
-@pytest.fixture(autouse=True)
-def for_subprocesses(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+pytestmark = pytest.mark.usefixtures("for_subprocesses")
 
 
 @pytest.fixture(autouse=True)
@@ -179,7 +147,7 @@ def test_a_job_that_cannot_run_fails_with_the_reason(store: RecordStore, changes
 
 
 def test_a_training_that_diverges_goes_back_three_times_and_then_fails_with_the_reason(store: RecordStore) -> None:
-    record = _training(store, optimizer=OptimizerConfig(learning_rate=1.0, warmup_steps=0))
+    record = _training(store, optimizer=OptimizerConfig(learning_rate=1.0, warmup_steps=0, max_gradient_norm=None))
     ended = Attempt(store).end()
     assert ended is not None
     assert ended.status is JobStatus.failed

@@ -1,0 +1,168 @@
+"""What a training step takes of a device's memory, measured, and the batch that fits into what is free.
+
+A step of one row is tried, then of twice as many, as long as the next is expected to fit. What a row adds are the
+activations kept for the gradient by the weights; the chain keeps nothing, so that one of its steps stands for all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import torch
+
+from model.config import AUTO_BATCH_SIZES, TrainConfig
+from model.data import Dataset
+from model.energy_model import EnergyModel
+from model.errors import ConfigError
+from model.events import BatchEvent, Phase
+from model.noise import SharedNoise, make_generator
+from model.objective import Objective, stratified_levels
+from model.ranks import Ranks
+from model.rows import Rows
+
+_GPU_SHARE, _CPU_SHARE = 0.85, 0.5
+"""Of the free memory: a GPU is this process's own, the rest of a machine is there for others too."""
+_NUM_MOMENTS = 2
+"""Tensors of the parameters' size that Adam makes at its first step."""
+
+
+def with_batch_size(
+    config: TrainConfig, dataset: Dataset, device: str, ranks: Ranks
+) -> tuple[TrainConfig, BatchEvent | None]:
+    """`config` with its batch decided, and what was measured; as it is when the batch is a number already.
+
+    To be called by all ranks. Raises ConfigError when not even one item fits.
+    """
+    if config.batch_size != "auto":
+        return config, None
+    most = min(-(-AUTO_BATCH_SIZES[1] // ranks.count), config.microbatch_size or AUTO_BATCH_SIZES[1])
+    step = TrialStep(config, dataset, device)
+    free = free_bytes(device) // (1 if step.on_gpu else ranks.count)
+    budget = (_GPU_SHARE if step.on_gpu else _CPU_SHARE) * free - step.moment_bytes
+    fitting, row_bytes = most_rows(step.peak_bytes, budget, most)
+    fitting = ranks.least(fitting)
+    if fitting == 0:
+        raise ConfigError(
+            f"batch_size is 'auto', but a step with one item takes more than the {max(0.0, budget) / 2**20:,.0f} MiB "
+            f"that may be used on {device}; use a smaller network.width, or another device"
+        )
+    decided = with_rows(config, fitting, ranks.count)
+    event = BatchEvent(
+        batch_size=decided.pairs_per_step,
+        microbatch_size=decided.microbatch_size,
+        row_bytes=round(row_bytes),
+        free_bytes=free,
+    )
+    return decided, event
+
+
+def with_rows(config: TrainConfig, num_rows: int, num_ranks: int) -> TrainConfig:
+    """`config` with the batch for processes that each hold `num_rows` at once: what all hold, but at least the least
+    batch, gathered in several pieces then."""
+    least, largest = AUTO_BATCH_SIZES
+    size = max(least, min(largest, 2 ** ((num_rows * num_ranks).bit_length() - 1)))
+    decided = replace(config, batch_size=size)
+    if num_rows < -(-decided.largest_batch_size // num_ranks):
+        decided = replace(decided, microbatch_size=num_rows)
+    return decided
+
+
+def most_rows(peak_fn: Callable[[int], float], budget: float, most: int) -> tuple[int, float]:
+    """The largest power of two up to `most` for which `peak_fn` (bytes) stays within the budget, 0 if there is none,
+    and the bytes that a row adds. Nothing is tried that twice the last growth would put beyond the budget."""
+    rows, fitting = 1, 0
+    row_bytes = peak = peak_fn(rows)
+    while peak <= budget:
+        fitting = rows
+        if 2 * rows > most or peak + rows * row_bytes > budget:
+            break
+        rows, before = 2 * rows, peak
+        peak = peak_fn(rows)
+        if peak < math.inf:
+            row_bytes = max(0.0, (peak - before) / (rows - rows // 2))
+    return fitting, row_bytes
+
+
+class TrialStep:
+    """A training step's gradient on random weights, whatever the batch: for its memory, not for its result."""
+
+    def __init__(self, config: TrainConfig, dataset: Dataset, device: str) -> None:
+        chain = replace(config.chain, num_steps=min(1, config.chain.num_steps))
+        with torch.random.fork_rng(devices=[]):
+            model = EnergyModel(replace(config, chain=chain), dataset.event_shape).to(device)
+        model.network.precision = config.precision
+        self.on_gpu = device.startswith("cuda")
+        self.moment_bytes = _NUM_MOMENTS * sum(p.numel() * p.element_size() for p in model.parameters())
+        self._objective, self._events, self._device = Objective(model), dataset.train, device
+        last_matching = config.score_matching.steps
+        taken = {"score_matching": last_matching > 0, "recovery": last_matching < config.steps}
+        self._phases: list[Phase] = [phase for phase in get_args(Phase) if taken[phase]]
+        self._run(1)  # what libraries set up once
+        self._resident = 0 if self.on_gpu else _status_bytes("VmRSS")
+
+    def peak_bytes(self, num_rows: int) -> float:
+        """What a step of so many rows takes at its peak, beside the model; infinite where it does not fit."""
+        if not self.on_gpu:
+            _reset_peak()
+            self._run(num_rows)
+            return max(0, _status_bytes("VmHWM") - self._resident)
+        try:
+            torch.cuda.reset_peak_memory_stats(self._device)
+            before = torch.cuda.memory_allocated(self._device)
+            self._run(num_rows)
+            return torch.cuda.max_memory_allocated(self._device) - before
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            return math.inf
+
+    def _run(self, num_rows: int) -> None:
+        model, some = self._objective.model, torch.arange(num_rows) % len(self._events)
+        x_data = self._events[some].to(self._device)
+        noise = SharedNoise(make_generator(0, device=self._device))
+        level = stratified_levels(model.num_levels, x_data, noise)
+        for phase in self._phases:
+            self._objective(Rows.all_of(num_rows), x_data, level, noise, phase).loss.backward()
+            model.zero_grad()
+
+
+def free_bytes(device: str) -> int:
+    """Memory that can be had on a device. Raises ConfigError where it cannot be found out."""
+    if device.startswith("cuda"):
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    try:
+        free = _kilobytes("MemAvailable", Path("/proc/meminfo"))
+    except OSError:
+        raise ConfigError("batch_size is 'auto', which needs a GPU or Linux to measure memory; give a number") from None
+    versions = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
+    for limit, used in versions:
+        with contextlib.suppress(OSError, ValueError):  # another version of control groups, or no limit
+            free = min(free, _number(limit) - _number(used))
+    return max(0, free)
+
+
+def _number(name: str) -> int:
+    return int((Path("/sys/fs/cgroup") / name).read_text())
+
+
+def _kilobytes(name: str, path: Path) -> int:
+    found = re.search(rf"^{name}:\s+(\d+) kB$", path.read_text(), re.MULTILINE)
+    if found is None:
+        raise OSError(f"{path} has no {name}")
+    return 1024 * int(found[1])
+
+
+def _status_bytes(name: str) -> int:
+    return _kilobytes(name, Path("/proc/self/status"))
+
+
+def _reset_peak() -> None:
+    """Start the process's peak of resident memory anew; where that is not allowed, it stays that of larger steps."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")

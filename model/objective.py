@@ -1,0 +1,130 @@
+"""The loss of a training step, as a function of rows of its batch.
+
+In score matching it is one of the losses on the energy's gradient; afterwards the contrastive loss between y⁺ and the
+y⁻ that a chain draws on p(y | x_{t+1}) under frozen weights (DRL algorithm 1).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from model.energy_model import EnergyModel
+from model.events import Phase
+from model.noise import SharedNoise
+from model.recovery import (
+    contrastive_loss,
+    dual_score_matching_loss,
+    energy_penalty,
+    marginal_score_matching_loss,
+    noise_contrastive_loss,
+    recovery_score_matching_loss,
+    squared_norm,
+)
+from model.rows import Rows
+from model.sampling import draw_conditional
+from model.schedule import expand
+
+_CONTRAST_NATS = 0.8
+"""How much rarer than the base the noise that data are told from is at its centre: it reaches a little further than the
+data (1.5 times in two dimensions), yet stays near enough in many to say something about them."""
+
+
+class PartialLoss(NamedTuple):
+    """What some rows add to a batch."""
+
+    loss: Tensor
+    """() their part of the batch's mean"""
+    levels: Tensor | None
+    """(4, B) in recovery: E_t(y⁺), E_t(y⁻), displacement and acceptance rate of each row, without gradient"""
+
+
+class Objective(nn.Module):
+    """A model's loss; one module, so that DistributedDataParallel can wrap it."""
+
+    def __init__(self, model: EnergyModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, rows: Rows, x_data: Tensor, level: Tensor, noise: SharedNoise, phase: Phase) -> PartialLoss:
+        """`x_data` (B, *event) and `level` (B,) are those of the whole batch, `noise` what is drawn for it."""
+        x, t, own = rows.of(x_data), rows.of(level), noise.at(rows)
+        if phase == "score_matching":
+            return PartialLoss(rows.share * score_matching_loss(self.model, x, t, own), None)
+        loss, levels = recovery_loss(self.model, x, t, own)
+        loss = rows.share * loss
+        matching = self.model.config.score_matching
+        if matching.recovery_weight > 0:
+            stride = max(1, len(x_data) // matching.batch_size)
+            some = rows.every(stride)
+            if len(some):
+                matched = score_matching_loss(
+                    self.model, some.of(x_data[::stride]), some.of(level[::stride]), own.at(some)
+                )
+                loss = loss + matching.recovery_weight * some.share * matched
+        return PartialLoss(loss, levels)
+
+
+def stratified_levels(num_levels: int, x_data: Tensor, noise: SharedNoise) -> Tensor:
+    """(B,) levels, each uniform on 0…T−1, spread evenly over the batch to lower the gradient's variance."""
+    return (noise.spread(x_data) * num_levels).long().clamp(max=num_levels - 1)
+
+
+def score_matching_loss(model: EnergyModel, x_data: Tensor, level: Tensor, noise: SharedNoise) -> Tensor:
+    """The configuration's score-matching loss, a mean over the rows."""
+    schedule, epsilon = model.schedule, noise.normal(x_data)
+    if model.config.score_matching.form == "dual":
+        log_snr = _stratified_log_snr(model, x_data, noise)
+        loss = dual_score_matching_loss(model.energy_at, x_data, log_snr, epsilon)
+        if (weight := model.config.score_matching.noise_contrast) > 0:
+            loss = loss + weight * _noise_contrast(model, x_data, log_snr, epsilon, noise)
+        return loss
+    scale = schedule.scale[level]
+    if model.config.score_matching.form == "marginal":
+        y = expand(scale, x_data) * schedule.diffuse(x_data, level, epsilon)
+        return marginal_score_matching_loss(
+            model.energy, y, epsilon, level, scale * schedule.sigma_bar[level], weigh_fn=model.weigh_residual
+        )
+    x, x_next = schedule.diffuse_pair(x_data, level, epsilon, noise.normal(x_data))
+    return recovery_score_matching_loss(model.energy, expand(scale, x) * x, x_next, level, schedule.sigma[level + 1])
+
+
+def recovery_loss(model: EnergyModel, x_data: Tensor, level: Tensor, noise: SharedNoise) -> tuple[Tensor, Tensor]:
+    """The contrastive loss of pairs, a mean over the rows, and what `PartialLoss.levels` says of them."""
+    config, chain, schedule = model.config, model.config.chain, model.schedule
+    if config.shared_noise:
+        x, x_next = schedule.diffuse_together(x_data, level, noise.normal(x_data))
+    else:
+        x, x_next = schedule.diffuse_pair(x_data, level, noise.normal(x_data), noise.normal(x_data))
+    y_positive = expand(schedule.scale[level], x) * x
+    with model.frozen():
+        draw = draw_conditional(model, x_next, level, noise, num_steps=chain.num_steps, start=chain.start)
+    energy = model.energy(torch.cat([y_positive, draw.y]), torch.cat([level, level]))
+    positive, negative = energy.chunk(2)
+    displacement = (squared_norm(draw.y - x_next) / x[0].numel()).sqrt()
+    levels = torch.stack([positive.detach(), negative.detach(), displacement, draw.acceptance])
+    loss_weight = model.loss_weight[level]
+    loss = contrastive_loss(positive, negative, loss_weight)
+    if config.energy_penalty > 0:
+        loss = loss + config.energy_penalty * energy_penalty(positive, negative, loss_weight)
+    return loss, levels
+
+
+def _noise_contrast(model: EnergyModel, x_data: Tensor, log_snr: Tensor, epsilon: Tensor, noise: SharedNoise) -> Tensor:
+    assert model.base is not None
+    signal, spread = (expand(torch.sigmoid(sign * log_snr).sqrt(), x_data) for sign in (1, -1))
+    x = signal * x_data + spread * epsilon
+    factor = math.exp(_CONTRAST_NATS / x_data[0].numel())
+    other, noise_energy = model.base.widened(log_snr, x_data, noise, factor)
+    energy = model.energy_at(torch.cat([x, other]), torch.cat([log_snr, log_snr]))
+    ours, theirs = energy.chunk(2)
+    return noise_contrastive_loss(noise_energy(x) - ours, noise_energy(other) - theirs)
+
+
+def _stratified_log_snr(model: EnergyModel, x_data: Tensor, noise: SharedNoise) -> Tensor:
+    """(B,) log-SNRs between those of the top level and level 0, with density ∝ (λ − min)^tilt, spread evenly."""
+    high, low = model.log_snr[0], model.log_snr[-1]
+    return low + (high - low) * noise.spread(x_data) ** (1 / (1 + model.config.score_matching.low_noise_tilt))

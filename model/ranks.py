@@ -1,0 +1,126 @@
+"""One training by several processes, the ranks: each computes its rows of every batch and all take the same step.
+
+torchrun starts them and says who they are; gradients are averaged by DistributedDataParallel, over NCCL on GPUs and
+over Gloo on CPUs. All ranks hold the same weights and decide alike: whatever a decision depends on is added up over the
+ranks first. What is asked of all of them (may we go on?) goes over Gloo on GPUs too: it notices when one is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from model.errors import RankError
+from model.rows import Rows
+
+_TIMEOUT = timedelta(days=1)
+"""Ranks wait while one of them waits for its stores; that one died, torchrun notices and ends the others."""
+
+
+class Ranks:
+    """Which of how many processes this is, and what they do together. On its own it is one process alone.
+
+    Calls that say so must be made by all ranks, in the same order. They raise RankError when another rank is gone.
+    """
+
+    def __init__(self, index: int = 0, count: int = 1) -> None:
+        self.index = index
+        self.count = count
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank speaks for all: it alone stores checkpoints and tells of progress."""
+        return self.index == 0
+
+    def rows(self, count: int) -> Rows:
+        """This rank's part of a batch of `count`."""
+        return Rows.all_of(count).part(self.index, self.count)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """`tensor` added up over the ranks, in place and the same bits on each. To be called by all."""
+        if self.count > 1:
+            with _told_apart():
+                dist.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is true on any rank. To be called by all."""
+        return flag if self.count == 1 else bool(self.sum(torch.tensor(float(flag))) > 0)
+
+    def least(self, value: int) -> int:
+        """The smallest of the ranks' values. To be called by all."""
+        if self.count == 1:
+            return value
+        found = torch.tensor(value)
+        with _told_apart():
+            dist.all_reduce(found, dist.ReduceOp.MIN)
+        return int(found)
+
+    def wait(self) -> None:
+        """Until all ranks have called it."""
+        self.any(False)
+
+    @contextlib.contextmanager
+    def leader_first(self) -> Iterator[None]:
+        """The block is run by the leading rank, and then by the others. To be entered by all."""
+        if not self.leads:
+            self.wait()
+        yield
+        if self.leads:
+            self.wait()
+
+    def averaging(self, module: nn.Module) -> nn.Module:
+        """`module` with the leading rank's weights, its gradients averaged over the ranks. To be called by all."""
+        if self.count == 1:
+            return module
+        # Score matching with piecewise linear layers leaves some biases without a gradient.
+        with _told_apart():
+            return DistributedDataParallel(module, forward_sync_buffers=False, find_unused_parameters=True)
+
+    def part_of_a_step(self, module: nn.Module, *, is_last: bool) -> contextlib.AbstractContextManager[None]:
+        """Forward and backward of some rows: the gradients stay here until those of the last rows were added."""
+        if is_last or not isinstance(module, DistributedDataParallel):
+            return contextlib.nullcontext()
+        return module.no_sync()
+
+    def backward(self, loss: Tensor) -> None:
+        """Add this loss's gradient to the parameters', in the sum over the ranks. To be called by all."""
+        if self.count == 1:
+            loss.backward()  # type: ignore[no-untyped-call]
+            return
+        with _told_apart():
+            (loss * self.count).backward()  # type: ignore[no-untyped-call]  # DistributedDataParallel takes the mean
+
+
+ALONE = Ranks()
+"""One process."""
+
+
+@contextlib.contextmanager
+def _told_apart() -> Iterator[None]:
+    """torch's error of a broken connection as ours."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise RankError(f"another process of this training is gone ({str(error).splitlines()[0][:200]})") from error
+
+
+@contextlib.contextmanager
+def joined(index: int, count: int, device: str) -> Iterator[Ranks]:
+    """The ranks of this training, met at the address that torchrun left in the environment. Raises RankError."""
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+    with _told_apart():
+        dist.init_process_group(backend, rank=index, world_size=count, timeout=_TIMEOUT)
+    yield Ranks(index, count)
+    # Not after an error: the process ends then, and ranks that are gone do not answer.
+    dist.destroy_process_group()

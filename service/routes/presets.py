@@ -1,0 +1,22 @@
+"""What a training can start from."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from model.config import to_dict
+from model.presets import PRESET_SUMMARIES, PRESETS
+from service.schemas import PresetBody, PresetListBody
+
+router = APIRouter(prefix="/presets", tags=["jobs"])
+
+
+@router.get("", operation_id="list_presets", summary="List configurations to train from")
+def list_presets() -> PresetListBody:
+    """All presets, with the whole configuration of each."""
+    return PresetListBody(
+        presets=[
+            PresetBody(name=name, summary=PRESET_SUMMARIES[name], config=to_dict(config))
+            for name, config in PRESETS.items()
+        ]
+    )

@@ -1,0 +1,149 @@
+// Datasets: what there is to train on, and uploads.
+
+import { get, upload } from "./api.js";
+import { freshId, h, messagePlace, problem, say } from "./dom.js";
+import { ago, bytes, extension, shape, whole } from "./format.js";
+
+const KINDS = ["zip", "npy", "npz", "csv"];
+
+/** What a dataset is called. */
+export function title(dataset) {
+  return dataset.name ?? dataset.file_name ?? dataset.id;
+}
+
+/** Names of uploaded datasets by id; none of them when they cannot be had. */
+export async function datasetNames(signal) {
+  try {
+    const { datasets } = await get("/datasets", signal);
+    return new Map(datasets.map((one) => [one.id, title(one)]));
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    return new Map();
+  }
+}
+
+/** What is in it. */
+export function contents(dataset) {
+  if (dataset.count === null) return "read when a training starts";
+  return `${whole(dataset.count)} ${dataset.kind === "images" ? `images, ${shape(dataset.shape)}` : `rows of ${shape(dataset.shape)}`}`;
+}
+
+/** A form that uploads a file; `onUploaded` gets the dataset. */
+export function uploadForm(onUploaded, signal) {
+  const { element: message, report } = messagePlace();
+  const [fileId, nameId] = [freshId("upload"), freshId("upload-name")];
+  const input = h("input", {
+    id: fileId,
+    type: "file",
+    accept: KINDS.map((kind) => `.${kind}`).join(","),
+    class: "visually-hidden",
+  });
+  const name = h("input", { id: nameId, maxlength: 100, autocomplete: "off", placeholder: "as the file" });
+  const bar = h("progress", { max: 1, value: 0, hidden: true, "aria-label": "Upload" });
+  const done = h("p", { class: "done", role: "status" });
+  const zone = h(
+    "label",
+    { for: fileId, class: "drop" },
+    h("strong", {}, "Drop a file here"),
+    h("span", {}, "or choose one: a .zip of pictures of one size, a .npy or .npz array, a .csv of numbers"),
+  );
+
+  const send = async (file) => {
+    report(null);
+    say(done, "");
+    if (!KINDS.includes(extension(file.name)))
+      return report(new Error(`${file.name} cannot be a dataset; expected a file that ends in .${KINDS.join(", .")}.`));
+    bar.hidden = false;
+    input.disabled = true;
+    try {
+      const dataset = await upload(file, name.value.trim(), (share) => (bar.value = share), signal);
+      say(done, `${title(dataset)}: ${contents(dataset)}.`);
+      name.value = "";
+      onUploaded(dataset);
+    } catch (error) {
+      if (error.name !== "AbortError") report(error);
+    } finally {
+      bar.hidden = true;
+      input.disabled = false;
+      input.value = "";
+    }
+  };
+
+  input.addEventListener("change", () => input.files[0] && send(input.files[0]));
+  zone.addEventListener("dragover", (event) => {
+    event.preventDefault();
+    zone.classList.add("over");
+  });
+  zone.addEventListener("dragleave", () => zone.classList.remove("over"));
+  zone.addEventListener("drop", (event) => {
+    event.preventDefault();
+    zone.classList.remove("over");
+    if (event.dataTransfer.files[0]) send(event.dataTransfer.files[0]);
+  });
+  return h(
+    "div",
+    { class: "upload" },
+    h("div", { class: "field" }, h("label", { for: nameId }, "Name for the upload ", h("small", {}, "optional")), name),
+    input,
+    zone,
+    bar,
+    done,
+    message,
+  );
+}
+
+const SOURCES = { uploaded: "Uploaded", "built-in": "Built in", folder: "In the server's folder" };
+
+function card(dataset) {
+  return h(
+    "li",
+    { class: "card" },
+    h("h3", {}, title(dataset)),
+    h(
+      "p",
+      { class: "about" },
+      [
+        contents(dataset),
+        dataset.size_bytes ? bytes(dataset.size_bytes) : null,
+        dataset.created_at ? ago(dataset.created_at) : null,
+      ]
+        .filter(Boolean)
+        .join(" · "),
+    ),
+    h(
+      "p",
+      { class: "actions" },
+      h(
+        "a",
+        { class: "button", href: `#/train?dataset=${encodeURIComponent(dataset.id)}` },
+        "Train on it",
+        h("span", { class: "visually-hidden" }, `: ${title(dataset)}`),
+      ),
+    ),
+  );
+}
+
+export async function view(root, { signal }) {
+  const place = h("div", {});
+  const load = async () => {
+    const { datasets } = await get("/datasets", signal);
+    place.replaceChildren(
+      ...Object.entries(SOURCES).flatMap(([source, heading]) => {
+        const these = datasets.filter((one) => one.source === source);
+        if (source === "uploaded" && !these.length)
+          return [h("h2", { class: "heading" }, heading), h("p", { class: "hint" }, "Nothing has been uploaded yet.")];
+        return these.length ? [h("h2", { class: "heading" }, heading), h("ul", { class: "cards two" }, these.map(card))] : [];
+      }),
+    );
+  };
+  await load();
+  const form = uploadForm(
+    () => load().catch((error) => error.name !== "AbortError" && place.prepend(problem(error))),
+    signal,
+  );
+  root.replaceChildren(
+    h("div", { class: "title" }, h("h1", { tabindex: "-1" }, "Datasets")),
+    h("section", { class: "panel", "aria-label": "Upload a dataset" }, form),
+    place,
+  );
+}

@@ -1,0 +1,225 @@
+// Draw samples and watch them form, noise level by noise level.
+
+import { picture, save, send, stream } from "./api.js";
+import { actionButton, freshId, h, messagePlace, say } from "./dom.js";
+import { decoded, drawImages, drawPoints, magnified, reach } from "./frames.js";
+import { fixed, whole } from "./format.js";
+import { hasGrid } from "./jobs.js";
+
+const COUNTS = { images: [1, 4, 16, 36, 64, 100], vectors: [64, 256] };
+const MAX_SEED = 2 ** 32;
+
+function slider(label, note, { min, max, step, value, format, disabled = false }) {
+  const id = freshId("slider");
+  const output = h("output", { for: id }, format(value));
+  const input = h("input", { id, type: "range", min, max, step, value, disabled, "aria-describedby": `${id}-note` });
+  input.addEventListener("input", () => say(output, format(Number(input.value))));
+  return {
+    element: h(
+      "div",
+      { class: "field" },
+      h("label", { for: id }, label, " ", output),
+      input,
+      h("p", { class: "hint", id: `${id}-note` }, note),
+    ),
+    get value() {
+      return Number(input.value);
+    },
+    isOwn: () => Number(input.value) === value,
+    reset() {
+      input.value = value;
+      say(output, format(value));
+    },
+  };
+}
+
+function controls(config) {
+  const vectors = config.network?.kind === "mlp";
+  const own = config.sampling ?? { num_steps: 30, noise_scale: 1 };
+  const count = h(
+    "select",
+    { id: "count", value: vectors ? 256 : 16 },
+    COUNTS[vectors ? "vectors" : "images"].map((one) => h("option", { value: one }, one)),
+  );
+  const seed = h("input", { id: "seed", inputmode: "numeric", value: "0", class: "short" });
+  const dice = h(
+    "button",
+    { type: "button", onclick: () => (seed.value = Math.floor(Math.random() * MAX_SEED)) },
+    "Another seed",
+  );
+  const steps = slider("Steps a level (K)", "more steps follow the energy more closely, and take longer", {
+    min: 0,
+    max: Math.max(60, 2 * own.num_steps),
+    step: 1,
+    value: own.num_steps,
+    format: whole,
+  });
+  const isAdjusted = (config.chain?.kernel ?? "langevin") !== "langevin";
+  const note = isAdjusted
+    ? `the model's chains are Metropolis-adjusted (${config.chain.kernel}), which need noise of scale 1`
+    : "below 1 the chains are colder: cleaner samples, less variety";
+  const noise = slider("Noise scale", note, {
+    disabled: isAdjusted,
+    min: 0,
+    max: 1.5,
+    step: 0.01,
+    value: own.noise_scale,
+    format: (value) => fixed(value, 2),
+  });
+  const reset = h(
+    "button",
+    { type: "button", class: "link", onclick: () => [steps, noise].forEach((one) => one.reset()) },
+    "The model's own settings",
+  );
+  return {
+    element: [
+      h("div", { class: "field" }, h("label", { for: "count" }, "Samples"), count),
+      h("div", { class: "field" }, h("label", { for: "seed" }, "Seed"), h("div", { class: "row" }, seed, dice)),
+      steps.element,
+      noise.element,
+      h("p", {}, reset),
+    ],
+    request(model) {
+      const text = seed.value.trim();
+      if (!/^\d+$/.test(text)) throw new Error(`“${seed.value}” is not a seed; expected a whole number from 0 on.`);
+      const body = { model, num_images: Number(count.value), seed: Number(text), scale: 1 };
+      if (!steps.isOwn()) body.steps = steps.value;
+      if (!noise.isOwn()) body.noise_scale = noise.value;
+      return body;
+    },
+  };
+}
+
+export function samplingPanel(model, step, signal) {
+  const config = model.config ?? {};
+  const numLevels = config.schedule?.num_levels ?? 0;
+  const form = controls(config);
+  const { element: message, report } = messagePlace();
+  const first = h(
+    "p",
+    { class: "hint" },
+    "The samples form here, from pure noise down to the data. The same seed always gives the same ones.",
+  );
+  const canvas = h("canvas", { role: "img", class: "pixels", hidden: true, "aria-label": "Samples" });
+  const stage = h("div", { class: "stage" }, first, canvas);
+  const caption = h("p", { class: "numbers", role: "status" });
+  const scrub = h("input", { id: "level", type: "range", min: 0, max: 0, value: 0 });
+  const scrubbing = h("p", { class: "scrub", hidden: true }, h("label", { for: "level" }, "From noise to data"), scrub);
+  const downloads = h("p", { class: "actions", hidden: true });
+  let frames = [];
+  let request = null;
+  let half = 1;
+  let running = null;
+
+  const show = (index) => {
+    const frame = frames[index];
+    if (!frame) return;
+    canvas.hidden = false;
+    first.remove();
+    if (frame.bitmaps) drawImages(canvas, frame.bitmaps, stage.clientWidth);
+    else drawPoints(canvas, frame.values, half);
+    canvas.classList.toggle("pixels", Boolean(frame.bitmaps));
+    canvas.setAttribute("aria-label", `${request.num_images} samples, ${frame.text}`);
+    say(caption, frame.text);
+    scrub.setAttribute("aria-valuetext", frame.text);
+  };
+
+  const take = async ({ event, data }) => {
+    if (event === "problem") throw new Error(data.detail);
+    const isResult = event === "result";
+    const frame = {
+      text: isResult
+        ? `done: seed ${data.seed}, ${whole(data.gradient_evaluations)} gradient evaluations a sample`
+        : data.level === numLevels
+          ? "pure noise"
+          : `noise level ${data.level}, ${numLevels - data.level} of ${numLevels}`,
+      bitmaps: data.images ? await decoded(data.images) : null,
+      values: data.values ?? null,
+    };
+    if (frame.values && !frames.length) half = reach(frame.values);
+    if (frame.values && reach(frame.values) > half) half = reach(frame.values);
+    frames.push(frame);
+    scrub.max = frames.length - 1;
+    scrub.value = frames.length - 1;
+    show(frames.length - 1);
+  };
+
+  const offer = () => {
+    const name = `${model.name ?? "samples"}-${step}-seed${request.seed}`.replaceAll(/[^\w.-]+/g, "-");
+    const fetched =
+      (accept, extension, extra = {}) =>
+      async () =>
+        save(
+          await (await send("/sample", { json: { ...request, ...extra }, accept, signal })).blob(),
+          `${name}.${extension}`,
+        );
+    const isImage = frames.at(-1).bitmaps !== null;
+    const buttons = [
+      actionButton(
+        "PNG",
+        {},
+        async () =>
+          save(await magnified(canvas, isImage ? Math.max(1, Math.ceil(512 / canvas.width)) : 1), `${name}.png`),
+        report,
+      ),
+      isImage ? actionButton("Zip of PNGs", {}, fetched("application/zip", "zip"), report) : null,
+      actionButton("NumPy", {}, fetched("application/x-npy", "npy"), report),
+    ];
+    downloads.replaceChildren(h("span", {}, "Download "), ...buttons.filter(Boolean));
+    downloads.hidden = false;
+  };
+
+  const draw = actionButton(
+    "Draw samples",
+    { class: "primary", id: "draw" },
+    async () => {
+      request = form.request(`${model.id}@${step}`);
+      frames = [];
+      scrubbing.hidden = downloads.hidden = true;
+      running = new AbortController();
+      signal.addEventListener("abort", () => running.abort(), { once: true });
+      stop.hidden = false;
+      say(caption, "waiting for a sampler");
+      try {
+        for await (const event of stream("/sample", { json: request, signal: running.signal })) await take(event);
+        scrubbing.hidden = false;
+        offer();
+      } catch (error) {
+        say(caption, error.name === "AbortError" ? "stopped" : "");
+        throw error;
+      } finally {
+        stop.hidden = true;
+      }
+    },
+    report,
+  );
+  const stop = h("button", { type: "button", hidden: true, onclick: () => running.abort() }, "Stop");
+  scrub.addEventListener("input", () => show(Number(scrub.value)));
+  if (model.job_id && hasGrid(model.config, step)) {
+    picture(
+      `/models/${model.id}/samples.png`,
+      { alt: "Samples drawn while the model trained", class: "pixels" },
+      signal,
+    ).then(
+      (image) => {
+        first.prepend(image);
+        first.classList.add("preview");
+        first.lastChild.textContent =
+          "Drawn while it trained. Draw samples of your own and watch them form, from pure noise down to the data; the same seed always gives the same ones.";
+      },
+      () => {}, // the text stays
+    );
+  }
+
+  return h(
+    "section",
+    { class: "panel sampling", "aria-labelledby": "sampling" },
+    h("h2", { id: "sampling" }, "Draw samples"),
+    h(
+      "div",
+      { class: "columns" },
+      h("div", { class: "controls" }, form.element, h("p", { class: "actions" }, draw, stop), message),
+      h("div", {}, stage, caption, scrubbing, downloads),
+    ),
+  );
+}

@@ -1,0 +1,98 @@
+"""A first visit: nothing is there yet, and the page says what to do."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from tests.web.visitor import Visitor
+
+pytestmark = [pytest.mark.web, pytest.mark.timeout(600)]
+
+
+FIRST_PAINT_MS = 1000
+
+
+def test_the_first_visit_says_what_to_do_at_once(visitor: Visitor, capsys: pytest.CaptureFixture[str]) -> None:
+    visitor.open()
+    visitor.page.get_by_text("Nothing has been trained here yet").wait_for()
+    paint = visitor.page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+    view = visitor.page.evaluate("performance.getEntriesByName('view')[0].startTime")
+    files = visitor.page.evaluate(
+        "[...performance.getEntriesByType('navigation'), ...performance.getEntriesByType('resource')]"
+        ".map(one => [one.name, one.transferSize])"
+    )
+    with capsys.disabled():
+        sys.stdout.write(
+            f"\nfirst contentful paint {paint:.0f} ms, the list of jobs {view:.0f} ms; "
+            f"page weight {sum(size for _, size in files) / 1000:.0f} kB in {len(files)} requests, headers included\n"
+        )
+
+    assert 0 < paint < FIRST_PAINT_MS
+    assert view < 3 * FIRST_PAINT_MS
+    assert visitor.faults() == []
+    visitor.page.get_by_role("main").get_by_role("link", name="Train a model").click()
+    visitor.page.get_by_role("heading", name="Train a model").wait_for()
+
+
+def test_the_keyboard_reaches_everything_in_order(visitor: Visitor) -> None:
+    visitor.open()
+    focused = "document.activeElement.textContent.trim() || document.activeElement.id"
+    order = []
+    for _ in range(5):
+        visitor.page.keyboard.press("Tab")
+        order.append(visitor.page.evaluate(focused))
+
+    assert order == ["Skip to the content", "recovery-likelihood", "Jobs", "Models", "Datasets"]
+    visitor.page.keyboard.press("Tab")
+    visitor.page.keyboard.press("Enter")
+    visitor.page.get_by_role("heading", name="Train a model").wait_for()
+    assert visitor.page.evaluate(focused) == "Train a model"  # the view's heading, where reading goes on
+    visitor.open()
+    visitor.page.keyboard.press("Tab")
+    visitor.page.keyboard.press("Enter")
+    assert visitor.page.evaluate("document.activeElement.id") == "main"
+
+
+def test_the_form_is_checked_as_it_is_filled_in(visitor: Visitor) -> None:
+    visitor.open("/#/train")
+    page = visitor.page
+    page.locator(".summary", has_text="4,900 steps: 4,500 of score matching").wait_for()
+    steps = page.get_by_label("Steps", exact=True)
+    with visitor.refused():
+        steps.fill("many")
+        page.get_by_text("“many” is not a whole number").wait_for()
+        steps.fill("0")
+        page.locator(".field-error", has_text="greater than or equal to 1").wait_for()
+        assert steps.get_attribute("aria-invalid") == "true"
+        steps.fill("490")
+        page.locator(".summary", has_text="490 steps: 450 of score matching").wait_for()
+        assert steps.get_attribute("aria-invalid") is None
+        page.get_by_label("Data", exact=True).select_option("two_moons")
+        page.locator(".field-error", has_text="holds vectors and network.kind 'resnet' takes images").wait_for()
+        assert visitor.faults() == []
+        page.get_by_text("density-2d", exact=True).click()
+        page.locator(".summary", has_text="on two_moons").wait_for()
+    assert page.locator(".field-error:visible").count() == 0
+
+
+def test_what_does_not_exist_is_said_in_a_sentence(visitor: Visitor) -> None:
+    with visitor.refused():
+        visitor.go("/models/01M8500000000000000000000A")
+        visitor.page.get_by_text("there is no model 01M8500000000000000000000A").wait_for()
+    assert visitor.page.get_by_role("heading", name="Not found").count() == 1
+    visitor.go("/nowhere")
+    visitor.page.get_by_text("There is no page /nowhere").wait_for()
+
+
+def test_the_calls_are_documented_without_a_cdn(visitor: Visitor) -> None:
+    visitor.open("/docs")
+    visitor.page.locator(".call").first.wait_for()
+    document = visitor.page.evaluate("fetch('/openapi.json').then(one => one.json())")
+    operations = sum(len(found) for found in document["paths"].values())
+
+    assert visitor.page.locator(".call").count() == operations
+    assert "curl" in visitor.page.locator("#train pre").inner_text()
+    assert visitor.faults(looks=[(True, False), (False, True)]) == []  # a long page: the two others would take as long
+    visitor.look("docs", full=False)
