@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import select
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 
 from tests.docs.blocks import ROOT, Block, commands_of, pattern_of
@@ -125,15 +124,16 @@ class Page:
     def _read_answer(self) -> tuple[str, str]:
         assert self._python is not None
         assert self._python.stdout is not None
+        watchdog = threading.Timer(TIMEOUT_S, self._python.kill)
+        watchdog.start()
         lines: list[str] = []
-        give_up_at = time.monotonic() + TIMEOUT_S
-        while time.monotonic() < give_up_at:
-            if not select.select([self._python.stdout], [], [], 1)[0]:
-                continue
-            line = self._python.stdout.readline()
-            if line.startswith("\x04") or not line:
-                return "".join(lines), line.strip("\x04\n")
-            lines.append(line)
+        try:
+            for line in iter(self._python.stdout.readline, ""):
+                if line.startswith("\x04"):
+                    return "".join(lines), line.strip("\x04\n")
+                lines.append(line)
+        finally:
+            watchdog.cancel()
         return "".join(lines), "no answer in time"
 
     def _ready(self, text: str) -> str:
