@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test fuzz lint format clean bench-density bench-serve bench-train bench-gpu soak chaos ablation test-web test-observability
+.PHONY: help install demo test fuzz lint format clean bench-density bench-serve bench-train bench-gpu soak chaos ablation test-web test-observability test-docs
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -22,6 +22,9 @@ demo: $(STAMP) ## train, sample and judge a model of handwritten digits on this 
 
 test: $(STAMP) ## every test
 	$(BIN)/python -m pytest
+
+test-docs: $(STAMP) ## run every command and code block of README.md and docs/ against a real stack
+	$(BIN)/python -m pytest tests/docs -m docs
 
 test-web: $(STAMP) ## the web page in Chromium against the real stack; writes docs/images/web-*.png
 	@command -v chromium >/dev/null || apt-get install --yes --quiet --no-install-recommends chromium fonts-inter || \

@@ -23,6 +23,8 @@ from service.cli_options import (
     complete_job,
     complete_preset,
     examples,
+    job_id_of,
+    model_at,
     print_json,
     print_line,
     print_note,
@@ -133,7 +135,7 @@ def jobs(
 ) -> None:
     """List jobs, newest first, or look at one."""
     with Recovery(url, api_key=api_key) as client:
-        found: Job | list[Job] = client.job(job_id) if job_id else client.jobs(status=status)
+        found: Job | list[Job] = client.job(job_id_of(client, job_id)) if job_id else client.jobs(status=status)
     if as_json:
         print_json(found)
     elif isinstance(found, Job):
@@ -164,14 +166,14 @@ def watch(job_id: JobId, as_json: AsJson = False, url: Url = None, api_key: ApiK
     """
     with Recovery(url, api_key=api_key) as client:
         # Asked first: says plainly when there is no such job or no server; a stream would be tried again.
-        _follow(client.job(job_id), as_json=as_json)
+        _follow(client.job(job_id_of(client, job_id)), as_json=as_json)
 
 
 @application.command(rich_help_panel=JOBS_PANEL, epilog=examples("recovery cancel 01JD3Z6M3Q4R5S6T7V8W9X0Y1Z"))
 def cancel(job_id: JobId, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None) -> None:
     """End a job; its checkpoints stay."""
     with Recovery(url, api_key=api_key) as client:
-        _changed(client.cancel(job_id), as_json=as_json)
+        _changed(client.cancel(job_id_of(client, job_id)), as_json=as_json)
 
 
 @application.command(
@@ -188,7 +190,7 @@ def resume(
 ) -> None:
     """Go on with a failed or cancelled job."""
     with Recovery(url, api_key=api_key) as client:
-        job = client.resume(job_id, steps=steps)
+        job = client.resume(job_id_of(client, job_id), steps=steps)
         if wait:
             _follow(job, as_json=as_json)
         else:
@@ -215,7 +217,7 @@ def calibrate(
     """Estimate log Z of a checkpoint, which log-density needs; prints the job's id."""
     with Recovery(url, api_key=api_key) as client:
         job = client.calibrate(
-            model,
+            model_at(client, model),
             tolerance=tolerance,
             num_chains=num_chains,
             max_bridges=max_bridges,

@@ -19,6 +19,7 @@ from service.cli_options import (
     Url,
     complete_model,
     examples,
+    model_at,
     print_json,
     print_line,
     print_note,
@@ -45,7 +46,7 @@ def models(
 ) -> None:
     """List models, newest first, or the checkpoints of one."""
     with Recovery(url, api_key=api_key) as client:
-        found: Model | list[Model] = client.model(model_id) if model_id else client.models()
+        found: Model | list[Model] = client.model(model_at(client, model_id)) if model_id else client.models()
     if as_json:
         print_json(found)
     elif isinstance(found, Model):
@@ -104,6 +105,7 @@ def sample(
 ) -> None:
     """Draw samples from a model into a picture or numbers, or many into .npy files; prints the file's name."""
     with Recovery(url, api_key=api_key) as client:
+        model = model_at(client, model)
         if bulk:
             _sample_in_bulk(client, model, num, out or Path("samples"), seed, steps, noise_scale, as_json=as_json)
             return
@@ -189,7 +191,7 @@ def log_density(
 ) -> None:
     """Score data under a calibrated model: log densities in nats."""
     with Recovery(url, api_key=api_key) as client:
-        found = client.log_density(model, files, path=path)
+        found = client.log_density(model_at(client, model), files, path=path)
     if as_json:
         print_json(found)
         return

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from model.presets import PRESET_SUMMARIES
 from service.client import DEFAULT_URL, KEY_VARIABLE, URL_VARIABLE, ClientError, Recovery
+from worker.ids import InvalidId, checked_id
 
 RUN_PANEL = "Run the service"
 JOBS_PANEL = "Train"
@@ -119,13 +120,43 @@ def complete_dataset(incomplete: str) -> list[tuple[str, str]]:
     return [(name, told) for name, told in found if name.startswith(incomplete)]
 
 
+def _is_id(text: str) -> bool:
+    try:
+        checked_id(text)
+    except InvalidId:
+        return False
+    return True
+
+
+def job_id_of(client: Recovery, text: str) -> str:
+    """An id as it is; a name is the newest job's that has it. Raises ClientError when there is none."""
+    if _is_id(text):
+        return text
+    found = next((job.id for job in client.jobs() if job.name == text), None)
+    if found is None:
+        raise ClientError(f"there is no job of the id or name {text!r}; `recovery jobs` lists them")
+    return found
+
+
+def model_at(client: Recovery, text: str) -> str:
+    """`id` or `id@step`; a name in place of the id is the newest model's that has it. Raises ClientError."""
+    name, at, step = text.partition("@")
+    if _is_id(name):
+        return text
+    found = next((model.id for model in client.models() if model.name == name), None)
+    if found is None:
+        raise ClientError(f"there is no model of the id or name {name!r}; `recovery models` lists them")
+    return f"{found}{at}{step}"
+
+
 JobId = Annotated[
-    str, typer.Argument(help="Its id; `recovery jobs` lists them", autocompletion=complete_job, show_default=False)
+    str,
+    typer.Argument(help="Its id or name; `recovery jobs` lists them", autocompletion=complete_job, show_default=False),
 ]
 ModelAt = Annotated[
     str,
     typer.Argument(
-        help="Id of a model, or id@step; `recovery models` lists them",
+        help="Id or name of a model, or id@step; `recovery models` lists them",
         autocompletion=complete_model,
         show_default=False,
     ),

@@ -15,6 +15,7 @@ from service.client.call import Call, ClientError, Json, Pause, Send, refusal
 from service.client.calls import Calls
 from service.client.events import Event, EventFeed
 from service.client.handles import JobCalls, ModelCalls
+from service.client.requests import parsed
 from service.progress import Bar
 
 T = TypeVar("T")
@@ -83,13 +84,13 @@ class AsyncRecovery(Address, Calls[AsyncJob, AsyncModel]):
 
     def job_of(self, body: Json) -> AsyncJob:
         """With the methods of a job."""
-        job = AsyncJob.model_validate(body)
+        job = parsed(AsyncJob, body)
         job._client = self
         return job
 
     def model_of(self, body: Json) -> AsyncModel:
         """With the methods of a model."""
-        model = AsyncModel.model_validate(body)
+        model = parsed(AsyncModel, body)
         model._client = self
         return model
 

@@ -15,6 +15,7 @@ from service.client.call import Call, ClientError, Json, Pause, Send, refusal
 from service.client.calls import Calls
 from service.client.events import Event, EventFeed, is_sign_of_life
 from service.client.handles import JobCalls, ModelCalls
+from service.client.requests import parsed
 from service.progress import Bar
 
 T = TypeVar("T")
@@ -86,13 +87,13 @@ class Recovery(Address, Calls[Job, Model]):
 
     def job_of(self, body: Json) -> Job:
         """With the methods of a job."""
-        job = Job.model_validate(body)
+        job = parsed(Job, body)
         job._client = self
         return job
 
     def model_of(self, body: Json) -> Model:
         """With the methods of a model."""
-        model = Model.model_validate(body)
+        model = parsed(Model, body)
         model._client = self
         return model
 

@@ -18,6 +18,7 @@ from service.client.requests import (
     SampleOptions,
     Scorable,
     TrainOptions,
+    parsed,
 )
 from service.client.samples import Samples
 from service.dataset_schemas import DatasetBody
@@ -82,17 +83,17 @@ class Calls(Generic[J, M]):
         An open file, read once from its beginning, needs a `file_name`. `image_size`, "64" or "48x64" (height x width),
         crops and resizes images. Raises OSError for what cannot be read.
         """
-        return Dataset.model_validate((yield from requests.upload(source, file_name, name=name, image_size=image_size)))
+        return parsed(Dataset, (yield from requests.upload(source, file_name, name=name, image_size=image_size)))
 
     @described
     def datasets(self) -> Call[list[Dataset]]:
         """All datasets: uploaded ones, newest first, built-in ones, those in the server's folder."""
-        return [Dataset.model_validate(one) for one in (yield from requests.read("/datasets"))["datasets"]]
+        return [parsed(Dataset, one) for one in (yield from requests.read("/datasets"))["datasets"]]
 
     @described
     def dataset(self, dataset_id: str) -> Call[Dataset]:
         """One uploaded or built-in dataset."""
-        return Dataset.model_validate((yield from requests.read(f"/datasets/{quoted(dataset_id)}")))
+        return parsed(Dataset, (yield from requests.read(f"/datasets/{quoted(dataset_id)}")))
 
     @described
     def delete_dataset(self, dataset_id: str) -> Call[None]:

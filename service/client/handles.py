@@ -56,7 +56,7 @@ class JobCalls(Answer, JobBody):
 
     def take(self, found: Json) -> None:
         """Be what the service now says."""
-        _take(self, JobBody.model_validate(found))
+        _take(self, requests.parsed(JobBody, found))
 
     def require_success(self) -> None:
         """Raises JobFailedError with the job's reason."""
@@ -91,7 +91,7 @@ class ModelCalls(Answer, ModelBody, Generic[J]):
     @described
     def refresh(self) -> Call[None]:
         """Ask again which checkpoints there are."""
-        _take(self, ModelBody.model_validate((yield from requests.read(requests.model_path(self.id)))))
+        _take(self, requests.parsed(ModelBody, (yield from requests.read(requests.model_path(self.id)))))
 
     @described
     def sample(

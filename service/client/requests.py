@@ -9,14 +9,15 @@ import io
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeAlias, TypedDict
+from typing import Any, BinaryIO, Literal, TypeAlias, TypedDict, TypeVar
 
 import httpx2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from pydantic import BaseModel, ValidationError
 
-from service.client.call import Call, Json, Send, answered, given, quoted
+from service.client.call import Call, ClientError, Json, Send, answered, given, quoted
 from service.client.samples import Samples
 from service.folder_zip import zipped
 from service.sampler_schemas import LogDensityBody
@@ -24,6 +25,7 @@ from service.sampler_schemas import LogDensityBody
 _UPLOAD_TIMEOUT = httpx2.Timeout(10.0, read=1800.0, write=180.0)
 """an upload answers when all of it was decoded"""
 _PAGE = 200
+B = TypeVar("B", bound=BaseModel)
 
 Scorable: TypeAlias = npt.ArrayLike | Samples | Image.Image | Path | Sequence[Image.Image] | Sequence[Path]
 """What POST /log-density takes: numbers (N, *event), pictures, or files: images, or one .npy."""
@@ -117,6 +119,19 @@ class Densities(Answer, LogDensityBody):
         return np.array([np.nan if item.log_density is None else item.log_density for item in self.items])
 
 
+def parsed(kind: type[B], body: Json) -> B:
+    """A body as what it is. What an older service does not say yet is None. Raises ClientError where that cannot be."""
+    absent = dict.fromkeys(name for name, field in kind.model_fields.items() if field.is_required())
+    try:
+        return kind.model_validate({**absent, **body})
+    except ValidationError as error:
+        fields = ", ".join(".".join(map(str, one["loc"])) for one in error.errors())
+        raise ClientError(
+            f"the service answered what this client does not understand ({fields}); "
+            "are they of one version? `recovery doctor` compares them"
+        ) from None
+
+
 def read(path: str, **query: Any) -> Call[Json]:
     """What GET finds there."""
     reply = yield from answered(Send("GET", path, {"params": query} if query else {}, repeatable=True))
@@ -189,7 +204,7 @@ def score(model: str, x: Scorable, options: DensityOptions) -> Call[Densities]:
     fields = {name: str(value).lower() for name, value in given(**options).items()}
     form = {"data": {"model": model, **fields}, "files": [("files", file) for file in _files(x)]}
     reply = yield from answered(Send("POST", "/log-density", form, repeatable=True))
-    return Densities.model_validate_json(reply.content)
+    return parsed(Densities, reply.json())
 
 
 def _files(x: Scorable) -> list[tuple[str, bytes]]:

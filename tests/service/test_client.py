@@ -293,3 +293,15 @@ def test_an_address_that_is_none_is_one_sentence() -> None:
     for wrong in ("localhost:8000", "ftp://127.0.0.1", "nonsense"):
         with pytest.raises(ClientError, match="no address of a service"), Recovery(wrong) as client:
             client.jobs()
+
+
+def test_an_older_service_is_understood_and_another_is_one_sentence(wire: Wire, recovery: Recovery) -> None:
+    job = recovery.train(**SMALL)
+    body = job.model_dump(mode="json")
+    del body["device"], body["last_loss"]
+    wire.fault_fn = lambda _request: httpx2.Response(200, json=body)
+    assert recovery.job(job.id).device is None
+
+    del body["progress"]
+    with pytest.raises(ClientError, match=r"does not understand \(progress\); are they of one version"):
+        recovery.job(job.id)
