@@ -65,7 +65,7 @@ def test_a_server_that_cannot_start_is_named_with_the_end_of_its_log(
     broken = tmp_path / "valkey-server"
     broken.write_text("#!/bin/sh\necho no memory left\nexit 3\n")
     broken.chmod(0o755)
-    monkeypatch.setattr(local, "_valkey_binary", lambda: str(broken))
+    monkeypatch.setattr(local, "valkey_binary", lambda: str(broken))
 
     with pytest.raises(ChildDiedError, match="valkey ended with status 3") as caught:
         LocalStack(tmp_path / "data").start()
