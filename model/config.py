@@ -328,7 +328,7 @@ class CalibrationConfig:
     """Temperatures between neighbouring levels: every round doubles them, starting from 1, up to this many."""
     max_chains: int | None = None
     """Chains at which to give up: once the bridges are at their most and the sides agree, every round doubles the
-    chains. None takes eight times `num_chains`."""
+    chains. None takes four times `num_chains`."""
     num_leapfrog: int = 1
     """Gradient evaluations a move: 1 is MALA; about 5 (HMC) reach further in thousands of dimensions."""
 
@@ -345,7 +345,7 @@ class CalibrationConfig:
     @property
     def most_chains(self) -> int:
         """`max_chains`, or what it is by default."""
-        return 8 * self.num_chains if self.max_chains is None else self.max_chains
+        return 4 * self.num_chains if self.max_chains is None else self.max_chains
 
     @property
     def max_rounds(self) -> int:

@@ -112,7 +112,7 @@ def calibrate(
 ) -> Iterator[LogZ]:
     """log Z_0 of `annealing_path` from both sides, round by round; the last is the answer (`bound_log_z`).
 
-    Without `tolerance`, `default_tolerance` of the model's dimension; without `max_chains`, eight times `num_chains`.
+    Without `tolerance`, `default_tolerance` of the model's dimension; without `max_chains`, four times `num_chains`.
     `stop_fn` is asked before every move of the chains; a round that it stops is not yielded. The model is frozen until
     the iterator ends.
     """

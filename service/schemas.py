@@ -126,7 +126,7 @@ class CalibrateRequest(RequestBody):
         CalibrationConfig.max_chains,
         ge=16,
         le=1_000_000,
-        description="Chains at which to give up: with all bridges, every round doubles them; eight times `num_chains` "
+        description="Chains at which to give up: with all bridges, every round doubles them; four times `num_chains` "
         "when absent",
         examples=[4096],
     )
