@@ -52,6 +52,8 @@ def test_operation_ids_are_stable(document: dict[str, Any]) -> None:
         "get_readiness",
         "get_metrics",
         "list_workers",
+        "list_presets",
+        "check_training",
         "sample_in_bulk",
         "list_shards",
         "get_shard",
