@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, TypeVar
@@ -13,6 +14,13 @@ Event = Mapping[str, Any]
 E = TypeVar("E", bound=Mapping[str, Any])
 
 _PHASES = {"score_matching": "score matching", "recovery": "recovery likelihood"}
+
+
+def progress_console() -> Console:
+    """Standard output; in a notebook, which says that it is a terminal and cannot redraw a line, plain text."""
+    if "ipykernel" in sys.modules:
+        return Console(highlight=False, force_jupyter=False, force_terminal=False)
+    return Console(highlight=False)
 
 
 class Bar:

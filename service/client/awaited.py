@@ -8,7 +8,6 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx2
-from rich.console import Console
 
 from service.client.address import Address
 from service.client.call import Call, ClientError, Json, Pause, Send, refusal
@@ -16,7 +15,7 @@ from service.client.calls import Calls
 from service.client.events import Event, EventFeed
 from service.client.handles import JobCalls, ModelCalls
 from service.client.requests import parsed
-from service.progress import Bar
+from service.progress import Bar, progress_console
 
 T = TypeVar("T")
 
@@ -37,7 +36,7 @@ class AsyncJob(JobCalls):
     async def wait(self, *, progress: bool = False, timeout_s: float | None = None) -> AsyncJob:
         """Wait for its end, with a progress bar if wanted; itself. Raises JobFailedError unless it succeeded."""
         if progress:
-            with Bar(Console(highlight=False, force_jupyter=False)) as bar:
+            with Bar(progress_console()) as bar:
                 async for event in self.events():
                     bar.show(event)
         await self.perform(self.until_ended(timeout_s))

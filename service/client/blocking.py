@@ -8,7 +8,6 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 import httpx2
-from rich.console import Console
 
 from service.client.address import Address
 from service.client.call import Call, ClientError, Json, Pause, Send, refusal
@@ -16,7 +15,7 @@ from service.client.calls import Calls
 from service.client.events import Event, EventFeed, is_sign_of_life
 from service.client.handles import JobCalls, ModelCalls
 from service.client.requests import parsed
-from service.progress import Bar
+from service.progress import Bar, progress_console
 
 T = TypeVar("T")
 
@@ -40,7 +39,7 @@ class Job(JobCalls):
         Raises ClientError when `timeout_s` seconds were not enough (without a progress bar).
         """
         if progress:
-            with Bar(Console(highlight=False, force_jupyter=False)) as bar:
+            with Bar(progress_console()) as bar:
                 for event in self.events():
                     bar.show(event)
         self.perform(self.until_ended(timeout_s))
