@@ -89,7 +89,8 @@ def _launch(count: int, command: list[str], directory: Path) -> dict[int, Death]
 def ending(outcomes: list[tuple[Exit | None, str | None]], deaths: Mapping[int, Death]) -> tuple[int, str | None]:
     """One code and reason for all ranks, from what each left and how it died.
 
-    What a rank said of its own comes before what others saw of it: they only know that it is gone.
+    What a rank said of its own comes before what others saw of it: they only know that it is gone. A signal explains
+    only the end of a rank that said nothing: torchrun's SIGTERM also meets ranks that are about to end by themselves.
     """
     for wanted in (Exit.failed, Exit.stale):
         for code, reason in outcomes:
@@ -97,10 +98,12 @@ def ending(outcomes: list[tuple[Exit | None, str | None]], deaths: Mapping[int, 
                 return code, reason
     first_at_s = min((death.at_s for death in deaths.values()), default=0.0)
     for rank, death in sorted(deaths.items()):
-        if death.code < 0 and death.at_s <= first_at_s + _AT_ONCE_S:
-            return Exit.try_again, f"{death_in_words(-death.code)} (rank {rank} of {len(outcomes)})"
-        if death.code > 0 and outcomes[rank][0] is None:  # unforeseen: its output says why
+        if outcomes[rank][0] is not None or death.code == -signal.SIGTERM:
+            continue
+        if death.code > 0:  # unforeseen: its output says why
             return death.code, None
+        if death.at_s <= first_at_s + _AT_ONCE_S:
+            return Exit.try_again, f"{death_in_words(-death.code)} (rank {rank} of {len(outcomes)})"
     for code, reason in outcomes:
         if code is Exit.try_again:
             return code, reason

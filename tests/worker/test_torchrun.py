@@ -68,7 +68,7 @@ def test_a_killed_rank_ends_in_a_resumed_job_with_the_weights_of_one_undisturbed
         assert (ended.status, ended.attempt, ended.error) == (JobStatus.succeeded, 2, None)
         events = store.read_events(record.id, limit=10_000)
         told = [event.data for event in events if event.type == "status"]
-        assert any("killed by SIGKILL" in str(data) and "rank 1 of 2" in str(data) for data in told)
+        assert any("killed by SIGKILL" in str(data) and "rank 1 of 2" in str(data) for data in told), told
         started = [event.data for event in events if event.type == "started"]
         assert [data["num_gpus"] for data in started] == [2, 2]
         assert started[1]["step"] >= 100
@@ -151,6 +151,9 @@ _GONE = (Exit.try_again, "another process of this training is gone")
         ([(Exit.succeeded, None)] * 2, {}, Exit.succeeded, None),
         ([(Exit.cancelled, None), (Exit.succeeded, None)], {}, Exit.cancelled, None),
         ([_GONE, (None, None)], {0: Death(23, 7), 1: Death(-9, 7)}, Exit.try_again, "SIGKILL.*rank 1 of 2"),
+        ([_GONE, (None, None)], {0: Death(-15, 7), 1: Death(-9, 7)}, Exit.try_again, "SIGKILL.*rank 1 of 2"),
+        ([_GONE, (None, None)], {0: Death(-6, 7), 1: Death(-9, 7)}, Exit.try_again, "SIGKILL.*rank 1 of 2"),
+        ([(None, None)] * 2, {0: Death(-15, 7), 1: Death(-9, 7)}, Exit.try_again, "SIGKILL.*rank 1 of 2"),
         ([(Exit.failed, "bad data"), (None, None)], {0: Death(22, 7), 1: Death(-9, 7)}, Exit.failed, "bad data"),
         ([_GONE, (Exit.failed, "no memory")], {0: Death(23, 7), 1: Death(22, 7)}, Exit.failed, "no memory"),
         ([(Exit.try_again, "S3 away"), (None, None)], {0: Death(23, 7), 1: Death(-9, 37)}, Exit.try_again, "S3 away"),
