@@ -36,7 +36,7 @@ function told({ type, data }) {
 }
 
 function eventLog() {
-  const list = h("ol", { class: "log" });
+  const list = h("ol", { class: "log", tabindex: "0", "aria-label": "Events" });
   const fold = h("details", {}, h("summary", {}, "What happened"), list);
   return {
     element: fold,

@@ -59,4 +59,4 @@ def test_a_curve_is_read_with_the_arrow_keys(visitor: Visitor, training: str, re
     visitor.page.keyboard.press("ArrowRight")
     second = chart.locator(".readout").inner_text()
 
-    assert (first, second) == tuple(f"step {step} · {loss:#.3g}" for step, loss in losses[:2])
+    assert (first, second) == tuple(f"step {step} · {f'{loss:#.3g}'.rstrip('.')}" for step, loss in losses[:2])
