@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+_SLOW_BFLOAT16 = (
+    "this CPU has no AMX instructions, without which bfloat16 is slower than float32; train with precision 'float32'"
+)
+
 
 class TrainingRun(Attempt):
     """One attempt: resumes from the newest committed checkpoint and delivers what the training yields."""
@@ -75,6 +79,8 @@ class TrainingRun(Attempt):
         if spool is not None:
             started = {"step": start_step, "attempt": record.attempt, "device": device, "num_gpus": ranks.count}
             self.telemetry.event("started", started)
+            if device == "cpu" and config.precision == "bfloat16" and not _has_amx():
+                self.telemetry.event("notice", {"text": _SLOW_BFLOAT16})
         log.info("training_started", step=start_step, total_steps=config.steps, device=device)
         events = training.train(
             config,
@@ -202,6 +208,12 @@ class TrainingRun(Attempt):
             self.telemetry.event("notice", {"text": f"checkpoint {step} is unusable: {error}"})
             shutil.rmtree(self._fetched, ignore_errors=True)
             return None
+
+
+def _has_amx() -> bool:
+    import torch
+
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 def _progress(event: StepEvent) -> Progress:

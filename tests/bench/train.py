@@ -9,6 +9,7 @@ machine only. Then how a step's cost grows, what its surroundings take, and what
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import statistics
 import tempfile
@@ -104,6 +105,13 @@ def peaks(dtype: torch.dtype) -> tuple[float, float]:
     shapes = ((8, 128, 32), (8, 256, 16), (8, 256, 32), (16, 256, 16))
     with torch.no_grad():
         return max(convolution(*shape) for shape in shapes), max(product(size) for size in (1024, 2048))
+
+
+def instructions() -> list[str]:
+    """The machine's vector and matrix instructions that matter here: bfloat16 is fast where there are AMX tiles."""
+    has = torch.cpu.get_capabilities()
+    names = {"AVX512": "avx512_f", "AVX512-BF16": "avx512_bf16", "AMX-BF16": "amx_bf16"}
+    return [name for name, flag in names.items() if has.get(flag)]
 
 
 def forward_flops(config: TrainConfig) -> float:
@@ -255,11 +263,17 @@ def upload(state: training.TrainState) -> tuple[float, int]:
 def memory() -> dict[str, float]:
     """Bytes that one more image adds to a step, by precision, as `batch_size: "auto"` measures it."""
     found: dict[str, float] = {}
-    for p in PRECISIONS:
-        step = TrialStep(replace(BENCH_CONFIG, precision=p), noise_dataset(), "cpu")
-        peaks_by_rows = [step.peak_bytes(rows) for rows in (8, 16)]
-        found[p] = (peaks_by_rows[1] - peaks_by_rows[0]) / 8
+    for p in PRECISIONS:  # each in a process of its own: memory that one has freed is at hand for the other
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            found[p] = pool.apply(row_bytes, [p])
     return found
+
+
+def row_bytes(precision: Precision) -> float:
+    """Of this process."""
+    step = TrialStep(replace(BENCH_CONFIG, precision=precision), noise_dataset(), "cpu")
+    peaks_by_rows = [step.peak_bytes(rows) for rows in (8, 16)]
+    return (peaks_by_rows[1] - peaks_by_rows[0]) / 8
 
 
 def quality(steps: int = 980) -> dict[str, float]:
@@ -308,6 +322,7 @@ def main() -> None:
         "growth": _said(console, "growth", growth),
         "quality": _said(console, "quality", quality),
         "threads": torch.get_num_threads(),
+        "instructions": instructions(),
         "load": [load_before, os.getloadavg()[0]],
     }
     _RESULTS.parent.mkdir(exist_ok=True)
@@ -323,7 +338,9 @@ def _said(console: Console, name: str, measure: Callable[[], Any]) -> Any:
 
 
 def _print(console: Console, results: dict[str, Any]) -> None:
-    title = f"{results['threads']} threads, load {results['load'][0]:.1f} before and {results['load'][1]:.1f} after"
+    before, after = results["load"]
+    having = ", ".join(results["instructions"])
+    title = f"{results['threads']} threads with {having}; load {before:.1f} before and {after:.1f} after"
     headings = ("", "step, s", "images/s", "TFLOP/s", "of conv peak", "of matmul peak", "sampling, times plain")
     table = Table(*headings, title=title)
     plain_sampling = results["sampling"]["seconds"]["plain"]

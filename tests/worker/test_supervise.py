@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from model.config import OptimizerConfig
 from tests.conftest import environment_of
@@ -69,6 +70,16 @@ def test_a_job_delivered_twice_is_trained_once_and_leaves_its_model(
     assert [event.data["step"] for event in events if event.type == "step"] == [10, 20, 30, 40, 50, 60]
     assert events[-1].data["status"] == "succeeded"
     assert list((settings.spool_dir / "jobs").iterdir()) == []
+
+
+def test_a_bfloat16_training_says_where_the_processor_is_slow_at_it(store: RecordStore) -> None:
+    record = _training(store, precision="bfloat16")
+    ended = Attempt(store).end()
+    assert ended is not None
+    assert ended.status is JobStatus.succeeded
+    notices = [event.data["text"] for event in store.read_events(record.id) if event.type == "notice"]
+    fast = bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    assert ["no AMX" in text for text in notices] == ([] if fast else [True])
 
 
 def test_cancel_stops_a_training_at_a_checkpoint_that_resume_goes_on_from(store: RecordStore, s3: Artifacts) -> None:
