@@ -65,6 +65,7 @@ FROM runtime AS worker
 COPY --from=build-worker /venv /venv
 # Threads that spin long at every barrier starve each other where two processes share cores.
 ENV GOMP_SPINCOUNT=1000 \
+    MALLOC_ARENA_MAX=2 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     RECOVERY_SPOOL_DIR=/spool \
