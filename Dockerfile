@@ -66,6 +66,8 @@ COPY --from=build-worker /venv /venv
 # Threads that spin long at every barrier starve each other where two processes share cores.
 ENV GOMP_SPINCOUNT=1000 \
     MALLOC_ARENA_MAX=2 \
+    MALLOC_MMAP_THRESHOLD_=33554432 \
+    MALLOC_TRIM_THRESHOLD_=67108864 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     RECOVERY_SPOOL_DIR=/spool \
