@@ -8,6 +8,7 @@ graph can be replayed. What a row does when is counted on the host: nothing wait
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -45,6 +46,15 @@ class Waiting(IntEnum):
     """K = 0: the normal approximation of the conditional"""
     denoise = 4
     """the expected data"""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A descent to begin: sample `index` of the stream `seed`."""
+
+    seed: int
+    index: int
+    settings: SamplingConfig
 
 
 @dataclass(frozen=True)
@@ -111,18 +121,17 @@ class Descents:
         self._arrivals: list[Arrivals] = []
         self._ended: list[tuple[Rows, Tensor]] = []
 
-    def add(self, seed: int, index: int, settings: SamplingConfig) -> list[Arrivals]:
-        """Sample `index` of the stream `seed` in the next row; its arrival at level T, pure noise."""
-        row = self.num_rows
-        self.num_rows += 1
-        self._noise.append(seed, index)
-        only = np.zeros(self.num_rows, np.bool_)
-        only[row] = True
-        rows = np.array([row])
-        x_top = self._noise.normal(only)[row:]
-        self._num_steps[row], self._level[row] = settings.num_steps, self.model.num_levels - 1
-        self._noise_scale[row] = settings.noise_scale
-        self._arrivals = [Arrivals(rows, np.array([self.model.num_levels]), x_top)]
+    def add(self, chains: Sequence[Chain]) -> list[Arrivals]:
+        """Begin `chains` in the next rows; their arrival at level T, pure noise."""
+        rows = np.arange(self.num_rows, self.num_rows + len(chains))
+        self.num_rows += len(chains)
+        for row, chain in zip(rows, chains, strict=True):
+            self._noise.append(chain.seed, chain.index)
+            self._num_steps[row] = chain.settings.num_steps
+            self._noise_scale[row] = chain.settings.noise_scale
+        self._level[rows] = self.model.num_levels - 1
+        x_top = self._noise.normal(rows)
+        self._arrivals = [Arrivals(rows, np.full(len(rows), self.model.num_levels), x_top)]
         self._enter_level(rows, x_top)
         return self._arrivals
 
@@ -178,16 +187,11 @@ class Descents:
 
     def _langevin(self, waiting: Rows, _energy: Tensor, score: Tensor) -> Mask:
         """Rows whose chain at this level has ended, as with every kernel."""
-        moving = waiting == Waiting.move
-        n = len(waiting)
+        n, moving = len(waiting), waiting == Waiting.move
         point = self._point[:n]
-        moved = langevin_move(
-            point,
-            score,
-            self._step_size[:n],
-            self._noise.normal(moving),
-            noise_scale=expand(self._noise_scale[:n], point),
-        )
+        self._draw(moving)
+        noise_scale = expand(self._noise_scale[:n], point)
+        moved = langevin_move(point, score, self._step_size[:n], self._epsilon[:n], noise_scale=noise_scale)
         self._position[:n] = moved
         self._point[:n] = moved
         self._left[:n] -= moving
@@ -202,9 +206,8 @@ class Descents:
         self._keep(state)
         self._left[:n] -= moving
         reached = _both(moving, self._left[:n] == 0)
-        epsilon = self._noise.normal((starting | moving) & ~reached)
-        self._epsilon[:n] = epsilon
-        self._point[:n] = langevin_move(state.position, state.score, step_size, epsilon)
+        self._draw((starting | moving) & ~reached)
+        self._point[:n] = langevin_move(state.position, state.score, step_size, self._epsilon[:n])
         self._waiting[:n][starting] = Waiting.move
         return reached
 
@@ -222,9 +225,9 @@ class Descents:
         self._left[:n] -= leapt
         reached = _both(leapt, self._left[:n] == 0)
         launching = (starting | leapt) & ~reached
-        epsilon, launched = self._noise.normal(launching), expand(torch.from_numpy(launching), point) > 0
-        self._epsilon[:n] = torch.where(launched, epsilon, self._epsilon[:n])
-        momentum = torch.where(launched, epsilon, momentum)
+        self._draw(launching)
+        launched = expand(torch.from_numpy(launching).to(point.device), point) > 0
+        momentum = torch.where(launched, self._epsilon[:n], momentum)
         half = momentum + 0.5 * s * torch.where(launched, state.score, score)
         self._momentum[:n] = half
         self._point[:n] = torch.where(launched, state.position, point) + s * half
@@ -239,13 +242,17 @@ class Descents:
         n = len(state.energy)
         self._position[:n], self._energy[:n], self._score[:n] = state
 
+    def _draw(self, drawing: Mask) -> None:
+        """New noise for these rows; the others keep theirs."""
+        rows = np.flatnonzero(drawing)
+        self._epsilon[rows] = self._noise.normal(rows)
+
     def _decisions(self, starting: Mask, deciding: Mask) -> Tensor:
         """Uniforms for the rows that decide; a start takes the state it has just evaluated, others keep theirs."""
-        uniform = self._noise.uniform(deciding)
-        if deciding.all():
-            return uniform
-        fixed = torch.from_numpy(np.where(starting, _ACCEPT, _REJECT).astype(np.float32)).to(uniform.device)
-        return torch.where(torch.from_numpy(deciding).to(uniform.device), uniform, fixed)
+        rows = np.flatnonzero(deciding)
+        uniform = torch.from_numpy(np.where(starting, _ACCEPT, _REJECT).astype(np.float32)).to(self._energy.device)
+        uniform[rows] = self._noise.uniform(rows)
+        return uniform
 
     def _enter_level(self, rows: Rows, x_next: Tensor) -> None:
         """Begin the chains of the rows' levels from x_{t+1}."""
@@ -290,7 +297,7 @@ class Descents:
 
     def _predicted(self, rows: Rows, score: Tensor) -> None:
         level = torch.from_numpy(self._level[rows]).to(score.device)
-        epsilon = self._noise.normal(self._only(rows))[rows]
+        epsilon = self._noise.normal(rows)
         marginal_score = expand(self._scale[level + 1], score) * score
         start = predicted_start(self.model, self._x_next[rows], marginal_score, level, epsilon)
         self._begin_chain(rows, start)
@@ -298,16 +305,11 @@ class Descents:
     def _approximated(self, rows: Rows, score: Tensor) -> None:
         level = torch.from_numpy(self._level[rows]).to(score.device)
         sigma = self.model.schedule.sigma[level + 1]
-        epsilon = self._noise.normal(self._only(rows))[rows]
+        epsilon = self._noise.normal(rows)
         self._arrive(rows, normal_approximation(score, self._x_next[rows], sigma, epsilon))
 
     def _denoised(self, rows: Rows, score: Tensor) -> None:
         self._ended.append((rows, expected_data(self.model, self._x_next[rows], self._scale[0] * score)))
-
-    def _only(self, rows: Rows) -> Mask:
-        mask = np.zeros(self.num_rows, np.bool_)
-        mask[rows] = True
-        return mask
 
     def _arrive(self, rows: Rows, y: Tensor) -> None:
         """x_t = y/α_{t+1}, and on to the level below."""

@@ -72,7 +72,7 @@ class SharedNoise:
 _NORMALS_AT_ONCE = 2048
 """Normals drawn at once per chain, at least one event: it saves the overhead of many small draws. The draws depend on
 it (torch fills long and short arrays differently), so it is fixed."""
-_UNIFORMS_AT_ONCE = 64
+_UNIFORMS_AT_ONCE = 512
 """The same for uniforms, which come out one by one whatever the length."""
 
 
@@ -119,7 +119,6 @@ class NoiseRows:
         self._used_normals = np.zeros(capacity, np.int64)
         self._used_uniforms = np.zeros(capacity, np.int64)
         self._generators: list[tuple[torch.Generator, torch.Generator]] = []
-        self._rows = torch.arange(capacity, device=device)
 
     def append(self, seed: int, index: int) -> None:
         """Chain `index` of `seed` in the next row."""
@@ -137,21 +136,23 @@ class NoiseRows:
             self._generators[target] = self._generators[source]
         del self._generators[num_rows:]
 
-    def normal(self, draws: NDArray[np.bool_]) -> Tensor:
-        """(N, *event): the next normals of the first N rows where `draws` (N,) says so; anything elsewhere."""
-        for row in np.flatnonzero(draws & (self._used_normals[: len(draws)] == self._normals.shape[1])):
+    def normal(self, rows: NDArray[np.int64]) -> Tensor:
+        """(len(rows), *event): the next normals of these rows."""
+        for row in rows[self._used_normals[rows] == self._normals.shape[1]]:
             self._normals[row] = _normal_block(self._generators[row][0], self._event_shape)
             self._used_normals[row] = 0
-        return self._next(self._normals, self._used_normals, draws)
+        return _next(self._normals, self._used_normals, rows)
 
-    def uniform(self, draws: NDArray[np.bool_]) -> Tensor:
-        """(N,): the same for uniforms on [0, 1)."""
-        for row in np.flatnonzero(draws & (self._used_uniforms[: len(draws)] == _UNIFORMS_AT_ONCE)):
+    def uniform(self, rows: NDArray[np.int64]) -> Tensor:
+        """(len(rows),): the same for uniforms on [0, 1)."""
+        for row in rows[self._used_uniforms[rows] == _UNIFORMS_AT_ONCE]:
             self._uniforms[row] = torch.rand(_UNIFORMS_AT_ONCE, generator=self._generators[row][1])
             self._used_uniforms[row] = 0
-        return self._next(self._uniforms, self._used_uniforms, draws)
+        return _next(self._uniforms, self._used_uniforms, rows)
 
-    def _next(self, blocks: Tensor, used: NDArray[np.int64], draws: NDArray[np.bool_]) -> Tensor:
-        at = torch.from_numpy(np.minimum(used[: len(draws)], blocks.shape[1] - 1)).to(blocks.device)
-        used[: len(draws)] += draws
-        return blocks[self._rows[: len(draws)], at]
+
+def _next(blocks: Tensor, used: NDArray[np.int64], rows: NDArray[np.int64]) -> Tensor:
+    """What each of `rows` has not used yet of its block of (capacity, L, …), counted as used."""
+    at = torch.from_numpy(rows * blocks.shape[1] + used[rows]).to(blocks.device)
+    used[rows] += 1
+    return blocks.flatten(0, 1).index_select(0, at)

@@ -14,15 +14,16 @@ import structlog
 import torch
 
 from model.config import SamplingConfig
-from model.descent import Descents, Rows, Step, evaluations_per_sample
+from model.descent import Arrivals, Chain, Descents, Rows, Step, evaluations_per_sample
 from model.energy_model import EnergyModel
 from model.networks import useful_threads
 from worker.tickets import AnyTicket, DrawTicket, WorkTicket
 
 log = structlog.get_logger(__name__)
 
-MAX_ROWS = 256
-"""No larger batch is tried: on the digits a row costs 2 % less in 256 than in 192."""
+MAX_ROWS = 512
+"""No larger batch is tried: on the digits a row costs 6 to 10 % less in 512 than in 256, and up to 5 % less again in
+1,024, where every step takes twice as long."""
 _WORTHWHILE_SHARE = 0.95
 """Of the best rate: the smallest batch that reaches it is taken, since small ones answer sooner."""
 _MEASUREMENTS = 5
@@ -136,7 +137,8 @@ class Lane:
 
     @property
     def _threads(self) -> int:
-        rows = self._max_rows or MAX_ROWS
+        """What a batch keeps busy that is half full: with fewer rows, threads would only wait for each other."""
+        rows = (self._max_rows or MAX_ROWS) // 2
         useful = useful_threads(self.model.config.network, tuple(self.model.event_shape), rows)
         return min(len(os.sched_getaffinity(0)), useful)
 
@@ -159,29 +161,37 @@ class Lane:
         self._hand_out(step)
 
     def _admit(self, descents: Descents) -> None:
-        """Waiting chains take the free rows, one of every request in turn, so that a small one is not held up."""
-        while self._waiting and descents.num_rows < descents.capacity:
+        chains = self._taken(descents.capacity - descents.num_rows)
+        if chains:
+            self._tell(descents.add(chains))
+
+    def _taken(self, room: int) -> list[Chain]:
+        """Waiting chains for the free rows, one of every request in turn, so that a small one is not held up."""
+        chains: list[Chain] = []
+        while self._waiting and len(chains) < room:
             ticket = self._waiting[0]
             ticket.start()
             image = ticket.num_started
             ticket.num_started += 1
             self._num_waiting -= 1
             self._chains.append((ticket, image))
-            for arrivals in descents.add(ticket.order.seed, ticket.order.first + image, ticket.settings):
-                level = int(arrivals.levels[0])
-                if ticket.wants(level):
-                    ticket.reach(image, level, arrivals.x[0])
+            chains.append(Chain(ticket.order.seed, ticket.order.first + image, ticket.settings))
             if ticket.num_waiting:
                 self._waiting.rotate(-1)
             else:
                 self._waiting.popleft()
+        return chains
 
-    def _hand_out(self, step: Step) -> None:
-        for arrivals in step.arrivals:
+    def _tell(self, arrived: list[Arrivals]) -> None:
+        """Who waits for these levels."""
+        for arrivals in arrived:
             for row, level, x in zip(arrivals.rows.tolist(), arrivals.levels.tolist(), arrivals.x, strict=True):
                 ticket, image = self._chains[row]
                 if ticket.wants(level):
                     ticket.reach(image, level, x)
+
+    def _hand_out(self, step: Step) -> None:
+        self._tell(step.arrivals)
         if len(step.ended):
             samples = step.samples.cpu()
             ended = [self._chains[row] for row in step.ended]
@@ -224,8 +234,7 @@ class Lane:
         rates: dict[int, float] = {}
         for rows in _doubling(MAX_ROWS):
             probe = Descents(self.model, rows)
-            for index in range(rows):
-                probe.add(0, index, self.model.config.sampling)
+            probe.add([Chain(0, index, self.model.config.sampling) for index in range(rows)])
             elapsed_s, used_bytes = _measure(probe)
             rates[rows] = rows / elapsed_s
             if elapsed_s > _LONGEST_STEP_S or 2 * used_bytes > _MEMORY_SHARE * _free_bytes(self.model):

@@ -43,7 +43,7 @@ from worker.settings import Settings
 
 RESULTS = Path("bench-results/serve.json")
 WINDOW_S = 20.0
-BATCHES = (64, 128, 256, 512)
+BATCHES = (128, 256, 512, 1024)
 BodyFn = Callable[[int], dict[str, Any]]
 
 

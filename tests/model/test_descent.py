@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from model.config import ChainConfig, NetworkConfig, SamplingConfig, ScheduleConfig, TrainConfig
-from model.descent import Descents, evaluations_per_sample
+from model.descent import Chain, Descents, evaluations_per_sample
 from model.energy_model import EnergyModel
 from model.sampling import sample
 
@@ -70,7 +70,7 @@ def test_staggered_descents_give_the_samples_of_whole_ones_at_their_cost(
         while waiting or names:
             if waiting and descents.num_rows < 5:
                 names.append(waiting.pop(0))
-                descents.add(5, names[-1], config.sampling)
+                descents.add([Chain(5, names[-1], config.sampling)])
             evaluated += _finish(descents, names, found)
     torch.testing.assert_close(torch.stack([found[i] for i in range(12)]), whole.x, atol=1e-5, rtol=1e-5)
     assert evaluated == 12 * whole.gradient_evaluations
@@ -85,7 +85,7 @@ def test_every_row_has_its_own_number_of_steps_and_noise_scale() -> None:
     with model.frozen():
         descents = Descents(model, 3)
         for name, settings in enumerate(wanted):
-            descents.add(9, name, settings)
+            descents.add([Chain(9, name, settings)])
         names = [0, 1, 2]
         while names:
             _finish(descents, names, found)
@@ -100,7 +100,7 @@ def test_levels_are_told_as_they_are_reached() -> None:
     seen: list[int] = []
     with model.frozen():
         descents = Descents(model, 2)
-        tops = [descents.add(3, i, _CONFIG.sampling) for i in range(2)]
+        tops = [descents.add([Chain(3, i, _CONFIG.sampling)]) for i in range(2)]
         torch.testing.assert_close(torch.cat([top.x for [top] in tops]), whole.levels[4])
         ended = np.zeros(0, np.int64)
         while not len(ended):
@@ -119,7 +119,7 @@ def test_removing_rows_disturbs_no_other(model: EnergyModel) -> None:
     whole = sample(model, 6, seed=2).x
     descents = Descents(model, 6)
     for i in range(6):
-        descents.add(2, i, _CONFIG.sampling)
+        descents.add([Chain(2, i, _CONFIG.sampling)])
     names = list(range(6))
     for _ in range(5):
         _finish(descents, names, found)
