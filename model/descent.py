@@ -30,7 +30,7 @@ Rows = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 _EXACT_ROWS, _ROWS_MULTIPLE = 8, 4
-_ACCEPT, _REJECT = -1.0, 2.0  # in place of a uniform
+_ACCEPT, _REJECT = np.float32(-1), np.float32(2)  # in place of a uniform
 
 
 class Waiting(IntEnum):
@@ -249,10 +249,9 @@ class Descents:
 
     def _decisions(self, starting: Mask, deciding: Mask) -> Tensor:
         """Uniforms for the rows that decide; a start takes the state it has just evaluated, others keep theirs."""
-        rows = np.flatnonzero(deciding)
-        uniform = torch.from_numpy(np.where(starting, _ACCEPT, _REJECT).astype(np.float32)).to(self._energy.device)
-        uniform[rows] = self._noise.uniform(rows)
-        return uniform
+        uniform = np.where(starting, _ACCEPT, _REJECT)
+        uniform[deciding] = self._noise.uniform(np.flatnonzero(deciding))
+        return torch.from_numpy(uniform).to(self._energy.device)
 
     def _enter_level(self, rows: Rows, x_next: Tensor) -> None:
         """Begin the chains of the rows' levels from x_{t+1}."""

@@ -109,50 +109,53 @@ class ChainNoise:
 
 
 class NoiseRows:
-    """The streams of `ChainNoise` for chains that come and go and are not at the same step, a row each."""
+    """The streams of `ChainNoise` for chains that come and go and are not at the same step, a row each.
+
+    Normals lie on `device`, uniforms on the host, where decisions are prepared. A row owns a slot of both, so that rows
+    change places without a copy.
+    """
 
     def __init__(self, capacity: int, event_shape: Sequence[int], device: torch.device) -> None:
         self._event_shape = tuple(event_shape)
         length = max(1, _NORMALS_AT_ONCE // torch.Size(event_shape).numel())
         self._normals = torch.zeros(capacity, length, *event_shape, device=device)
-        self._uniforms = torch.zeros(capacity, _UNIFORMS_AT_ONCE, device=device)
+        self._uniforms = np.zeros((capacity, _UNIFORMS_AT_ONCE), np.float32)
         self._used_normals = np.zeros(capacity, np.int64)
         self._used_uniforms = np.zeros(capacity, np.int64)
-        self._generators: list[tuple[torch.Generator, torch.Generator]] = []
+        self._generators: dict[int, tuple[torch.Generator, torch.Generator]] = {}
+        self._slots = np.arange(capacity)
+        self._num_rows = 0
 
     def append(self, seed: int, index: int) -> None:
         """Chain `index` of `seed` in the next row."""
-        row = len(self._generators)
-        self._generators.append((make_generator(seed, index, 0), make_generator(seed, index, 1)))
-        self._used_normals[row], self._used_uniforms[row] = self._normals.shape[1], _UNIFORMS_AT_ONCE
+        slot = int(self._slots[self._num_rows])
+        self._num_rows += 1
+        self._generators[slot] = make_generator(seed, index, 0), make_generator(seed, index, 1)
+        self._used_normals[slot], self._used_uniforms[slot] = self._normals.shape[1], _UNIFORMS_AT_ONCE
 
     def move(self, sources: NDArray[np.int64], targets: NDArray[np.int64], num_rows: int) -> None:
         """Rows `sources` in the places of `targets`; then only the first `num_rows` are kept."""
-        for used in (self._used_normals, self._used_uniforms):
-            used[targets] = used[sources]
-        for block in (self._normals, self._uniforms):
-            block[targets] = block[sources]
-        for source, target in zip(sources, targets, strict=True):
-            self._generators[target] = self._generators[source]
-        del self._generators[num_rows:]
+        freed = self._slots[targets]
+        self._slots[targets] = self._slots[sources]
+        self._slots[sources] = freed
+        self._num_rows = num_rows
 
     def normal(self, rows: NDArray[np.int64]) -> Tensor:
         """(len(rows), *event): the next normals of these rows."""
-        for row in rows[self._used_normals[rows] == self._normals.shape[1]]:
-            self._normals[row] = _normal_block(self._generators[row][0], self._event_shape)
-            self._used_normals[row] = 0
-        return _next(self._normals, self._used_normals, rows)
+        slots, length = self._slots[rows], self._normals.shape[1]
+        for slot in slots[self._used_normals[slots] == length].tolist():
+            self._normals[slot] = _normal_block(self._generators[slot][0], self._event_shape)
+            self._used_normals[slot] = 0
+        at = torch.from_numpy(slots * length + self._used_normals[slots]).to(self._normals.device)
+        self._used_normals[slots] += 1
+        return self._normals.flatten(0, 1).index_select(0, at)
 
-    def uniform(self, rows: NDArray[np.int64]) -> Tensor:
-        """(len(rows),): the same for uniforms on [0, 1)."""
-        for row in rows[self._used_uniforms[rows] == _UNIFORMS_AT_ONCE]:
-            self._uniforms[row] = torch.rand(_UNIFORMS_AT_ONCE, generator=self._generators[row][1])
-            self._used_uniforms[row] = 0
-        return _next(self._uniforms, self._used_uniforms, rows)
-
-
-def _next(blocks: Tensor, used: NDArray[np.int64], rows: NDArray[np.int64]) -> Tensor:
-    """What each of `rows` has not used yet of its block of (capacity, L, …), counted as used."""
-    at = torch.from_numpy(rows * blocks.shape[1] + used[rows]).to(blocks.device)
-    used[rows] += 1
-    return blocks.flatten(0, 1).index_select(0, at)
+    def uniform(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """(len(rows),): their next uniforms on [0, 1)."""
+        slots = self._slots[rows]
+        for slot in slots[self._used_uniforms[slots] == _UNIFORMS_AT_ONCE].tolist():
+            self._uniforms[slot] = torch.rand(_UNIFORMS_AT_ONCE, generator=self._generators[slot][1]).numpy()
+            self._used_uniforms[slot] = 0
+        at = self._used_uniforms[slots]
+        self._used_uniforms[slots] += 1
+        return self._uniforms[slots, at]
