@@ -40,7 +40,8 @@ class Layer(nn.Module):
         matrix = self.weight.flatten(1)
         with torch.no_grad():
             right = F.normalize(matrix.T @ self.left_vector, dim=0)
-        value = self.left_vector @ matrix @ right
+            left = F.normalize(matrix @ right, dim=0)
+        value = left @ matrix @ right
         return self.weight / (value + 1e-6) * (value + 1e-6).clamp(max=1) if self.bound else self.weight / value
 
     def iterate_power(self) -> None:

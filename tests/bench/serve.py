@@ -273,10 +273,7 @@ def measure(stack: LocalStack, directory: Path, console: Console) -> dict[str, A
     loads["engine_mixed_32"] = full.load
     loads["engine_mixed_16"] = closed_loop(stack.url, 16, mixed(model_ids[:1]))
     loads["engine_mixed_two_models_16"] = closed_loop(stack.url, 16, mixed(model_ids))
-    console.print(
-        f"engine: {full.rows_per_s:.0f} rows/s of {full.peak_rows_per_s:.0f}; one at a time {statistics.mean(alone):.2f} images/s",
-        loads,
-    )
+    console.print(f"engine: {full.rows_per_s:.0f} rows/s of {full.peak_rows_per_s:.0f}", loads)
     with litserve(directory / "model", 64) as url:
         closed_loop(url, 4, one_image(""), path="/predict", window_s=2)
         for n in (1, 16, 64):

@@ -30,6 +30,7 @@ from model.events import CheckpointEvent, DoneEvent, RollbackEvent, SampleEvent,
 from model.noise import SharedNoise
 from model.sampling import sample
 from model.training import start, train
+from tests.bench.train import BENCH_CONFIG, PlainTraining, noise_dataset
 
 PAPER = TrainConfig(
     network=NetworkConfig(width=8, multipliers=(1, 2), num_blocks=1),
@@ -113,6 +114,16 @@ def _first_moments(snapshot: Snapshot) -> Tensor:
     """Adam's, of all parameters, over what it takes of the first gradient: the gradient that it saw."""
     moments = [t.flatten() for n, t in snapshot.state.items() if n.endswith(".exp_avg")]
     return torch.cat(moments) / (1 - snapshot.config.optimizer.beta1)
+
+
+def test_a_step_of_the_papers_recipe_is_that_of_the_plain_implementation_it_is_timed_against() -> None:
+    """The two share no code. Few power iterations have run at the start, so that one too many or too few shows."""
+    network = replace(BENCH_CONFIG.network, width=16, num_blocks=1)
+    config = replace(BENCH_CONFIG, network=network, chain=ChainConfig(num_steps=3))
+    plain_loss, plain_gradient_norm = next(PlainTraining(config, noise_dataset()))
+    step = next(event for event in train(config, noise_dataset()) if isinstance(event, StepEvent))
+    assert step.loss == pytest.approx(plain_loss, rel=1e-4)
+    assert step.gradient_norm == pytest.approx(plain_gradient_norm, rel=1e-4)
 
 
 def test_clipping_scales_the_whole_gradient_to_the_norm(digits: Dataset, tmp_path: Path) -> None:
