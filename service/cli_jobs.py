@@ -52,7 +52,7 @@ def train(
     dataset: Annotated[
         str | None,
         typer.Option(
-            help="Another than the preset's: an id or name of `recovery datasets list`, s3://…, hf://…",
+            help="Another than the preset's: an id of `recovery datasets list`, a built-in name, s3://…, hf://…",
             autocompletion=complete_dataset,
         ),
     ] = None,

@@ -39,12 +39,19 @@ from botocore.exceptions import BotoCoreError, ClientError
 from service.child import Child, LocalStackError
 from service.folder import ENVIRONMENT_FILE, locked, read_secrets, write_private
 from service.security import require_keys
+from service.settings import read_settings
 
 DEFAULT_PORT = 8000
 LOOPBACK = "127.0.0.1"
 _EVERY_ADDRESS = ("0.0.0.0", "::", "")
 BUCKET = "recovery"
 READY_TIMEOUT_S = 120.0
+_ANOTHER_STACKS = (
+    *("RECOVERY_REDIS_", "RECOVERY_S3_", "RECOVERY_URL", "RECOVERY_API_KEY"),
+    *("RECOVERY_HEARTBEAT_FILE", "RECOVERY_WORKER_METRICS_"),
+)
+"""How variables begin that are not handed on: they say where other processes are. Limits and the like are."""
+
 _POLL_S = 0.1
 # SeaweedFS also listens on port + 10000; both stay below 32768, where the kernel picks ports for outgoing connections.
 _PORTS = range(10_000, 22_000)
@@ -104,7 +111,7 @@ class LocalStack:
         return f"http://{f'[{reachable}]' if ':' in reachable else reachable}:{self.ports.http}"
 
     def start(self) -> None:
-        """Return once everything answers. Raises LocalStackError, and then nothing is left running."""
+        """Return once everything answers. Raises ForeseenError (settings, keys, a child), and nothing is left."""
         try:
             self._start()
         except BaseException:
@@ -139,6 +146,7 @@ class LocalStack:
             self._children.pop().kill()
 
     def _start(self) -> None:
+        read_settings(_handed_on())
         require_keys(self.host, self.keys_file)
         for name in ("logs", "valkey", "seaweedfs", "spool", "datasets"):
             (self.directory / name).mkdir(parents=True, exist_ok=True)
@@ -233,9 +241,8 @@ class LocalStack:
     @property
     def environment(self) -> dict[str, str]:
         """Environment of a worker or API process of this stack."""
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("RECOVERY_")}
         root = str(Path(__file__).resolve().parent.parent)
-        return inherited | {
+        return _handed_on() | {
             "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]),
             "PYTHONUNBUFFERED": "1",
             # Trainer and sampler share the cores. OpenMP threads that spin long at every barrier starve each other:
@@ -330,6 +337,10 @@ def interruptible_by_signals() -> Iterator[None]:
     finally:
         for number, action in before.items():
             signal.signal(number, action)
+
+
+def _handed_on() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(_ANOTHER_STACKS)}
 
 
 def _choose_ports(wanted: int | None, host: str = LOOPBACK) -> Ports:

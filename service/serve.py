@@ -8,7 +8,7 @@ import uvicorn
 
 from service.protocol import ProblemProtocol
 from service.security import require_keys
-from service.settings import ServiceSettings
+from service.settings import read_settings
 from worker.logs import configure_logging
 
 _DRAIN_S = 3
@@ -16,8 +16,11 @@ _DRAIN_S = 3
 
 
 def serve(host: str, port: int) -> None:
-    """Serve until a signal. Raises KeysError, before anything listens, for an address that needs keys and has none."""
-    settings = ServiceSettings()
+    """Serve until a signal.
+
+    Raises, before anything listens, SettingsError, and KeysError for an address that needs keys and has none.
+    """
+    settings = read_settings()
     require_keys(host, settings.keys_file)
     configure_logging(settings=settings)
     uvicorn.run(

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
+from service.foreseen import ForeseenError
 from worker.settings import Settings
+
+_PREFIX = "RECOVERY_"
 
 LOG_DENSITY_PATH = "/log-density"
 DATASETS_PATH = "/datasets"
@@ -50,3 +55,20 @@ class ServiceSettings(Settings):
         """How large a request to that path may be."""
         carrying_data = {LOG_DENSITY_PATH: self.max_density_body_bytes, DATASETS_PATH: self.max_dataset_bytes}
         return carrying_data.get(path, self.max_body_bytes)
+
+
+class SettingsError(ForeseenError):
+    """A variable that cannot be read."""
+
+
+def read_settings(environment: Mapping[str, str] = os.environ) -> ServiceSettings:
+    """What the RECOVERY_ variables say. Raises SettingsError naming the first that is wrong."""
+    values = {
+        name.removeprefix(_PREFIX).lower(): text for name, text in environment.items() if name.startswith(_PREFIX)
+    }
+    try:
+        return ServiceSettings.model_validate(values)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        name = _PREFIX + "_".join(map(str, wrong["loc"])).upper()
+        raise SettingsError(f"the variable {name} is wrong: {wrong['msg'].removeprefix('Value error, ')}") from None

@@ -11,7 +11,7 @@ import urllib.parse
 from dataclasses import fields
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from model.intake.limits import ReadLimits
@@ -83,6 +83,13 @@ class Settings(BaseSettings):
     worker_metrics_port: int | None = Field(default=None, ge=1, le=65535)
     """Where a worker serves its Prometheus series; None serves none."""
     worker_metrics_host: str = "127.0.0.1"
+
+    @field_validator("redis_url")
+    @classmethod
+    def _known_scheme(cls, url: str) -> str:
+        if not url.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("expected redis://[:PASSWORD@]HOST:PORT/DATABASE, or the like with rediss:// or unix://")
+        return url
 
     def secrets(self) -> list[str]:
         """What must never be written anywhere."""

@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 
 from service import tether
+from service.client import RefusedError
 from tests.integration.stack import TINY, UpCommand, follow_to_a_step, survivors
 
 pytestmark = pytest.mark.timeout(240)
 
 
-def test_a_second_up_finds_everything_and_nothing_outlives_either(tmp_path: Path) -> None:
+def test_a_second_up_finds_everything_and_nothing_outlives_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one finds a limit in the environment too, and does not take another stack's address from there."""
     first = UpCommand(tmp_path / "data")
     with first.wait_until_ready() as client:
         finished = client.train(preset="digits", config=TINY, steps=10, seed=1)
@@ -27,6 +31,8 @@ def test_a_second_up_finds_everything_and_nothing_outlives_either(tmp_path: Path
     assert first.end(signal.SIGTERM) == 0, first.output
     assert survivors(below) == []
 
+    monkeypatch.setenv("RECOVERY_MAX_CHAIN_STEPS", "100")
+    monkeypatch.setenv("RECOVERY_REDIS_URL", "redis://nobody.invalid:6379/0")
     second = UpCommand(tmp_path / "data")
     with second.wait_until_ready() as client:
         jobs = {job["id"]: job for job in client.jobs()}
@@ -37,6 +43,8 @@ def test_a_second_up_finds_everything_and_nothing_outlives_either(tmp_path: Path
         assert finished["model_id"] in [model["id"] for model in client.models()]
         again = client.sample(finished["model_id"], 2, seed=3)
         assert abs(again.x - drawn.x).max() < 1e-4
+        with pytest.raises(RefusedError, match="100"):
+            client.sample(finished["model_id"], 64, seed=3)
         follow_to_a_step(client, going_on["id"], after=at)
         below = second.children()
         assert any("worker.train" in " ".join(process.cmdline()) for process in below)

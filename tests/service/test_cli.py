@@ -102,6 +102,37 @@ def test_an_import_without_a_running_stack_or_storage_is_one_line(tmp_path: Path
     )
 
 
+@pytest.mark.parametrize("command", ["serve", "up"])
+@pytest.mark.parametrize(
+    ("variable", "text", "told"),
+    [
+        ("RECOVERY_MAX_PIXELS", "many", "valid integer"),
+        ("RECOVERY_SAMPLE_TIMEOUT_S", "-1", "greater than 0"),
+        ("RECOVERY_SAMPLER_ROWS", "0", "greater than or equal to 1"),
+    ],
+)
+def test_a_variable_that_cannot_be_read_is_one_line(
+    command: str, variable: str, text: str, told: str, tmp_path: Path
+) -> None:
+    result = run(command, cwd=tmp_path, **{variable: text})
+
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"recovery: the variable {variable} is wrong: ")
+    assert told in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_address_that_is_not_redis_is_one_line_without_its_password() -> None:
+    result = run("serve", RECOVERY_REDIS_URL="http://:hidden@cache:6379")
+
+    assert result.returncode == 1
+    assert "RECOVERY_REDIS_URL" in result.stderr
+    assert "redis://" in result.stderr
+    assert "hidden" not in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
