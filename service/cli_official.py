@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import ValidationError
 
 from model.config import UNKNOWN_DATASET, to_dict
 from model.errors import ModelError
@@ -21,14 +20,13 @@ from service.cli_options import AsJson, print_json, print_line, print_note
 from service.client.address import DEFAULT_FOLDER
 from service.folder import read_environment
 from service.foreseen import ForeseenError
+from service.settings import read_settings
 from worker.ids import new_id
 from worker.settings import Settings
 
 if TYPE_CHECKING:
     from model.checkpoint import Snapshot
     from worker.artifacts import Artifacts
-
-_PREFIX = "RECOVERY_"
 
 
 class ImportFailed(ForeseenError):
@@ -84,15 +82,9 @@ def _told(snapshot: Snapshot) -> str:
 
 
 def _settings(data: Path | None) -> Settings:
-    """Those of the stack on a folder, or of the environment. Raises ImportFailed, LocalStackError."""
-    try:
-        if data is None and any(name.startswith(f"{_PREFIX}S3_") for name in os.environ):
-            return Settings()
-        values = read_environment(data or DEFAULT_FOLDER)
-        return Settings.model_validate({name.removeprefix(_PREFIX).lower(): text for name, text in values.items()})
-    except ValidationError as error:
-        wrong = error.errors()[0]
-        raise ImportFailed(f"the setting {'.'.join(map(str, wrong['loc']))} is wrong: {wrong['msg']}") from None
+    """Those of the stack on a folder, or of the environment. Raises SettingsError, LocalStackError."""
+    of_environment = data is None and any(name.startswith("RECOVERY_S3_") for name in os.environ)
+    return read_settings(os.environ if of_environment else read_environment(data or DEFAULT_FOLDER))
 
 
 def _read(prefix: Path, levels: int, image_size: int | None, dataset: str | None) -> Snapshot:

@@ -27,6 +27,7 @@ from service.child import LocalStackError
 from service.client import ClientError, Recovery, RefusedError
 from service.client.address import config_file, find_place
 from service.folder import read_environment
+from service.settings import SettingsError, read_settings
 from worker.settings import Settings
 from worker.version import version
 
@@ -259,20 +260,17 @@ def examine_stores(data: Path) -> Iterator[Finding]:
         told = "not looked at: this machine does not know their addresses; what the service says of them is above"
         yield Finding.note("stores", "Redis and S3", told, f"set {_STORE_VARIABLES[0]} and the RECOVERY_S3_ variables")
         return
-    except ValueError as error:
-        first = str(error).splitlines()[0]
-        yield Finding.wrong("stores", "settings", f"the RECOVERY_ variables are wrong ({first})", "correct them")
+    except SettingsError as error:
+        yield Finding.wrong("stores", "settings", str(error), "correct it")
         return
     yield from _redis_findings(settings)
     yield from _storage_findings(settings)
 
 
 def _settings(data: Path) -> Settings:
-    """Raises LocalStackError where no store is known, ValueError for settings that cannot be."""
-    if any(name in os.environ for name in _STORE_VARIABLES):
-        return Settings()
-    values = read_environment(data)
-    return Settings.model_validate({name.removeprefix("RECOVERY_").lower(): text for name, text in values.items()})
+    """Raises LocalStackError where no store is known, SettingsError for settings that cannot be."""
+    of_environment = any(name in os.environ for name in _STORE_VARIABLES)
+    return read_settings(os.environ if of_environment else read_environment(data))
 
 
 def _redis_findings(settings: Settings) -> Iterator[Finding]:

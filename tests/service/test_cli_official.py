@@ -54,7 +54,7 @@ def _run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     ("code", "environment", "told"),
     [
         ("sys.modules['torch'] = None", {}, "torch is missing, which converting needs; install it with `pip install"),
-        ("pass", {"RECOVERY_LEASE_S": "long"}, "the setting lease_s is wrong: "),
+        ("pass", {"RECOVERY_LEASE_S": "long"}, "the variable RECOVERY_LEASE_S is wrong: "),
         ("pass", {}, "storage did not answer for "),
     ],
 )
