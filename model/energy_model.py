@@ -29,6 +29,7 @@ from model.base import GaussianBase, MixtureBase
 from model.config import Precision, TrainConfig
 from model.data import Dataset
 from model.energy import EnergyFn
+from model.layers import Weighted
 from model.networks import frozen, make_network
 from model.recovery import recovery_energy
 from model.schedule import Schedule, expand, make_schedule
@@ -118,6 +119,12 @@ class EnergyModel(nn.Module):
     def frozen(self, precision: Precision | None = None) -> contextlib.AbstractContextManager[None]:
         """Fix the network's weights while a chain runs; see `model.networks.frozen`."""
         return frozen(self.network, precision)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of the weights, and of what is kept of them in other forms while they are frozen."""
+        own = sum(tensor.numel() * tensor.element_size() for tensor in (*self.parameters(), *self.buffers()))
+        return own + sum(module.frozen_bytes for module in self.network.modules() if isinstance(module, Weighted))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move the schedule along with the parameters (`nn.Module.to`, `.cuda`, …)."""

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from model import winograd
+
 _INITIAL_POWER_ITERATIONS = 15  # a random vector underestimates the singular value, so the first outputs would be huge
 
 
@@ -47,7 +49,7 @@ class Weighted(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_width))
         self.gain = nn.Parameter(torch.ones(out_width)) if bound_only and self.kernel else None
         self._frozen: dict[torch.dtype, tuple[Tensor, Tensor]] | None = None
-        self._turned: dict[torch.dtype, Tensor] = {}
+        self._kernels: dict[tuple[torch.dtype, bool, bool], Tensor] = {}
         receptive = math.prod(shape[2:])
         if not spectral_norm:
             nn.init.normal_(self.weight, std=gain / math.sqrt(shape[1] * receptive))
@@ -103,26 +105,24 @@ class Weighted(nn.Module):
             self._frozen[dtype] = weight.detach(), bias.detach()
         return weight, bias
 
-    def turned(self, dtype: torch.dtype) -> Tensor:
-        """The kernel of the transposed convolution; frozen layers only."""
-        assert self._frozen is not None
-        if dtype not in self._turned:
-            weight = self.applied(dtype)[0].flip(2, 3).transpose(0, 1)
-            self._turned[dtype] = weight.contiguous(memory_format=torch.channels_last)
-        return self._turned[dtype]
-
     @property
     def is_frozen(self) -> bool:
         """Whether what is applied is fixed."""
         return self._frozen is not None
 
+    @property
+    def frozen_bytes(self) -> int:
+        """Of what is kept beside the parameters while they are fixed."""
+        applied = [tensor for pair in list((self._frozen or {}).values()) for tensor in pair]
+        return sum(tensor.numel() * tensor.element_size() for tensor in (*applied, *list(self._kernels.values())))
+
     def freeze(self) -> None:
         """Fix what is applied, without gradient, until `unfreeze`."""
-        self._frozen, self._turned = {}, {}
+        self._frozen, self._kernels = {}, {}
 
     def unfreeze(self) -> None:
         """Go back to computing what is applied from the parameters."""
-        self._frozen, self._turned = None, {}
+        self._frozen, self._kernels = None, {}
 
 
 class Conv3x3(Weighted):
@@ -131,11 +131,28 @@ class Conv3x3(Weighted):
     kernel = (3, 3)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.is_frozen and winograd.pays(x, self.weight.shape[0]):
+            return winograd.convolve(x, self._kernel(torch.float32, tiled=True), self.applied(torch.float32)[1])
         return F.conv2d(x, *self.applied(x.dtype), padding=1)
 
     def transposed(self, gradient: Tensor) -> Tensor:
-        """The gradient by the input, from that of the output."""
-        return F.conv2d(gradient, self.turned(gradient.dtype), padding=1)
+        """The gradient by the input, from that of the output; frozen layers only."""
+        if winograd.pays(gradient, self.weight.shape[1]):
+            return winograd.convolve(gradient, self._kernel(torch.float32, turned=True, tiled=True), None)
+        return F.conv2d(gradient, self._kernel(gradient.dtype, turned=True), padding=1)
+
+    def _kernel(self, dtype: torch.dtype, *, turned: bool = False, tiled: bool = False) -> Tensor:
+        """The fixed weight, turned for the transposed convolution or mapped for `winograd.convolve`; made once."""
+        assert self.is_frozen
+        key = dtype, turned, tiled
+        if key not in self._kernels:
+            kernel = self.applied(dtype)[0]
+            if turned:
+                kernel = kernel.flip(2, 3).transpose(0, 1)
+            self._kernels[key] = (
+                winograd.transform_kernel(kernel) if tiled else kernel.contiguous(memory_format=torch.channels_last)
+            )
+        return self._kernels[key]
 
 
 class Dense(Weighted):

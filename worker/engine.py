@@ -60,7 +60,7 @@ class EngineLoad:
     busy_s: float
     """time of all turns"""
     model_bytes: int
-    """weights of the loaded models"""
+    """weights of the loaded models, with what is kept of them"""
     num_model_hits: int
     """requests that found their model loaded"""
     num_model_loads: int
@@ -71,7 +71,7 @@ class EngineLoad:
 class Engine:
     """Draws and computes for many threads. `load_fn(key)` gives the model of a key and may raise what it likes.
 
-    The least recently used idle models are dropped above `max_models` or `max_bytes` of weights. Requests are refused
+    The least recently used idle models are dropped above `max_models` or `max_bytes` of memory. Requests are refused
     (EngineBusy) when everything accepted before would take longer than `queue_s`. `max_rows` None measures the batch.
     """
 

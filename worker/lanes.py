@@ -42,9 +42,8 @@ class Lane:
 
     def __init__(self, model: EnergyModel, *, max_rows: int | None = None) -> None:
         self.model = model
-        tensors = (*model.parameters(), *model.buffers())
-        self.size_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        """of the weights"""
+        self.size_bytes = model.memory_bytes
+        """of the weights and of what is kept of them, when a ticket last ended"""
         self.in_flight = 0
         """tickets that have not ended, counted by the engine"""
         self.spent_s = 0.0
@@ -133,6 +132,8 @@ class Lane:
             self._work()
         elif chains:
             self._evaluate(self._descents)
+        if self._ended:
+            self.size_bytes = self.model.memory_bytes
         return self._ended
 
     @property

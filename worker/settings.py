@@ -75,7 +75,7 @@ class Settings(BaseSettings):
     cached_models: int = Field(default=4, ge=1)
     """Models a sampler keeps in memory."""
     cached_model_bytes: int = Field(default=4 * 2**30, ge=1)
-    """The same in bytes of weights; whichever is less."""
+    """The same in bytes, of the weights and of what is kept of them in other forms; whichever is less."""
     sampler_rows: int | None = Field(default=None, ge=1, le=65_536)
     """Chains of a sampler's batch; None measures, per model, where a larger batch stops paying or fitting."""
     sampler_queue_s: float = Field(default=60.0, gt=0)

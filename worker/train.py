@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _SLOW_BFLOAT16 = (
-    "this processor has no AMX instructions; on such a one bfloat16 was measured slower than float32: "
+    "this processor has no AMX instructions; on such a one bfloat16 was measured no faster than float32: "
     "consider precision 'float32'"
 )
 
@@ -64,6 +64,7 @@ class TrainingRun(Attempt):
 
     def _train(self, record: JobRecord, config: TrainConfig, ranks: Ranks, spool: Spool | None) -> None:
         from model import data, training  # torch takes seconds; signals and threads are in place by now
+        from model.winograd import bfloat16_is_slow
 
         with ranks.leader_first():  # the others find it in the cache
             location = self.patiently(
@@ -80,7 +81,7 @@ class TrainingRun(Attempt):
         if spool is not None:
             started = {"step": start_step, "attempt": record.attempt, "device": device, "num_gpus": ranks.count}
             self.telemetry.event("started", started)
-            if device == "cpu" and config.precision == "bfloat16" and _lacks_amx():
+            if device == "cpu" and config.precision == "bfloat16" and bfloat16_is_slow():
                 self.telemetry.event("notice", {"text": _SLOW_BFLOAT16})
         log.info("training_started", step=start_step, total_steps=config.steps, device=device)
         events = training.train(
@@ -209,14 +210,6 @@ class TrainingRun(Attempt):
             self.telemetry.event("notice", {"text": f"checkpoint {step} is unusable: {error}"})
             shutil.rmtree(self._fetched, ignore_errors=True)
             return None
-
-
-def _lacks_amx() -> bool:
-    """Of x86 processors only: what others make of bfloat16 was not measured."""
-    import torch
-
-    has = torch.cpu.get_capabilities()
-    return has.get("architecture") == "x86_64" and not has.get("amx_bf16")
 
 
 def _progress(event: StepEvent) -> Progress:
