@@ -46,7 +46,9 @@ ROWS = Series("recovery_engine_gradient_evaluations_total", "counter", "Energy g
 CAPACITY = Series("recovery_engine_row_capacity_total", "counter", "Rows that these batches could have had")
 BUSY = Series("recovery_engine_busy_seconds_total", "counter", "Time spent on evaluations and other work")
 MODELS = Series("recovery_engine_models", "gauge", "Models in memory")
-MODEL_SIZE = Series("recovery_engine_model_bytes", "gauge", "Of the models in memory: their weights and what is kept of them")
+MODEL_SIZE = Series(
+    "recovery_engine_model_bytes", "gauge", "Of the models in memory: their weights and what is kept of them"
+)
 HITS = Series("recovery_engine_model_hits_total", "counter", "Requests whose model was in memory")
 LOADS = Series("recovery_engine_model_loads_total", "counter", "Models loaded from storage")
 LOADING = Series("recovery_engine_model_load_seconds_total", "counter", "Time spent loading them")
