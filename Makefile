@@ -54,7 +54,7 @@ chaos: $(STAMP) ## kill everything around 12 trainings, again and again, and che
 	$(BIN)/python -m tests.chaos.run
 
 bench-train: $(STAMP) ## cost of a training step and of a sample beside a plain implementation; writes bench-results/
-	OMP_WAIT_POLICY=passive $(BIN)/python -m tests.bench.train
+	$(BIN)/python -m tests.bench.train
 
 bench-gpu: $(STAMP) ## CIFAR-10-shaped training and sampling on a CUDA device; says so when there is none
 	$(BIN)/python -m tests.bench.gpu

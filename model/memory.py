@@ -75,8 +75,8 @@ def with_rows(config: TrainConfig, num_rows: int, num_ranks: int) -> TrainConfig
 
 def most_rows(peak_fn: Callable[[int], float], budget: float, most: int) -> tuple[int, float]:
     """The largest power of two up to `most` for which `peak_fn` (bytes) stays within the budget, 0 if there is none,
-    and the bytes that a row adds. Nothing is tried that twice the last growth would put beyond the budget; what is tried
-    never takes more than twice what fitted, whichever part of a step is then the largest."""
+    and the bytes that a row adds. Nothing is tried that twice the last growth would put beyond the budget; what is
+    tried never takes more than twice what fitted, whichever part of a step is then the largest."""
     rows, fitting = 1, 0
     row_bytes = peak = peak_fn(rows)
     while peak <= budget:
