@@ -13,6 +13,7 @@ from model import winograd
 from model.config import NetworkConfig, Precision, TrainConfig
 from model.energy import energy_and_score
 from model.energy_model import EnergyModel
+from model.layers import Conv3x3
 
 _WIDE = TrainConfig(network=NetworkConfig(width=96, multipliers=(1, 2), num_blocks=1, activation="silu"))
 """wide enough for tiles, smooth enough to compare gradients"""
@@ -80,6 +81,19 @@ def test_it_is_left_to_wide_images_in_the_types_that_it_is_faster_in(monkeypatch
         monkeypatch.setattr(winograd, "bfloat16_is_slow", lambda slow=slow: slow)
         assert winograd.pays(wide.bfloat16(), 128) == slow
         assert winograd.pays(wide, 128)
+
+
+def test_a_fixed_layer_that_autograd_looks_into_keeps_its_gradient() -> None:
+    torch.manual_seed(0)
+    layer, x = Conv3x3(128, 128, spectral_norm=True), torch.randn(2, 128, 8, 8, requires_grad=True)
+    layer.freeze()
+    y = layer(x)
+    with torch.no_grad():
+        assert not torch.equal(y, layer(x))  # which is by tiles
+        torch.testing.assert_close(y, layer(x), atol=1e-4, rtol=0)
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    with torch.no_grad():
+        torch.testing.assert_close(gradient, layer.transposed(torch.ones_like(y)), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
