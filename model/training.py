@@ -173,10 +173,7 @@ def train(
     yields the same events, but only the leading one draws samples; any of them can stop all.
     Raises DivergenceError (the fourth time), CheckpointError, ConfigError, ShapeError, RankError.
     """
-    if (config.horizontal_flips or config.affine_jitter > 0) and len(dataset.event_shape) != 3:
-        raise ShapeError(
-            f"horizontal_flips and affine_jitter are for images, but the data have shape {dataset.event_shape}"
-        )
+    _require_images_to_augment(config, dataset)
     if snapshot is not None and config.batch_size == "auto":
         config = replace(config, batch_size=snapshot.config.batch_size, microbatch_size=snapshot.config.microbatch_size)
     config, decision = with_batch_size(config, dataset, device, ranks)
@@ -213,6 +210,13 @@ def train(
             yield CheckpointEvent(step=state.step, write=good.write)
     yield CheckpointEvent(step=state.step, write=state.snapshot().write)
     yield DoneEvent(step=state.step, stopped=state.step < config.steps)
+
+
+def _require_images_to_augment(config: TrainConfig, dataset: Dataset) -> None:
+    if (config.horizontal_flips or config.affine_jitter > 0) and len(dataset.event_shape) != 3:
+        raise ShapeError(
+            f"horizontal_flips and affine_jitter are for images, but the data have shape {dataset.event_shape}"
+        )
 
 
 def _require_rows_for_all(config: TrainConfig, ranks: Ranks) -> None:

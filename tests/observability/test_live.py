@@ -42,10 +42,11 @@ def filled(expr: str, run: Run) -> str:
     return expr
 
 
-def promtool(*arguments: str | Path) -> None:
-    """Run it; its words are the test's when it finds something."""
+def promtool(*arguments: str | Path) -> str:
+    """What it prints; its words are the test's when it finds something."""
     done = subprocess.run(["promtool", *map(str, arguments)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def test_promtool_accepts_the_configuration_and_the_rules(run: Run, tmp_path: Path) -> None:
@@ -56,7 +57,8 @@ def test_promtool_accepts_the_configuration_and_the_rules(run: Run, tmp_path: Pa
     config = tmp_path / "prometheus" / "prometheus.yml"
     config.write_text(config.read_text().replace("/run/secrets/metrics_key", str(key)))
     promtool("check", "config", config)
-    promtool("check", "rules", *sorted((DEPLOY / "prometheus" / "rules").glob("*.yml")))
+    found = promtool("check", "rules", *sorted((DEPLOY / "prometheus" / "rules").glob("*.yml")))
+    assert f"SUCCESS: {len(rules())} rules found" in found
 
 
 def test_every_alert_and_recording_rule_passes_its_unit_tests() -> None:

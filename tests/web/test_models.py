@@ -166,8 +166,12 @@ def test_a_model_is_calibrated_and_scores_pictures(
 def test_a_file_that_is_no_picture_is_named(visitor: Visitor, tmp_path: Path) -> None:
     path = tmp_path / "letter.png"
     path.write_text("Dear model,")
+    scores = visitor.page.locator(".scores tbody tr")
+    before = scores.all_inner_texts()
     visitor.page.get_by_label("Drop pictures here").set_input_files(path)
     visitor.page.get_by_text("letter.png is no picture that this browser can read").wait_for()
+    assert scores.all_inner_texts() == before
+    assert visitor.faults(looks=[(True, False)]) == []
 
 
 def test_a_planar_model_shows_its_density_beside_its_data(visitor: Visitor, recovery: Recovery) -> None:

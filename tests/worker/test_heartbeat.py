@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tests.servers import free_ports, wait_until
 from tests.worker.conftest import ROOT, TRAINER, StartWorker
@@ -82,6 +83,9 @@ def test_the_beat_goes_on_while_redis_is_away(tmp_path: Path) -> None:
     try:
         first = file.stat().st_mtime_ns
         wait_until(lambda: file.stat().st_mtime_ns > first, 30, "the next beat")
+        assert complaint(file, 30) is None
+        with pytest.raises(RedisConnectionError):
+            redis.ping()
     finally:
         presence.stop()
         redis.close()

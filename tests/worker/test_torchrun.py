@@ -128,18 +128,17 @@ def test_two_ranks_are_interrupted_killed_with_their_torchrun_and_cancelled(stor
 @pytest.mark.usefixtures("for_subprocesses")
 @pytest.mark.parametrize("device", ["cpu", "auto"])
 def test_more_gpus_than_there_are_fail_with_the_number_there_is(store: RecordStore, device: str) -> None:
-    if device == "auto" and torch.cuda.is_available():
-        pytest.skip("there are GPUs")
     store.create(JobKind.train, tiny_spec() | {"num_gpus": 64, "device": device})
     ended = Attempt(store).end()
     assert ended is not None
     assert ended.status is JobStatus.failed
-    count = len(os.sched_getaffinity(0))
-    words = {
-        "cpu": f"has {count} CPU core{'s' * (count > 1)}; ask for at most {count}",
-        "auto": "has no usable GPU; ask for 1, or for device 'cpu'",
-    }
-    assert f"num_gpus is 64, but this worker {words[device]}" in (ended.error or "")
+    count, what = (
+        (len(os.sched_getaffinity(0)), "CPU core") if device == "cpu" else (torch.cuda.device_count(), "usable GPU")
+    )
+    words = f"has {count} {what}{'s' * (count > 1)}; ask for at most {count}"
+    if count == 0:
+        words = "has no usable GPU; ask for 1, or for device 'cpu'"
+    assert f"num_gpus is 64, but this worker {words}" in (ended.error or "")
 
 
 _GONE = (Exit.try_again, "another process of this training is gone")
