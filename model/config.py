@@ -95,7 +95,7 @@ class NetworkConfig:
     """Residual blocks per resolution (DRL: N), or residual blocks of the MLP."""
     activation: Activation = "leaky_relu"
     spectral_norm: bool = True
-    """of every layer (DRL); without it layers start with the gains of `model.networks`"""
+    """of every layer (DRL); without it layers start with the gains of `model.networks.networks`"""
     coordinates: bool = False
     """`resnet` only: two more input channels hold the row and the column, for objects always centred alike."""
     level_width: int = 0
@@ -260,7 +260,7 @@ class TrainConfig:
     dequantize: bool = False
     """Add uniform noise of one bin to discrete data, so that they have a density (Theis et al. 2016)."""
     affine_jitter: float = 0.0
-    """Largest random shift of training images, in pixels; turns and stretches go with it (model.augmentation)."""
+    """Largest random shift of training images, in pixels; turns and stretches go with it (model.data.augmentation)."""
     log_every: int = 20
     sample_every: int = 1000
     checkpoint_every: int = 1000
@@ -318,7 +318,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationConfig:
-    """How log Z of a checkpoint is estimated from both sides (`model.density.calibrate`)."""
+    """How log Z of a checkpoint is estimated from both sides (`model.densities.density.calibrate`)."""
 
     seed: int = 0
     num_chains: int = 512

@@ -1,4 +1,4 @@
-"""What training says while it runs: typed events, produced by `model.training.train`. Needs no torch.
+"""What training says while it runs: typed events, produced by `model.training.loop.train`. Needs no torch.
 
 Per-level lists have T entries; None where no training pair fell on that level since the last event.
 """

@@ -25,7 +25,7 @@ from worker.ids import new_id
 from worker.settings import Settings
 
 if TYPE_CHECKING:
-    from model.checkpoint import Snapshot
+    from model.checkpoints.checkpoint import Snapshot
     from worker.artifacts import Artifacts
 
 
@@ -90,7 +90,7 @@ def _settings(data: Path | None) -> Settings:
 def _read(prefix: Path, levels: int, image_size: int | None, dataset: str | None) -> Snapshot:
     """Raises CheckpointError, and ImportFailed where torch is not installed."""
     try:
-        from model import official
+        from model.checkpoints import official
     except ImportError as error:
         raise ImportFailed(
             f"{error.name} is missing, which converting needs; install it with "

@@ -36,7 +36,7 @@ _PICTURES = {
 
 def evaluate(samples: FloatArray, real_picture: Path, *, scale: int) -> dict[str, Any]:
     """Figures of the samples and of the reference models; also draws 64 real digits to `real_picture`."""
-    from model.data import load
+    from model.data.datasets import load
 
     digits = load("digits")
     train, held_out = digits.train.numpy(), digits.held_out.numpy()

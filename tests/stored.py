@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from model import data
-from model.checkpoint import Snapshot, copy_tensors
+from model.checkpoints.checkpoint import Snapshot, copy_tensors
 from model.config import TrainConfig, to_dict
-from model.energy_model import EnergyModel
+from model.energies.energy_model import EnergyModel
 from worker.artifacts import Artifacts
 from worker.ids import new_id
 

@@ -24,7 +24,7 @@ from worker.watch import StopReason
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from model.energy_model import EnergyModel
+    from model.energies.energy_model import EnergyModel
     from worker.engine import Engine
     from worker.tickets import DrawTicket
 

@@ -21,9 +21,9 @@ from worker.jobs import JobRecord, Progress
 from worker.watch import StopReason
 
 if TYPE_CHECKING:
-    from model.annealing import LogZ
-    from model.data import Dataset
-    from model.energy_model import EnergyModel
+    from model.data.datasets import Dataset
+    from model.densities.annealing import LogZ
+    from model.energies.energy_model import EnergyModel
 
 log = structlog.get_logger(__name__)
 
@@ -48,8 +48,8 @@ def calibrate_checkpoint(
     Every round is a `calibration` event, and the job's progress if wanted. Raises ModelError, ArtifactMissing,
     StorageUnavailable, StaleLease.
     """
-    from model import density
-    from model.calibration import summarize
+    from model.densities import density
+    from model.densities.calibration import summarize
 
     model = load_checkpoint(attempt, model_id, step, device_of(record))
     attempt.use_threads(model.config.network, tuple(model.event_shape), config.num_chains)
@@ -84,7 +84,7 @@ def calibrate_checkpoint(
 
 def load_checkpoint(attempt: Attempt, model_id: str, step: int, device: str) -> EnergyModel:
     """The model of a committed checkpoint. Raises ArtifactMissing, StorageUnavailable, ModelError."""
-    from model.checkpoint import SAMPLING_FILES, load_model
+    from model.checkpoints.checkpoint import SAMPLING_FILES, load_model
 
     directory = attempt.directory / "checkpoint"
     try:

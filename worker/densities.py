@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from model import density
-from model.calibration import Calibration
 from model.config import TrainConfig
-from model.data import Dataset
-from model.energy_model import EnergyModel
+from model.data.datasets import Dataset
+from model.densities import density
+from model.densities.calibration import Calibration
+from model.energies.energy_model import EnergyModel
 from model.errors import ShapeError
 from worker.messages import DensityReply, DensityRequest, DoubleArray, FloatArray
 

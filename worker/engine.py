@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 
 import structlog
 
-from model.energy_model import EnergyModel
-from model.sampling import chosen_settings
+from model.chains.sampling import chosen_settings
+from model.energies.energy_model import EnergyModel
 from worker.lanes import Lane
 from worker.tickets import (
     AnyTicket,

@@ -13,10 +13,10 @@ import numpy as np
 import structlog
 import torch
 
+from model.chains.descent import Arrivals, Chain, Descents, Rows, Step, evaluations_per_sample
 from model.config import SamplingConfig
-from model.descent import Arrivals, Chain, Descents, Rows, Step, evaluations_per_sample
-from model.energy_model import EnergyModel
-from model.networks import useful_threads
+from model.energies.energy_model import EnergyModel
+from model.networks.networks import useful_threads
 from worker.tickets import AnyTicket, DrawTicket, WorkTicket
 
 log = structlog.get_logger(__name__)

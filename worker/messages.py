@@ -228,7 +228,7 @@ class DensityReply(SamplerReply):
 
     seed: int
     calibration: dict[str, Any] | None = None
-    """The one that was used: `model.calibration.Calibration.to_dict`."""
+    """The one that was used: `model.densities.calibration.Calibration.to_dict`."""
     log_density: DoubleArray | None = Field(default=None, exclude=True, repr=False)
     energy: DoubleArray | None = Field(default=None, exclude=True, repr=False)
     bits_per_dim: DoubleArray | None = Field(default=None, exclude=True, repr=False)

@@ -37,9 +37,9 @@ from worker.messages import (
 )
 
 if TYPE_CHECKING:
-    from model.calibration import Calibration
-    from model.data import Dataset
-    from model.energy_model import EnergyModel
+    from model.data.datasets import Dataset
+    from model.densities.calibration import Calibration
+    from model.energies.energy_model import EnergyModel
     from worker.engine import Engine, EngineLoad
     from worker.tickets import AnyTicket, WorkFn
 
@@ -83,7 +83,7 @@ class Checkpoints:
 
     def load(self, key: ModelKey) -> EnergyModel:
         """Raises RequestRefused, CheckpointError, ArtifactDamaged, StorageUnavailable."""
-        from model.checkpoint import SAMPLING_FILES, load_model
+        from model.checkpoints.checkpoint import SAMPLING_FILES, load_model
 
         directory = self._directory / f"{key.model_id}-{key.step}-{os.getpid()}"  # samplers may share the folder
         try:
@@ -272,7 +272,7 @@ class Sampler:
 
     def _calibration(self, key: ModelKey) -> Calibration:
         """Read anew for every request: another calibration may have taken its place. Raises RequestRefused."""
-        from model.calibration import Calibration
+        from model.densities.calibration import Calibration
 
         try:
             return Calibration.from_dict(self._artifacts.get_calibration(key.model_id, key.step))

@@ -36,7 +36,7 @@ from worker.supervise import Supervisor
 from worker.switchboard import Switchboard
 
 if TYPE_CHECKING:
-    from model.data import Dataset
+    from model.data.datasets import Dataset
 
 log = structlog.get_logger(__name__)
 
@@ -144,8 +144,8 @@ def _answer(message: dict[str, Any], kind: type[Q], answer_fn: Callable[[Q], Sam
 
 def start_sampler(name: str) -> Switchboard:
     """Import torch and start the engine before the first request asks for it."""
-    import model.checkpoint
-    import model.density  # noqa: F401
+    import model.checkpoints.checkpoint
+    import model.densities.density  # noqa: F401
 
     REGISTRY.register(EngineCollector(_sampler().load))
     switchboard = Switchboard(_store().redis, _sampler(), name)

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.chains.sampling import Samples
 from model.config import SamplingConfig
-from model.energy_model import EnergyModel
-from model.sampling import Samples
+from model.energies.energy_model import EnergyModel
 
 T = TypeVar("T")
 FloatArray = NDArray[np.float32]

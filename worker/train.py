@@ -30,8 +30,8 @@ from worker.spool import CommittedCheckpoint, Spool, deliver_leftovers
 from worker.watch import StopReason
 
 if TYPE_CHECKING:
-    from model.checkpoint import Snapshot
-    from model.ranks import Ranks
+    from model.checkpoints.checkpoint import Snapshot
+    from model.training.ranks import Ranks
 
 log = structlog.get_logger(__name__)
 
@@ -64,7 +64,7 @@ class TrainingRun(Attempt):
 
     def _train(self, record: JobRecord, config: TrainConfig, ranks: Ranks, spool: Spool | None) -> None:
         from model import data, training  # torch takes seconds; signals and threads are in place by now
-        from model.winograd import bfloat16_is_slow
+        from model.networks.winograd import bfloat16_is_slow
 
         with ranks.leader_first():  # the others find it in the cache
             location = self.patiently(
@@ -98,7 +98,7 @@ class TrainingRun(Attempt):
                 self._deliver(event, spool)
 
     def _ranks(self, record: JobRecord) -> AbstractContextManager[Ranks]:
-        from model.ranks import ALONE, joined
+        from model.training.ranks import ALONE, joined
 
         return nullcontext(ALONE) if self.num_ranks == 1 else joined(self.rank, self.num_ranks, self._device(record))
 
@@ -174,7 +174,7 @@ class TrainingRun(Attempt):
 
     def _found_together(self, ranks: Ranks, find_fn: Callable[[], Snapshot | None]) -> Snapshot | None:
         """The checkpoint that the leading rank finds, for all: it leaves the files in a folder for the others."""
-        from model.checkpoint import read_snapshot
+        from model.checkpoints.checkpoint import read_snapshot
 
         with ranks.leader_first():
             if self.rank == 0:
@@ -200,7 +200,7 @@ class TrainingRun(Attempt):
 
     def _snapshot(self, model_id: str, step: int) -> Snapshot | None:
         """A committed checkpoint, if there is one that can be read; its files stay. Raises StorageUnavailable."""
-        from model.checkpoint import read_snapshot
+        from model.checkpoints.checkpoint import read_snapshot
 
         shutil.rmtree(self._fetched, ignore_errors=True)
         try:

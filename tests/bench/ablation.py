@@ -29,14 +29,14 @@ from rich.console import Console
 from rich.table import Table
 
 from model import data, presets, training
-from model.checkpoint import load_weights, read_snapshot
+from model.chains.sampling import sample
+from model.checkpoints.checkpoint import load_weights, read_snapshot
 from model.config import TrainConfig
-from model.energy_model import EnergyModel
+from model.energies.energy_model import EnergyModel
 from model.errors import DivergenceError
 from model.evaluation import frechet_distance
 from model.events import CheckpointEvent, RollbackEvent, StepEvent
-from model.networks import iterate_power
-from model.sampling import sample
+from model.networks.networks import iterate_power
 
 _RESULTS = Path("bench-results/ablation.json")
 _NEVER = 10**8

@@ -27,18 +27,18 @@ from sklearn.neighbors import KernelDensity
 from torch import Tensor
 
 from model import data, presets
-from model.annealing import AnnealingPath, bound_log_z
-from model.augmentation import dequantized
-from model.base import MixtureBase
-from model.checkpoint import load_model
-from model.density import calibrate, data_energy, level_energy, normalized
-from model.diagnostics import LongRun, run_long
-from model.energy import GaussianEnergy
-from model.energy_model import EnergyModel
+from model.chains.diagnostics import LongRun, run_long
+from model.checkpoints.checkpoint import load_model
+from model.data.augmentation import dequantized
+from model.data.planar import PLANAR_DENSITIES
+from model.densities.annealing import AnnealingPath, bound_log_z
+from model.densities.density import calibrate, data_energy, level_energy, normalized
+from model.energies.bases import MixtureBase
+from model.energies.energy import GaussianEnergy
+from model.energies.energy_model import EnergyModel
 from model.events import CheckpointEvent
 from model.noise import NoiseSource, SharedNoise, make_generator
-from model.planar import PLANAR_DENSITIES
-from model.training import train
+from model.training.loop import train
 
 Array = npt.NDArray[np.float32]
 _RESULTS = Path("bench-results/density.json")

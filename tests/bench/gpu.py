@@ -23,15 +23,15 @@ from rich.console import Console
 from torch import Tensor
 
 from model import training
-from model.checkpoint import read_snapshot
+from model.chains.sampling import descend
+from model.checkpoints.checkpoint import read_snapshot
 from model.config import Precision, SamplingConfig, TrainConfig
-from model.energy import energy_and_score
-from model.energy_model import EnergyModel
+from model.energies.energy import energy_and_score
+from model.energies.energy_model import EnergyModel
 from model.events import CheckpointEvent, DoneEvent, StepEvent
-from model.memory import with_batch_size
 from model.noise import ChainNoise, NoiseSource, SharedNoise, make_generator
-from model.ranks import ALONE
-from model.sampling import descend
+from model.training.memory import with_batch_size
+from model.training.ranks import ALONE
 from tests.bench.train import BENCH_CONFIG, PRECISIONS, forward_flops, noise_dataset, step_flops
 
 _BATCH = 256

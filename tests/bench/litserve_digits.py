@@ -13,9 +13,9 @@ import litserve as ls
 import torch
 from fastapi import Response
 
-from model.checkpoint import load_model
+from model.chains.sampling import descend
+from model.checkpoints.checkpoint import load_model
 from model.noise import SharedNoise, make_generator
-from model.sampling import descend
 from service.images import FloatArray, encode_grid, encode_png
 
 

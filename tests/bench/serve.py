@@ -28,11 +28,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from model.checkpoint import SAMPLING_FILES, load_model
-from model.energy import energy_and_score
-from model.energy_model import EnergyModel
+from model.chains.sampling import sample
+from model.checkpoints.checkpoint import SAMPLING_FILES, load_model
+from model.energies.energy import energy_and_score
+from model.energies.energy_model import EnergyModel
 from model.presets import preset
-from model.sampling import sample
 from service.local import LocalStack
 from tests.servers import free_ports, wait_until
 from tests.stored import store_untrained

@@ -3,7 +3,7 @@
 DRL's CIFAR-10 network (N = 2, 9,056,256 parameters), T6, K = 30, batch 8, against the plain implementation beside this
 file and the machine's own measured peaks, all in one run and in turns, so that other load meets everyone alike. The
 peaks are the fastest of short calls and the steps medians of long ones, so shares of the peak mean something on an idle
-machine only. Operations are counted as direct convolutions take them: ours take fewer (`model.winograd`), so that a
+machine only. Operations are counted as direct convolutions take them: ours take fewer (`model.networks.winograd`), so that a
 share can exceed 1. Then how a step's cost grows, what its surroundings take, and what bfloat16 does to a model of
 digits.
 """
@@ -31,8 +31,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import data, presets, training
-from model.augmentation import augment
-from model.checkpoint import load_model
+from model.chains.sampling import descend, sample
+from model.checkpoints.checkpoint import load_model
 from model.config import (
     ChainConfig,
     NetworkConfig,
@@ -42,13 +42,14 @@ from model.config import (
     ScheduleConfig,
     TrainConfig,
 )
-from model.energy_model import EnergyModel
+from model.data.augmentation import augment
+from model.energies.energy_model import EnergyModel
 from model.evaluation import frechet_distance
 from model.events import CheckpointEvent, StepEvent
-from model.memory import TrialStep
 from model.noise import SharedNoise, make_generator
-from model.objective import stratified_levels
-from model.sampling import descend, sample
+from model.training import loop
+from model.training.memory import TrialStep
+from model.training.objective import stratified_levels
 from tests.bench.plain import PlainModel, plain_copy
 from tests.servers import ACCESS_KEY, BUCKET, SECRET_KEY, running_seaweedfs
 from worker.artifacts import Artifacts
@@ -147,7 +148,7 @@ class PlainTraining:
     def __next__(self) -> tuple[float, float]:
         """(loss, gradient norm) of the next step, on the batch and noise that `training.train` takes for it."""
         config, self.step = self.config, self.step + 1
-        noise = SharedNoise(make_generator(config.seed, training._STEP_STREAM, self.step - 1))
+        noise = SharedNoise(make_generator(config.seed, loop._STEP_STREAM, self.step - 1))
         batch = training._batch(config, self.dataset.train, self.step - 1)
         x_data = augment(batch, config, self.model.bin_width, noise)
         level = stratified_levels(self.model.num_levels, x_data, noise)

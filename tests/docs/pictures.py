@@ -18,13 +18,13 @@ import torch
 from matplotlib.figure import Figure
 
 from model import data
-from model.checkpoint import load_model
+from model.checkpoints.checkpoint import load_model
 from model.config import TrainConfig
-from model.energy_model import EnergyModel
+from model.energies.energy_model import EnergyModel
 from model.errors import DivergenceError
 from model.events import CheckpointEvent, RollbackEvent, StepEvent
 from model.presets import override, preset
-from model.training import train
+from model.training.loop import train
 
 LEVELS = (19, 14, 11, 8, 5, 0)
 STEPS = 2500

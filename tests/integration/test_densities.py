@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from model import data
-from model.checkpoint import load_model
-from model.density import bits_per_dim, log_density
+from model.checkpoints.checkpoint import load_model
+from model.densities.density import bits_per_dim, log_density
 from service.client import Job, Recovery, RefusedError
 from service.images import encode_png
 from tests.integration.stack import TINY, UpCommand

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from model import official
-from model.density import log_density
-from model.sampling import sample
+from model.chains.sampling import sample
+from model.checkpoints import official
+from model.densities.density import log_density
 from service.client import Recovery
 from tests.integration.stack import UpCommand
 from tests.model.official import CHECKPOINT

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model import official
-from model.energy_model import EnergyModel
+from model.checkpoints import official
+from model.energies.energy_model import EnergyModel
 
 _DATA = Path(__file__).parent.parent / "data"
 CHECKPOINT = _DATA / "official_tiny"

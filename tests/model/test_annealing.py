@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.annealing import AnnealingPath, LogZ, anneal, anneal_backwards, bound_log_z, tune
-from model.energy import EnergyFn, GaussianEnergy, MixtureEnergy
+from model.densities.annealing import AnnealingPath, LogZ, anneal, anneal_backwards, bound_log_z, tune
+from model.energies.energy import EnergyFn, GaussianEnergy, MixtureEnergy
 from model.noise import NoiseSource, SharedNoise
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, distributions, nn
 
-from model.annealing import anneal
-from model.base import MixtureBase
 from model.config import NetworkConfig, ScheduleConfig, TrainConfig
-from model.density import annealing_path
-from model.energy_model import EnergyModel
+from model.densities.annealing import anneal
+from model.densities.density import annealing_path
+from model.energies.bases import MixtureBase
+from model.energies.energy_model import EnergyModel
 from model.errors import ConfigError, ShapeError
 from model.noise import SharedNoise, make_generator
 from model.schedule import make_schedule

@@ -12,11 +12,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from model.checkpoint import CONFIG_FILE, EMA_FILE, load_model, read_snapshot
+from model.checkpoints.checkpoint import CONFIG_FILE, EMA_FILE, load_model, read_snapshot
 from model.config import ChainConfig, NetworkConfig, TrainConfig
-from model.data import Dataset
+from model.data.datasets import Dataset
 from model.errors import CheckpointError
-from model.training import resume, start
+from model.training.loop import resume, start
 
 _CONFIG = TrainConfig(
     network=NetworkConfig(kind="mlp", width=8, num_blocks=1), chain=ChainConfig(num_steps=1), energy="gaussian"

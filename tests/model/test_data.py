@@ -13,12 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from model.data import load
+from model.data.datasets import load
+from model.data.planar import PLANAR_DENSITIES
 from model.errors import DataError, DataTooLarge
 from model.intake.images import decode
 from model.intake.limits import ReadLimits, Summary
 from model.intake.normalize import normalize
-from model.planar import PLANAR_DENSITIES
 
 
 def _png(value: int, size: tuple[int, int] = (6, 5), mode: str = "L") -> bytes:

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model.annealing import anneal, bound_log_z
-from model.calibration import Calibration, summarize
 from model.config import CalibrationConfig, ChainConfig, NetworkConfig, ScheduleConfig, TrainConfig
-from model.data import Dataset
-from model.density import (
+from model.data.datasets import Dataset
+from model.densities.annealing import anneal, bound_log_z
+from model.densities.calibration import Calibration, summarize
+from model.densities.density import (
     annealing_path,
     bits_per_dim,
     calibrate,
@@ -24,8 +24,8 @@ from model.density import (
     log_density,
     path_log_density,
 )
-from model.energy import MixtureEnergy
-from model.energy_model import EnergyModel
+from model.energies.energy import MixtureEnergy
+from model.energies.energy_model import EnergyModel
 from model.errors import CalibrationError
 from model.noise import SharedNoise
 

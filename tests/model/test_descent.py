@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.chains.descent import Chain, Descents, evaluations_per_sample
+from model.chains.sampling import sample
 from model.config import ChainConfig, NetworkConfig, SamplingConfig, ScheduleConfig, TrainConfig
-from model.descent import Chain, Descents, evaluations_per_sample
-from model.energy_model import EnergyModel
-from model.sampling import sample
+from model.energies.energy_model import EnergyModel
 
 _CONFIG = TrainConfig(
     schedule=ScheduleConfig(kind="log_snr", num_levels=4, log_snr_max=5.0, log_snr_min=-4.0),

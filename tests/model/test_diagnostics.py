@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.chains.diagnostics import effective_sample_size, run_long, split_r_hat
 from model.config import ChainConfig, NetworkConfig, ScheduleConfig, TrainConfig
-from model.diagnostics import effective_sample_size, run_long, split_r_hat
-from model.energy_model import EnergyModel
+from model.energies.energy_model import EnergyModel
 
 
 def _autoregressive(correlation: float, steps: int, chains: int) -> Tensor:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from model.data import load
+from model.data.datasets import load
 from model.errors import DataError, DataTooLarge
 from model.intake.framing import crop, framed
 from model.intake.limits import ReadLimits

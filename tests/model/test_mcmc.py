@@ -10,8 +10,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from model.energy import EnergyFn, GaussianEnergy, MixtureEnergy, energy_and_score
-from model.mcmc import Info, State, adapt_step_size, hmc_step, init, langevin_step, mala_step
+from model.chains.kernels import Info, State, adapt_step_size, hmc_step, init, langevin_step, mala_step
+from model.energies.energy import EnergyFn, GaussianEnergy, MixtureEnergy, energy_and_score
 from model.noise import SharedNoise
 
 _CHAINS = 4000

@@ -11,13 +11,13 @@ from typing import ClassVar
 import pytest
 import torch
 
-from model.checkpoint import read_snapshot
+from model.checkpoints.checkpoint import read_snapshot
 from model.config import NetworkConfig, ScoreMatchingConfig, TrainConfig, from_dict, to_dict
-from model.data import Dataset, load
+from model.data.datasets import Dataset, load
 from model.errors import ConfigError
 from model.events import BatchEvent, CheckpointEvent, TrainEvent
-from model.memory import TrialStep, free_bytes, most_rows, with_rows
-from model.training import train
+from model.training.loop import train
+from model.training.memory import TrialStep, free_bytes, most_rows, with_rows
 from tests.model.test_training import PAPER
 
 _AUTO = replace(PAPER, batch_size="auto", sample_every=100, num_preview_samples=1, steps=2)

@@ -10,7 +10,7 @@ import torch
 
 from model.config import Activation, NetworkConfig, Precision
 from model.errors import ShapeError
-from model.networks import (
+from model.networks.networks import (
     MLPEnergy,
     ResNetEnergy,
     _ResidualBlock,

@@ -10,10 +10,10 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from model import official
-from model.checkpoint import load_model
+from model.chains.sampling import sample
+from model.checkpoints import official
+from model.checkpoints.checkpoint import load_model
 from model.errors import CheckpointError
-from model.sampling import sample
 from tests.model.bundle_writer import Array, write_bundle
 from tests.model.official import CHECKPOINT, golden, images
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from model.planar import PLANAR_DENSITIES
+from model.data.planar import PLANAR_DENSITIES
 
 
 @pytest.mark.parametrize("name", PLANAR_DENSITIES)

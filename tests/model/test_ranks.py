@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import spawn
 
-from model.checkpoint import read_snapshot
+from model.checkpoints.checkpoint import read_snapshot
 from model.config import TrainConfig
-from model.data import Dataset, load
+from model.data.datasets import Dataset, load
 from model.errors import ConfigError
 from model.events import CheckpointEvent, SampleEvent, StepEvent
-from model.ranks import Ranks, joined
 from model.rows import Rows
-from model.training import train
+from model.training.loop import train
+from model.training.ranks import Ranks, joined
 from tests.model.test_training import ADJUSTED, PAPER
 from tests.servers import free_ports
 

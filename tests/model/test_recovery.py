@@ -8,11 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.chains.kernels import init, mala_step
 from model.config import ScheduleConfig
-from model.energy import GaussianEnergy, MixtureEnergy, energy_and_score
-from model.mcmc import init, mala_step
-from model.noise import SharedNoise
-from model.recovery import (
+from model.energies.conditional import (
     contrastive_loss,
     dual_score_matching_loss,
     energy_penalty,
@@ -22,6 +20,8 @@ from model.recovery import (
     recovery_energy,
     recovery_score_matching_loss,
 )
+from model.energies.energy import GaussianEnergy, MixtureEnergy, energy_and_score
+from model.noise import SharedNoise
 from model.schedule import Schedule, make_schedule
 
 _DATA = MixtureEnergy(

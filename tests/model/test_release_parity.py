@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.chains.sampling import descend
 from model.config import SamplingConfig, ScheduleConfig
-from model.energy import energy_and_score
-from model.energy_model import EnergyModel
-from model.recovery import contrastive_loss
-from model.sampling import descend
+from model.energies.conditional import contrastive_loss
+from model.energies.energy import energy_and_score
+from model.energies.energy_model import EnergyModel
 from model.schedule import make_schedule
 from tests.model.official import golden, images, release_model
 

@@ -10,11 +10,11 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
+from model.chains.sampling import descend, draw_conditional, sample
 from model.config import ChainConfig, NetworkConfig, SamplingConfig, ScheduleConfig, TrainConfig
-from model.energy_model import EnergyModel
+from model.energies.energy_model import EnergyModel
 from model.errors import ConfigError
 from model.noise import ChainNoise, SharedNoise
-from model.sampling import descend, draw_conditional, sample
 
 _CONFIG = TrainConfig(
     schedule=ScheduleConfig(kind="log_snr", num_levels=8, log_snr_max=5.0, log_snr_min=-5.0),

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from model.checkpoints.tensor_bundle import TensorBundle
 from model.errors import CheckpointError
-from model.tensor_bundle import TensorBundle
 from tests.model.bundle_writer import Array, write_bundle
 
 RELEASE = Path(__file__).parent.parent / "data" / "official_tiny"

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.augmentation import jittered
-from model.checkpoint import Snapshot, load_model, read_snapshot
+from model.chains.sampling import sample
+from model.checkpoints.checkpoint import Snapshot, load_model, read_snapshot
 from model.config import (
     ChainConfig,
     NetworkConfig,
@@ -22,14 +22,14 @@ from model.config import (
     ScoreMatchingConfig,
     TrainConfig,
 )
-from model.data import Dataset, load
-from model.energy import MixtureEnergy, energy_and_score
-from model.energy_model import EnergyModel
+from model.data.augmentation import jittered
+from model.data.datasets import Dataset, load
+from model.energies.energy import MixtureEnergy, energy_and_score
+from model.energies.energy_model import EnergyModel
 from model.errors import DivergenceError
 from model.events import CheckpointEvent, DoneEvent, RollbackEvent, SampleEvent, StepEvent, TrainEvent
 from model.noise import SharedNoise
-from model.sampling import sample
-from model.training import start, train
+from model.training.loop import start, train
 from tests.bench.train import BENCH_CONFIG, PlainTraining, noise_dataset
 
 PAPER = TrainConfig(

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from model import winograd
 from model.config import NetworkConfig, Precision, TrainConfig
-from model.energy import energy_and_score
-from model.energy_model import EnergyModel
-from model.layers import Conv3x3
+from model.energies.energy import energy_and_score
+from model.energies.energy_model import EnergyModel
+from model.networks import winograd
+from model.networks.layers import Conv3x3
 
 _WIDE = TrainConfig(network=NetworkConfig(width=96, multipliers=(1, 2), num_blocks=1, activation="silu"))
 """wide enough for tiles, smooth enough to compare gradients"""

@@ -17,9 +17,9 @@ import pytest
 from fastapi.testclient import TestClient
 from redis import Redis
 
-from model.annealing import LogZ
-from model.calibration import Calibration, Quantile
 from model.config import to_dict
+from model.densities.annealing import LogZ
+from model.densities.calibration import Calibration, Quantile
 from model.presets import preset
 from service.app import create_app
 from service.settings import ServiceSettings

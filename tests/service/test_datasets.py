@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from model.data import load
+from model.data.datasets import load
 from model.presets import BUILT_IN_DATASETS
 from service.app import create_app
 from service.folder_zip import zipped

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from model.data import load
+from model.data.datasets import load
 from service import demo_report, progress
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.checkpoint import SAMPLING_FILES, load_model
-from model.sampling import sample
+from model.chains.sampling import sample
+from model.checkpoints.checkpoint import SAMPLING_FILES, load_model
 from tests.servers import wait_until
 from tests.stored import store_untrained
 from tests.worker.conftest import Attempt, tiny_config

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from model.data import load
+from model.data.datasets import load
 from model.errors import DataError, DataTooLarge
 from model.intake.limits import Summary
 from tests.servers import BUCKET

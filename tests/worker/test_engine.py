@@ -12,10 +12,10 @@ import pytest
 import torch
 from scipy import stats
 
+from model.chains.sampling import Samples, sample
 from model.config import ChainConfig, NetworkConfig, SamplingConfig, ScheduleConfig, TrainConfig
-from model.energy_model import EnergyModel
+from model.energies.energy_model import EnergyModel
 from model.errors import ConfigError, ShapeError
-from model.sampling import Samples, sample
 from tests.servers import wait_until
 from worker.engine import Engine
 from worker.metrics import EngineCollector

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from model.checkpoint import read_snapshot
+from model.checkpoints.checkpoint import read_snapshot
 from tests.servers import wait_until
 from tests.worker.conftest import TRAINER, Attempt, StartWorker, tiny_spec
 from worker.artifacts import Artifacts

@@ -20,8 +20,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from model.energy import EnergyFn
-from model.mcmc import Info, State, adapt_step_size, hmc_step, init
+from model.chains.kernels import Info, State, adapt_step_size, hmc_step, init
+from model.energies.energy import EnergyFn
 from model.noise import NoiseSource
 
 StopFn = Callable[[], bool]

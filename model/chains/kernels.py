@@ -15,9 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from model.energy import EnergyFn, energy_and_score
+from model.energies.conditional import squared_norm
+from model.energies.energy import EnergyFn, energy_and_score
 from model.noise import NoiseSource
-from model.recovery import squared_norm
 from model.schedule import expand
 
 

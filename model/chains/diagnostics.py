@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.energy_model import EnergyModel
+from model.chains.sampling import draw_conditional
+from model.energies.energy_model import EnergyModel
 from model.noise import SharedNoise, make_generator
-from model.sampling import draw_conditional
 
 _NUM_RECORDS = 100  # of each chain's energy
 _CHAINS_EACH = 4  # on one conditional

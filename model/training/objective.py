@@ -12,10 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model.energy_model import EnergyModel
-from model.events import Phase
-from model.noise import SharedNoise
-from model.recovery import (
+from model.chains.sampling import draw_conditional
+from model.energies.conditional import (
     contrastive_loss,
     dual_score_matching_loss,
     energy_penalty,
@@ -24,8 +22,10 @@ from model.recovery import (
     recovery_score_matching_loss,
     squared_norm,
 )
+from model.energies.energy_model import EnergyModel
+from model.events import Phase
+from model.noise import SharedNoise
 from model.rows import Rows
-from model.sampling import draw_conditional
 from model.schedule import expand
 
 _CONTRAST_NATS = 0.8

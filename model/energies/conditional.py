@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from model.energy import EnergyFn
+from model.energies.energy import EnergyFn
 from model.schedule import expand
 
 LevelEnergyFn = Callable[[Tensor, Tensor], Tensor]

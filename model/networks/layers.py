@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from model import winograd
+from model.networks import winograd
 
 _INITIAL_POWER_ITERATIONS = 15  # a random vector underestimates the singular value, so the first outputs would be huge
 

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.checkpoint import Snapshot, copy_tensors
+from model.checkpoints.checkpoint import Snapshot, copy_tensors
+from model.checkpoints.tensor_bundle import TensorBundle
 from model.config import UNKNOWN_DATASET, NetworkConfig, ScheduleConfig, TrainConfig
-from model.energy_model import EnergyModel
+from model.energies.energy_model import EnergyModel
 from model.errors import CheckpointError, ConfigError
-from model.tensor_bundle import TensorBundle
 
 _IMAGE_SIZES = {(1, 2, 2, 2): 32, (1, 2, 2, 2, 4): 64, (1, 2, 2, 2, 4, 4): 128, (1, 1, 2, 2, 2, 4, 4): 256}
 """Height and width, in pixels, that the release gives each tuple of multipliers."""

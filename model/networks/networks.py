@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from model.config import NetworkConfig, Precision
 from model.errors import ShapeError
-from model.layers import Conv3x3, Dense, Weighted
+from model.networks.layers import Conv3x3, Dense, Weighted
 
 _ACTIVATIONS_PER_THREAD = 150_000
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from model.chains.kernels import hmc_step, init, langevin_step, mala_step
 from model.config import ChainStart, Precision, SamplingConfig
-from model.energy import energy_and_score
-from model.energy_model import EnergyModel
+from model.energies.conditional import normal_approximation
+from model.energies.energy import energy_and_score
+from model.energies.energy_model import EnergyModel
 from model.errors import ConfigError
-from model.mcmc import hmc_step, init, langevin_step, mala_step
 from model.noise import ChainNoise, NoiseSource
-from model.recovery import normal_approximation
 from model.schedule import expand
 
 NUM_LEAPFROG = 5

@@ -17,14 +17,14 @@ from typing import get_args
 import torch
 
 from model.config import AUTO_BATCH_SIZES, TrainConfig
-from model.data import Dataset
-from model.energy_model import EnergyModel
+from model.data.datasets import Dataset
+from model.energies.energy_model import EnergyModel
 from model.errors import ConfigError
 from model.events import BatchEvent, Phase
 from model.noise import SharedNoise, make_generator
-from model.objective import Objective, stratified_levels
-from model.ranks import Ranks
 from model.rows import Rows
+from model.training.objective import Objective, stratified_levels
+from model.training.ranks import Ranks
 
 _GPU_SHARE, _CPU_SHARE = 0.85, 0.5
 """Of the free memory: a GPU is this process's own, the rest of a machine is there for others too."""

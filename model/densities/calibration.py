@@ -1,6 +1,6 @@
 """What is kept of a calibration: log Z of one checkpoint from both sides, and how the data score under it.
 
-log densities are nats in the data's units, of the data blurred by the model's own noise (see `model.density`).
+log densities are nats in the data's units, of the data blurred by the model's own noise (see `model.densities.density`).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.annealing import LogZ
-from model.augmentation import dequantized
 from model.config import CalibrationConfig, from_dict, to_dict
-from model.data import Dataset
-from model.density import bits_per_dim, blur_std, default_tolerance, log_density
-from model.energy_model import EnergyModel
+from model.data.augmentation import dequantized
+from model.data.datasets import Dataset
+from model.densities.annealing import LogZ
+from model.densities.density import bits_per_dim, blur_std, default_tolerance, log_density
+from model.energies.energy_model import EnergyModel
 from model.errors import CalibrationError, ConfigError
 from model.noise import SharedNoise, make_generator
 
@@ -51,7 +51,7 @@ class Calibration:
     tolerance: float
     """nats asked for between the sides; `log_z.std_error` says what was reached"""
     num_held_out: int
-    """Held-out events that were scored; 0 where the model's data are not known (`model.official`)."""
+    """Held-out events that were scored; 0 where the model's data are not known (`model.checkpoints.official`)."""
     held_out_log_density: float | None
     """Their mean; discrete data dequantized. None where there were none."""
     held_out_bits_per_dim: float | None
@@ -59,7 +59,7 @@ class Calibration:
     bin_width: float | None
     """Spacing of the values the data can take, in the data's units; None for continuous data."""
     blur_std: float
-    """σ̄_0/ᾱ_0: the density is that of the data with noise of this size (`model.density.blur_std`)."""
+    """σ̄_0/ᾱ_0: the density is that of the data with noise of this size (`model.densities.density.blur_std`)."""
     train_quantiles: tuple[Quantile, ...]
     """Of the training data's log densities; empty where the data are not known."""
     created_at: str

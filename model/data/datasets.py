@@ -15,12 +15,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from model.data.planar import PLANAR_DENSITIES
 from model.errors import DataError
 from model.intake.framing import ImageSize, framed, require_images
 from model.intake.limits import ReadLimits
 from model.intake.normalize import normalize
 from model.noise import make_generator
-from model.planar import PLANAR_DENSITIES
 
 _SPLIT_SEED = 0
 _PLANAR_COUNT = 50_000

@@ -18,13 +18,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from model.annealing import AnnealingPath, LogZ, bound_log_z
-from model.base import MixtureBase
 from model.config import CalibrationConfig
-from model.energy import EnergyFn, energy_and_score
-from model.energy_model import EnergyModel
+from model.densities.annealing import AnnealingPath, LogZ, bound_log_z
+from model.energies.bases import MixtureBase
+from model.energies.conditional import squared_norm
+from model.energies.energy import EnergyFn, energy_and_score
+from model.energies.energy_model import EnergyModel
 from model.noise import ChainNoise, NoiseSource, SharedNoise, make_generator
-from model.recovery import squared_norm
 
 _CHUNK = 4096  # events evaluated at once
 _TOP_SAMPLES = 4096

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from model.events import PerLevel, Phase, StepEvent
-from model.ranks import Ranks
+from model.training.ranks import Ranks
 
 
 class Meter:

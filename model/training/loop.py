@@ -24,21 +24,21 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model.augmentation import augment
-from model.checkpoint import Snapshot, copy_tensors, load_weights
+from model.chains.kernels import adapt_step_size
+from model.chains.sampling import sample
+from model.checkpoints.checkpoint import Snapshot, copy_tensors, load_weights
 from model.config import TrainConfig
-from model.data import Dataset
-from model.energy_model import EnergyModel
+from model.data.augmentation import augment
+from model.data.datasets import Dataset
+from model.energies.energy_model import EnergyModel
 from model.errors import CheckpointError, ConfigError, DivergenceError, ShapeError
 from model.events import CheckpointEvent, DoneEvent, Phase, RollbackEvent, SampleEvent, TrainEvent
-from model.mcmc import adapt_step_size
-from model.memory import with_batch_size
-from model.meter import Meter, sums_by_level
-from model.networks import iterate_power
+from model.networks.networks import iterate_power
 from model.noise import SharedNoise, derive_seed, make_generator
-from model.objective import Objective, stratified_levels
-from model.ranks import ALONE, Ranks
-from model.sampling import sample
+from model.training.memory import with_batch_size
+from model.training.meter import Meter, sums_by_level
+from model.training.objective import Objective, stratified_levels
+from model.training.ranks import ALONE, Ranks
 
 _INIT_STREAM, _STEP_STREAM, _ORDER_STREAM, _PREVIEW_STREAM = range(4)
 _MAX_LOSS = 1e4

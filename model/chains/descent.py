@@ -1,4 +1,4 @@
-"""Descents from x_T to x_0 side by side, each at its own level and step: `model.sampling.descend` cut into evaluations.
+"""Descents from x_T to x_0 side by side, each at its own level and step: `model.chains.sampling.descend` cut into evaluations.
 
 A row is one chain. Whatever a row does next, it waits for the same thing: the energy and score of
 E_t(y) + precision |x_{t+1} − y|²/2 at its `point` y. One evaluation of all rows therefore serves rows that start a
@@ -17,13 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.chains.kernels import State, langevin_move, mala_choice, metropolis_choice
+from model.chains.sampling import NUM_LEAPFROG, expected_data, predicted_start
 from model.config import SamplingConfig, TrainConfig
-from model.energy import energy_and_score
-from model.energy_model import EnergyModel
-from model.mcmc import State, langevin_move, mala_choice, metropolis_choice
+from model.energies.conditional import normal_approximation, recovery_energy, squared_norm
+from model.energies.energy import energy_and_score
+from model.energies.energy_model import EnergyModel
 from model.noise import NoiseRows
-from model.recovery import normal_approximation, recovery_energy, squared_norm
-from model.sampling import NUM_LEAPFROG, expected_data, predicted_start
 from model.schedule import expand
 
 Rows = NDArray[np.int64]
@@ -79,7 +79,7 @@ class Step:
 
 
 def evaluations_per_sample(config: TrainConfig, settings: SamplingConfig) -> int:
-    """Gradient evaluations of one descent, the same as `model.sampling.sample` reports."""
+    """Gradient evaluations of one descent, the same as `model.chains.sampling.sample` reports."""
     num_levels = config.schedule.num_levels
     predictions = num_levels - 1 if settings.start == "predictor" else 0
     if settings.num_steps == 0:

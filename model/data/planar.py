@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from model.energy import MixtureEnergy
+from model.energies.energy import MixtureEnergy
 
 
 class PlanarDensity(Protocol):

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from model.config import TrainConfig, from_dict, to_dict
-from model.energy_model import EnergyModel
+from model.energies.energy_model import EnergyModel
 from model.errors import CheckpointError, ConfigError
 
 VERSION = 1
