@@ -80,7 +80,7 @@ USER 10001:10001
 EXPOSE 9808
 # Not `celery inspect ping`, which a busy worker does not answer.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=60s --retries=3 CMD ["python", "-m", "worker.heartbeat"]
-# SIGTERM, which stops a container, is what the workers want (worker/broker.py): the training saves a checkpoint and its
+# SIGTERM, which stops a container, is what the workers want (worker/queue/broker.py): the training saves a checkpoint and its
 # job goes back into the queue. Neither REMAP_SIGTERM nor a shell around celery. Give it longer than
 # RECOVERY_KILL_GRACE_S, 45 s, to do so. A sampler runs the same image with `-Q sample --pool threads -c 256`.
 CMD ["celery", "-A", "worker.app", "worker", "--without-mingle", "--without-gossip", "-n", "trainer@%h", "-Q", "train", "-c", "1"]

@@ -19,9 +19,9 @@ from service.routes import datasets, health, jobs, log_density, models, pages, p
 from service.security import FILES_PREFIX, Door
 from service.settings import ServiceSettings
 from service.stores import Stores
-from worker.logs import configure_logging
-from worker.series import register_process
-from worker.version import version
+from worker.observe.logs import configure_logging
+from worker.observe.series import register_process
+from worker.observe.version import version
 
 _DESCRIPTION = """Train energy-based models by diffusion recovery likelihood, draw samples from them, and
 score data under them.

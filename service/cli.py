@@ -23,7 +23,7 @@ from service.cli_options import (
 )
 from service.client import JobFailedError, UnreachableError
 from service.foreseen import ForeseenError
-from worker.version import version
+from worker.observe.version import version
 
 _EXIT_STATUSES = (
     "Exit status: 0 done; 1 refused or failed, one line on standard error says why; 2 wrong usage; 3 nothing answers "

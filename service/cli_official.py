@@ -26,7 +26,7 @@ from worker.settings import Settings
 
 if TYPE_CHECKING:
     from model.checkpoints.checkpoint import Snapshot
-    from worker.artifacts import Artifacts
+    from worker.storage.artifacts import Artifacts
 
 
 class ImportFailed(ForeseenError):
@@ -55,7 +55,7 @@ def import_official(
 ) -> None:
     """Import a checkpoint of the authors' TensorFlow release; prints the new model's id."""
     # Not needed by other commands, and slow to import.
-    from worker.artifacts import ArtifactError, Artifacts
+    from worker.storage.artifacts import ArtifactError, Artifacts
 
     try:
         artifacts = Artifacts.connect(_settings(data))

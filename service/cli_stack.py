@@ -14,7 +14,7 @@ from rich.console import Console
 
 from service.cli_options import RUN_PANEL, AsJson, examples, print_json
 from service.client.address import DEFAULT_FOLDER
-from worker.version import version
+from worker.observe.version import version
 
 if TYPE_CHECKING:
     from service.local import LocalStack

@@ -15,9 +15,9 @@ from model.intake.limits import Summary
 from model.presets import PRESETS, override, preset
 from service.errors import FieldProblem, Problem, field_problem
 from service.schemas import TrainRequest, random_seed
-from worker.bucket import Bucket
-from worker.datasets import require_dataset
+from worker.datasets.names import require_dataset
 from worker.settings import Settings
+from worker.storage.bucket import Bucket
 
 _OVERRIDES = ("dataset", "seed", "steps", "batch_size", "checkpoint_every", "sample_every", "calibrate")
 _CONFIG = TypeAdapter(TrainConfig)

@@ -11,7 +11,7 @@ from model.intake.limits import Summary
 from model.presets import BUILT_IN_DATASETS
 
 if TYPE_CHECKING:  # a client that reads these bodies needs no storage
-    from worker.dataset_store import StoredDataset
+    from worker.storage.datasets import StoredDataset
 
 _DATASET_ID = "01JD3Z6M3Q9A0B1C2D3E4F5G6H"
 DATASET_NAMES = (

@@ -28,8 +28,8 @@ from service.client import ClientError, Recovery, RefusedError
 from service.client.address import config_file, find_place
 from service.folder import read_environment
 from service.settings import SettingsError, read_settings
+from worker.observe.version import version
 from worker.settings import Settings
-from worker.version import version
 
 State = Literal["ok", "note", "wrong"]
 
@@ -314,8 +314,8 @@ def _redis_version(info: dict[str, Any]) -> Finding:
 
 
 def _storage_findings(settings: Settings) -> Iterator[Finding]:
-    from worker.artifacts import ArtifactError, Artifacts
     from worker.ids import new_id
+    from worker.storage.artifacts import ArtifactError, Artifacts
 
     artifacts = Artifacts.connect(settings)
     key = f"doctor/{new_id()}"

@@ -20,7 +20,7 @@ from service.metrics import RequestMetrics, route_template
 from service.security import Door, is_open
 from service.stores import Stores
 from worker.ids import new_id
-from worker.redaction import redact
+from worker.observe.redaction import redact
 
 REQUEST_ID = "X-Request-ID"
 # A client's own id is kept if it can stand in a log line as it is.

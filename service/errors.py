@@ -20,10 +20,10 @@ from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
 from model.errors import ConfigError, DataError, DataTooLarge
-from worker.artifacts import ArtifactDamaged, ArtifactMissing, StorageUnavailable
 from worker.ids import InvalidId
-from worker.jobs import IllegalTransition, JobNotFound
-from worker.redaction import redact_all
+from worker.jobs.record import IllegalTransition, JobNotFound
+from worker.observe.redaction import redact_all
+from worker.storage.artifacts import ArtifactDamaged, ArtifactMissing, StorageUnavailable
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 _RETRY_AFTER_S = "5"

@@ -17,9 +17,10 @@ from starlette.concurrency import run_in_threadpool
 from service.errors import Problem
 from service.metrics import RequestMetrics, route_template
 from service.stores import Stores
-from worker.broker import send_request
-from worker.loads import LOADS_KEY, SamplerLoad, fresh_loads, warm_queue
-from worker.messages import (
+from worker.observe.presence import live_workers
+from worker.queue.broker import send_request
+from worker.queue.loads import LOADS_KEY, SamplerLoad, fresh_loads, warm_queue
+from worker.queue.messages import (
     SAMPLE_QUEUE,
     R,
     ReplyChannel,
@@ -29,7 +30,6 @@ from worker.messages import (
     SamplerRequest,
     cancel_key,
 )
-from worker.presence import live_workers
 
 _STATUS_OF_ERROR = {
     "unknown_model": 404,

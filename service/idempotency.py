@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 from service.errors import Problem
 from service.stores import Stores
 from worker.ids import new_id
-from worker.jobs import JobNotFound, JobRecord
+from worker.jobs.record import JobNotFound, JobRecord
 
 KEY_TTL_S = 24 * 3600
 """For so long a key is remembered, unless Redis is wiped."""

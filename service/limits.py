@@ -42,7 +42,7 @@ return {1, math.floor(-wait / interval_us), 0, math.ceil(full_at - now)}
 """
 
 _RESERVE = """
--- A place for one more job, unless the caller has `limit` that wait or run (their hashes are worker/lua.py's).
+-- A place for one more job, unless the caller has `limit` that wait or run (their hashes are worker/jobs/lua.py's).
 -- The set holds job ids with score 0, and reservations with the time they run out. Answers whether there was one.
 local limit, reservation, now, runs_out = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local members = redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')

@@ -18,10 +18,10 @@ from redis.exceptions import RedisError
 from starlette.types import Scope
 
 from service.fleet import Fleet
-from worker.artifacts import ArtifactError
-from worker.probe import PATIENCE_S, Probe
-from worker.series import Series
-from worker.tally import ATTEMPT_DURATION, JOB_DURATION, JOBS, STARTED
+from worker.jobs.tally import ATTEMPT_DURATION, JOB_DURATION, JOBS, STARTED
+from worker.observe.probe import PATIENCE_S, Probe
+from worker.observe.series import Series
+from worker.storage.artifacts import ArtifactError
 
 log = structlog.get_logger()
 

@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 from starlette.concurrency import run_in_threadpool
 
 from service.stores import Stores
-from worker.jobs import JobRecord
+from worker.jobs.record import JobRecord
 
 MAX_WAIT_S = 60
 """Longer ones are cut to this: proxies and clients give up soon after."""

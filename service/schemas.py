@@ -12,8 +12,8 @@ from model.config import CalibrationConfig
 from model.presets import ALIASES, PRESET_SUMMARIES
 from service.dataset_schemas import DATASET_NAMES
 from worker.ids import ULID_PATTERN
-from worker.jobs import JobKind, JobRecord, JobStatus
-from worker.redaction import redact, redact_all
+from worker.jobs.record import JobKind, JobRecord, JobStatus
+from worker.observe.redaction import redact, redact_all
 
 _JOB_ID = "01JD3Z6M3Q4R5S6T7V8W9X0Y1Z"
 MODEL_ID = "01JD3Z6M3QMDE0N5K7C2B8F4GH"

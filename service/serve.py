@@ -9,7 +9,7 @@ import uvicorn
 from service.protocol import ProblemProtocol
 from service.security import require_keys
 from service.settings import read_settings
-from worker.logs import configure_logging
+from worker.observe.logs import configure_logging
 
 _DRAIN_S = 3
 """Event streams stay open for hours: after so long of shutting down they are cut."""

@@ -11,11 +11,11 @@ from fastapi import Depends, Request
 from redis.asyncio import Redis as AsyncRedis
 
 from service.settings import ServiceSettings
-from worker.artifacts import Artifacts
-from worker.broker import make_app
 from worker.connect import async_redis_client
-from worker.dataset_store import DatasetStore
-from worker.records import RecordStore
+from worker.jobs.records import RecordStore
+from worker.queue.broker import make_app
+from worker.storage.artifacts import Artifacts
+from worker.storage.datasets import DatasetStore
 
 _DECODING_THREADS = 2
 

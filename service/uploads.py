@@ -19,7 +19,7 @@ from model.intake.limits import MAX_SIDE, MIN_SIDE, shortened
 from model.intake.normalize import FORMATS, normalize
 from service.errors import Problem, field_problem
 from service.stores import Stores
-from worker.dataset_store import StoredDataset, Upload
+from worker.storage.datasets import StoredDataset, Upload
 
 MAX_NAME = 100
 _FIELDS = {"file", "name", "image_size"}

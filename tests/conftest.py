@@ -10,10 +10,10 @@ from pydantic import SecretStr
 from redis import Redis
 
 from tests.servers import ACCESS_KEY, BUCKET, SECRET_KEY, SeaweedFS, Valkey, running_seaweedfs, running_valkey
-from worker.artifacts import Artifacts
 from worker.connect import redis_client
-from worker.records import RecordStore
+from worker.jobs.records import RecordStore
 from worker.settings import Settings
+from worker.storage.artifacts import Artifacts
 
 
 @pytest.fixture(scope="session")

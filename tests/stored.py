@@ -11,8 +11,8 @@ from model import data
 from model.checkpoints.checkpoint import Snapshot, copy_tensors
 from model.config import TrainConfig, to_dict
 from model.energies.energy_model import EnergyModel
-from worker.artifacts import Artifacts
 from worker.ids import new_id
+from worker.storage.artifacts import Artifacts
 
 STEP = 20
 

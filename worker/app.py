@@ -17,21 +17,21 @@ import structlog
 from celery import signals
 from redis.exceptions import RedisError
 
-from worker import supervise
-from worker.broker import make_app, wake
-from worker.job_limit import OPTIONS, JobLimitStep, job_limit
-from worker.job_metrics import JobCollector
-from worker.loads import own_queue
-from worker.logs import configure_logging
-from worker.messages import QUEUES, SAMPLE_QUEUE, TRAIN_QUEUE
-from worker.metrics import MetricsServer
-from worker.presence import Presence
-from worker.reaper import Reaper
-from worker.records import RecordStore
+from worker.jobs.reaper import Reaper
+from worker.jobs.records import RecordStore
+from worker.observe.logs import configure_logging
+from worker.observe.metrics import MetricsServer
+from worker.observe.presence import Presence
+from worker.queue.broker import make_app, wake
+from worker.queue.loads import own_queue
+from worker.queue.messages import QUEUES, SAMPLE_QUEUE, TRAIN_QUEUE
+from worker.sampler.switchboard import Switchboard
 from worker.settings import Settings
-from worker.spool import remove_finished
-from worker.switchboard import Switchboard
 from worker.tasks import register_tasks, start_sampler, stop_sampler
+from worker.trainer import supervise
+from worker.trainer.job_limit import OPTIONS, JobLimitStep, job_limit
+from worker.trainer.metrics import JobCollector
+from worker.trainer.spool import remove_finished
 
 log = structlog.get_logger(__name__)
 

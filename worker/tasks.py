@@ -12,9 +12,11 @@ import structlog
 from celery import Celery, Task
 from pydantic import ValidationError
 
-from worker.broker import wake
-from worker.datasets import fetch_dataset
-from worker.messages import (
+from worker.datasets.names import fetch_dataset
+from worker.jobs.records import RecordStore
+from worker.observe.metrics import REGISTRY, EngineCollector, observe_reply
+from worker.queue.broker import wake
+from worker.queue.messages import (
     BULK_TASK,
     CALIBRATE_TASK,
     TRAIN_TASK,
@@ -28,12 +30,10 @@ from worker.messages import (
     SamplerRequest,
     input_key,
 )
-from worker.metrics import REGISTRY, EngineCollector, observe_reply
-from worker.records import RecordStore
-from worker.sampler import Sampler
+from worker.sampler.sampler import Sampler
+from worker.sampler.switchboard import Switchboard
 from worker.settings import Settings
-from worker.supervise import Supervisor
-from worker.switchboard import Switchboard
+from worker.trainer.supervise import Supervisor
 
 if TYPE_CHECKING:
     from model.data.datasets import Dataset

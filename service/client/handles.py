@@ -25,7 +25,7 @@ from service.client.requests import (
 )
 from service.client.samples import Samples
 from service.schemas import JobBody, ModelBody
-from worker.jobs import JobStatus
+from worker.jobs.record import JobStatus
 
 J = TypeVar("J")
 _LONGEST_WAIT_S = 60.0

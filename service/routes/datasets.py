@@ -14,10 +14,10 @@ from service.errors import Problem, documented
 from service.settings import DATASETS_PATH
 from service.stores import Stores, StoresDependency
 from service.uploads import IMAGE_SIZE_PATTERN, MAX_NAME, read_form, room_on_disk, store_upload
-from worker.artifacts import ArtifactMissing
-from worker.dataset_store import StoredDataset, is_dataset_id
-from worker.datasets import folder_datasets
-from worker.jobs import JobStatus
+from worker.datasets.names import folder_datasets
+from worker.jobs.record import JobStatus
+from worker.storage.artifacts import ArtifactMissing
+from worker.storage.datasets import StoredDataset, is_dataset_id
 
 router = APIRouter(prefix=DATASETS_PATH, tags=["datasets"])
 

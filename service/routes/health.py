@@ -12,9 +12,9 @@ from redis.exceptions import RedisError
 from service.errors import Problem, documented
 from service.schemas import CheckBody, HealthBody, ReadinessBody, WorkerBody, WorkerListBody
 from service.stores import Stores, StoresDependency
-from worker.artifacts import ArtifactError
-from worker.messages import SAMPLE_QUEUE, TRAIN_QUEUE
-from worker.presence import live_workers, worker_reports
+from worker.observe.presence import live_workers, worker_reports
+from worker.queue.messages import SAMPLE_QUEUE, TRAIN_QUEUE
+from worker.storage.artifacts import ArtifactError
 
 router = APIRouter(tags=["operation"])
 

@@ -34,10 +34,10 @@ from service.schemas import (
     random_seed,
 )
 from service.stores import Stores, StoresDependency
-from worker.broker import wake
-from worker.events import follow_events
 from worker.ids import ULID_PATTERN
-from worker.jobs import JobEvent, JobKind, JobRecord, JobStatus
+from worker.jobs.events import follow_events
+from worker.jobs.record import JobEvent, JobKind, JobRecord, JobStatus
+from worker.queue.broker import wake
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 log = structlog.get_logger(__name__)

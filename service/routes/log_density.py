@@ -23,7 +23,7 @@ from service.schemas import MODEL_ID, CalibrationBody, random_seed
 from service.settings import LOG_DENSITY_PATH, MAX_ITEM_PATHS, MAX_ITEMS
 from service.stores import Stores, StoresDependency
 from worker.ids import new_id
-from worker.messages import DensityReply, DensityRequest, input_key
+from worker.queue.messages import DensityReply, DensityRequest, input_key
 
 router = APIRouter(tags=["densities"])
 

@@ -13,9 +13,9 @@ from service.exchange import REPLY_HEADERS, ask, reply_headers, require_sampler
 from service.openapi_examples import BINARY
 from service.schemas import CalibrationBody, CheckpointBody, ModelBody, ModelListBody
 from service.stores import Stores, StoresDependency
-from worker.artifacts import ArtifactMissing
 from worker.ids import new_id
-from worker.messages import DensityMapReply, DensityMapRequest, not_calibrated
+from worker.queue.messages import DensityMapReply, DensityMapRequest, not_calibrated
+from worker.storage.artifacts import ArtifactMissing
 
 router = APIRouter(prefix="/models", tags=["models"])
 

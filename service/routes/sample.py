@@ -27,7 +27,7 @@ from service.sampler_schemas import SampleBody, SampleLevelBody, SampleRequestBo
 from service.schemas import random_seed
 from service.stores import Stores, StoresDependency
 from worker.ids import new_id
-from worker.messages import SampleReply, SampleRequest
+from worker.queue.messages import SampleReply, SampleRequest
 
 router = APIRouter(tags=["sampling"])
 _REMEDY = "ask for fewer images or steps"

@@ -11,9 +11,9 @@ from service.openapi_examples import BINARY
 from service.routes.jobs import JobId
 from service.schemas import BulkManifestBody
 from service.stores import Stores, StoresDependency
-from worker.artifacts import ArtifactMissing
-from worker.jobs import JobKind
-from worker.shards import get_manifest, get_shard
+from worker.jobs.record import JobKind
+from worker.storage.artifacts import ArtifactMissing
+from worker.storage.shards import get_manifest, get_shard
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 

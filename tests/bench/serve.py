@@ -36,10 +36,10 @@ from model.presets import preset
 from service.local import LocalStack
 from tests.servers import free_ports, wait_until
 from tests.stored import store_untrained
-from worker.artifacts import Artifacts
 from worker.connect import redis_client
-from worker.loads import LOADS_KEY, fresh_loads
+from worker.queue.loads import LOADS_KEY, fresh_loads
 from worker.settings import Settings
+from worker.storage.artifacts import Artifacts
 
 RESULTS = Path("bench-results/serve.json")
 WINDOW_S = 20.0

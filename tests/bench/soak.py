@@ -26,9 +26,9 @@ from model.presets import preset
 from service.local import LocalStack
 from tests.bench.serve import settings_of
 from tests.stored import store_untrained
-from worker.artifacts import Artifacts
 from worker.connect import redis_client
-from worker.loads import LOADS_KEY, fresh_loads
+from worker.queue.loads import LOADS_KEY, fresh_loads
+from worker.storage.artifacts import Artifacts
 
 RESULTS = Path("bench-results/soak.json")
 CLIENTS = 16

@@ -52,9 +52,9 @@ from model.training.memory import TrialStep
 from model.training.objective import stratified_levels
 from tests.bench.plain import PlainModel, plain_copy
 from tests.servers import ACCESS_KEY, BUCKET, SECRET_KEY, running_seaweedfs
-from worker.artifacts import Artifacts
 from worker.ids import new_id
 from worker.settings import Settings
+from worker.storage.artifacts import Artifacts
 
 _RESULTS = Path("bench-results/train.json")
 _ROUNDS = 3

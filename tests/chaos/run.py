@@ -43,7 +43,7 @@ from tests.chaos.stack import LEASE_S, Stack
 from tests.servers import wait_until
 from tests.worker.conftest import tiny_config
 from worker.ids import new_id
-from worker.jobs import JobStatus
+from worker.jobs.record import JobStatus
 
 NUM_JOBS = 12
 STEPS = 3000

@@ -19,8 +19,8 @@ from tests.conftest import environment_of
 from tests.servers import ACCESS_KEY, BUCKET, SECRET_KEY, SeaweedFS, Valkey, free_ports, wait_until
 from tests.worker.conftest import ROOT, TRAINER, WorkerProcess
 from worker.connect import redis_client
-from worker.reaper import LOCK_KEY
-from worker.records import RecordStore
+from worker.jobs.reaper import LOCK_KEY
+from worker.jobs.records import RecordStore
 from worker.settings import Settings
 
 LEASE_S = 6.0
@@ -125,7 +125,7 @@ class Stack:
         for process in self.processes():
             with contextlib.suppress(psutil.Error, ValueError):
                 command = process.cmdline()
-                found[command[command.index("worker.train") + 1]] = process
+                found[command[command.index("worker.kinds.train") + 1]] = process
         return found
 
     def processes(self) -> list[psutil.Process]:

@@ -10,8 +10,8 @@ import pytest
 from service.client import Recovery
 from tests.integration.stack import TINY, UpCommand
 from tests.servers import wait_until
-from worker.artifacts import Artifacts
 from worker.connect import redis_client
+from worker.storage.artifacts import Artifacts
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -20,7 +20,7 @@ from model.densities.density import bits_per_dim, log_density
 from service.client import Job, Recovery, RefusedError
 from service.images import encode_png
 from tests.integration.stack import TINY, UpCommand
-from worker.artifacts import Artifacts
+from worker.storage.artifacts import Artifacts
 
 pytestmark = pytest.mark.timeout(240)
 

@@ -17,10 +17,10 @@ from service.client import Recovery
 from tests.integration.stack import UpCommand
 from tests.servers import wait_until
 from tests.stored import store_untrained
-from worker.artifacts import Artifacts
 from worker.connect import redis_client
-from worker.loads import LOADS_KEY, fresh_loads
+from worker.queue.loads import LOADS_KEY, fresh_loads
 from worker.settings import Settings
+from worker.storage.artifacts import Artifacts
 
 pytestmark = pytest.mark.timeout(240)
 

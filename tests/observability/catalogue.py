@@ -13,14 +13,16 @@ import yaml
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from service import metrics as service_metrics
-from worker import gpu_metrics, job_metrics, series, tally
-from worker import metrics as worker_metrics
-from worker.series import Series, declared
+from worker.jobs import tally
+from worker.observe import gpu_metrics, series
+from worker.observe import metrics as worker_metrics
+from worker.observe.series import Series, declared
+from worker.trainer import metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 RULES = DEPLOY / "prometheus" / "rules" / "recovery.yml"
-MODULES = (service_metrics, worker_metrics, job_metrics, gpu_metrics, series, tally)
+MODULES = (service_metrics, worker_metrics, metrics, gpu_metrics, series, tally)
 _NAME = re.compile(r"\b(?:recovery|process)[_:][a-z0-9_:]*")
 _LABELS_OF_SCRAPES = {"instance", "job"}
 

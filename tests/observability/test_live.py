@@ -15,8 +15,8 @@ from tests.observability.catalogue import DEPLOY, names_in, rules, series_in_cod
 from tests.observability.pictures import draw
 from tests.observability.prometheus import Labels
 from tests.observability.scenario import Run, Scenario
-from worker import gpu_metrics
-from worker.series import declared
+from worker.observe import gpu_metrics
+from worker.observe.series import declared
 
 pytestmark = [pytest.mark.observability, pytest.mark.timeout(600)]
 

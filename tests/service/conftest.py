@@ -23,10 +23,9 @@ from model.densities.calibration import Calibration, Quantile
 from model.presets import preset
 from service.app import create_app
 from service.settings import ServiceSettings
-from worker.artifacts import Artifacts
 from worker.connect import redis_client
 from worker.ids import new_id
-from worker.messages import (
+from worker.queue.messages import (
     DensityMapRequest,
     DensityRequest,
     FloatArray,
@@ -36,6 +35,7 @@ from worker.messages import (
     input_key,
 )
 from worker.settings import Settings
+from worker.storage.artifacts import Artifacts
 
 REQUESTS = (SampleRequest, DensityRequest, DensityMapRequest)
 AnswerFn = Callable[[Any], SamplerReply]

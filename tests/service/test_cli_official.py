@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from service.cli import application
 from tests.model.official import CHECKPOINT
 from tests.servers import free_ports
-from worker.artifacts import Artifacts
+from worker.storage.artifacts import Artifacts
 
 
 def test_the_store_of_the_environment_gets_a_checkpoint_and_a_model(

@@ -29,10 +29,10 @@ from service.client import (
 )
 from service.images import to_bytes
 from tests.service.conftest import StandInSampler, calibration
-from worker.artifacts import Artifacts
-from worker.jobs import JobStatus
-from worker.messages import DensityReply, DensityRequest, SampleReply, SampleRequest, Timings
-from worker.records import RecordStore
+from worker.jobs.record import JobStatus
+from worker.jobs.records import RecordStore
+from worker.queue.messages import DensityReply, DensityRequest, SampleReply, SampleRequest, Timings
+from worker.storage.artifacts import Artifacts
 
 SMALL: dict[str, Any] = {"preset": "digits", "steps": 10, "seed": 7}
 FaultFn = Callable[[httpx2.Request], httpx2.Response | None]

@@ -23,11 +23,11 @@ from service.folder_zip import zipped
 from service.settings import ServiceSettings
 from tests.service.hostile_files import npy, npz, picture, rows
 from tests.service.hostile_files import zipped as zip_of
-from worker.artifacts import Artifacts
-from worker.dataset_store import DatasetStore
-from worker.datasets import fetch_dataset
+from worker.datasets.names import fetch_dataset
 from worker.ids import new_id
-from worker.records import RecordStore
+from worker.jobs.records import RecordStore
+from worker.storage.artifacts import Artifacts
+from worker.storage.datasets import DatasetStore
 
 
 @pytest.fixture

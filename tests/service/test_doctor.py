@@ -17,8 +17,8 @@ from service.keys import Scope
 from tests.servers import free_ports
 from tests.service.serving import Serving, with_key
 from tests.service.test_cli import run
-from worker.presence import WorkerReport
-from worker.version import version
+from worker.observe.presence import WorkerReport
+from worker.observe.version import version
 
 
 def by_name(findings: Iterator[Finding]) -> dict[str, Finding]:

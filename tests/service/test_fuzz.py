@@ -16,9 +16,9 @@ from tests.servers import wait_until
 from tests.service.fuzzing import fuzz
 from tests.service.serving import Serving, with_key
 from tests.worker.conftest import SAMPLER, TRAINER, WorkerProcess, calibration_spec, tiny_spec
-from worker.broker import make_app, wake
-from worker.jobs import JobKind, JobNotFound, JobRecord, JobStatus, StaleLease
-from worker.records import RecordStore
+from worker.jobs.record import JobKind, JobNotFound, JobRecord, JobStatus, StaleLease
+from worker.jobs.records import RecordStore
+from worker.queue.broker import make_app, wake
 
 EXAMPLES = int(os.environ.get("RECOVERY_FUZZ_EXAMPLES", "2"))
 """Of every operation in the phases that draw at random; `make fuzz` asks for more."""

@@ -13,13 +13,13 @@ from service.app import create_app
 from service.settings import ServiceSettings
 from tests.servers import free_ports
 from tests.worker.conftest import make_job
-from worker.broker import make_app, send_request
 from worker.ids import new_id
-from worker.jobs import JobStatus, now
-from worker.loads import LOADS_KEY, own_queue
-from worker.messages import SAMPLE_QUEUE, SampleRequest
-from worker.presence import WorkerReport
-from worker.records import RecordStore
+from worker.jobs.record import JobStatus, now
+from worker.jobs.records import RecordStore
+from worker.observe.presence import WorkerReport
+from worker.queue.broker import make_app, send_request
+from worker.queue.loads import LOADS_KEY, own_queue
+from worker.queue.messages import SAMPLE_QUEUE, SampleRequest
 
 
 def test_the_process_is_alive_without_asking_anybody(service_settings: ServiceSettings) -> None:

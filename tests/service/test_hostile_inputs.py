@@ -24,7 +24,7 @@ from tests.service.hostile_datasets import CASES as DATASET_CASES
 from tests.service.hostile_datasets import LIMITS, MAX_DATASET_BYTES
 from tests.service.hostile_requests import CASES as REQUEST_CASES
 from tests.service.hostile_requests import MODEL, Bomb
-from worker.artifacts import Artifacts
+from worker.storage.artifacts import Artifacts
 
 CASES = [*REQUEST_CASES, *(replace(case, name=f"upload: {case.name}") for case in DATASET_CASES)]
 REMEDY = re.compile(

@@ -23,8 +23,8 @@ from service.settings import ServiceSettings
 from tests.servers import free_ports
 from tests.service.conftest import StandInSampler
 from worker.connect import async_redis_client
-from worker.messages import SampleReply, SampleRequest
-from worker.records import RecordStore
+from worker.jobs.records import RecordStore
+from worker.queue.messages import SampleReply, SampleRequest
 
 SMALL = {"preset": "digits", "steps": 44}
 

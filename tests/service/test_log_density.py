@@ -17,8 +17,8 @@ from redis import Redis
 
 from service.images import encode_png, to_bytes
 from tests.service.conftest import StandInSampler, calibration, store_model
-from worker.artifacts import Artifacts
-from worker.messages import DensityMapReply, DensityReply, DensityRequest, SamplerReply, Timings, input_key
+from worker.queue.messages import DensityMapReply, DensityReply, DensityRequest, SamplerReply, Timings, input_key
+from worker.storage.artifacts import Artifacts
 
 
 def _answer(request: Any) -> SamplerReply:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fastapi.testclient import TestClient
 
-from worker.artifacts import Artifacts
 from worker.ids import new_id
+from worker.storage.artifacts import Artifacts
 
 
 def test_a_model_shows_its_data_configuration_and_checkpoints(client: TestClient, model_id: str) -> None:

@@ -20,10 +20,10 @@ from redis import Redis
 
 from service.settings import ServiceSettings
 from tests.service.conftest import StandInSampler, store_model
-from worker.artifacts import Artifacts
 from worker.ids import new_id
-from worker.loads import LOADS_KEY, SamplerLoad, own_queue, packed
-from worker.messages import ReplyChannel, SampleReply, SampleRequest, Timings, cancel_key
+from worker.queue.loads import LOADS_KEY, SamplerLoad, own_queue, packed
+from worker.queue.messages import ReplyChannel, SampleReply, SampleRequest, Timings, cancel_key
+from worker.storage.artifacts import Artifacts
 
 
 def _reply(request: SampleRequest) -> SampleReply:

@@ -11,8 +11,8 @@ import pytest
 from service.keys import Scope
 from tests.service.serving import Serving, with_key
 from tests.web.visitor import HOSTILE, Visitor
-from worker.jobs import JobKind
-from worker.records import RecordStore
+from worker.jobs.record import JobKind
+from worker.jobs.records import RecordStore
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

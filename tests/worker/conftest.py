@@ -27,10 +27,10 @@ from model.config import (
 )
 from model.presets import preset
 from tests.servers import wait_until
-from worker.jobs import JobKind, JobRecord, JobStatus, Lease
-from worker.presence import live_workers
-from worker.records import RecordStore
-from worker.supervise import Supervisor
+from worker.jobs.record import JobKind, JobRecord, JobStatus, Lease
+from worker.jobs.records import RecordStore
+from worker.observe.presence import live_workers
+from worker.trainer.supervise import Supervisor
 
 ROOT = Path(__file__).resolve().parents[2]
 

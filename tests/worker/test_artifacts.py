@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.servers import BUCKET
-from worker.artifacts import (
+from worker.ids import InvalidId, new_id
+from worker.settings import Settings
+from worker.storage.artifacts import (
     ArtifactDamaged,
     ArtifactMissing,
     Artifacts,
@@ -15,8 +17,6 @@ from worker.artifacts import (
     job_prefix,
     model_prefix,
 )
-from worker.ids import InvalidId, new_id
-from worker.settings import Settings
 
 
 @pytest.fixture

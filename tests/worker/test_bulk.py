@@ -13,11 +13,11 @@ from model.checkpoints.checkpoint import SAMPLING_FILES, load_model
 from tests.servers import wait_until
 from tests.stored import store_untrained
 from tests.worker.conftest import Attempt, tiny_config
-from worker.artifacts import ArtifactMissing, Artifacts
 from worker.ids import new_id
-from worker.jobs import JobKind, JobRecord, JobStatus
-from worker.records import RecordStore
-from worker.shards import get_manifest, get_shard, list_shards
+from worker.jobs.record import JobKind, JobRecord, JobStatus
+from worker.jobs.records import RecordStore
+from worker.storage.artifacts import ArtifactMissing, Artifacts
+from worker.storage.shards import get_manifest, get_shard, list_shards
 
 pytestmark = pytest.mark.usefixtures("for_subprocesses")
 

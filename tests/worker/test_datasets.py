@@ -21,14 +21,14 @@ from model.errors import DataError, DataTooLarge
 from model.intake.limits import Summary
 from tests.servers import BUCKET
 from tests.service.hostile_files import npy, picture, rows
-from worker import dataset_store
-from worker.artifacts import Artifacts
-from worker.bucket import ArtifactDamaged, ArtifactMissing, Bucket, StorageUnavailable
-from worker.dataset_cache import DatasetCache
-from worker.dataset_store import DatasetStore, StoredDataset, Upload
-from worker.datasets import fetch_dataset, require_dataset
+from worker.datasets.cache import DatasetCache
+from worker.datasets.names import fetch_dataset, require_dataset
 from worker.ids import InvalidId, new_id
 from worker.settings import Settings
+from worker.storage import datasets
+from worker.storage.artifacts import Artifacts
+from worker.storage.bucket import ArtifactDamaged, ArtifactMissing, Bucket, StorageUnavailable
+from worker.storage.datasets import DatasetStore, StoredDataset, Upload
 
 PICTURES = "recovery-test-pictures"
 
@@ -106,7 +106,7 @@ def test_what_a_dead_process_left_goes_after_a_day(
     s3.put_bytes(abandoned, b"array")
     DatasetStore(s3).remove_abandoned()
     assert s3.exists(abandoned)
-    monkeypatch.setattr(dataset_store, "datetime", _Tomorrow)
+    monkeypatch.setattr(datasets, "datetime", _Tomorrow)
     DatasetStore(s3).remove_abandoned()
     assert not s3.exists(abandoned)
     assert DatasetStore(s3).get(kept.id) == kept

@@ -12,15 +12,15 @@ import pytest
 
 from tests.servers import Valkey, running_valkey, wait_until
 from tests.worker.conftest import make_job
-from worker.artifacts import Artifacts
 from worker.connect import redis_client
 from worker.ids import new_id
-from worker.jobs import JobStatus, Lease, Progress, StaleLease
-from worker.records import RecordStore
+from worker.jobs.record import JobStatus, Lease, Progress, StaleLease
+from worker.jobs.records import RecordStore
 from worker.settings import Settings
-from worker.spool import MAX_WAITING, Spool, UndeliveredError, deliver_leftovers, remove_finished
-from worker.telemetry import Telemetry
-from worker.watch import StopReason, Watch
+from worker.storage.artifacts import Artifacts
+from worker.trainer.spool import MAX_WAITING, Spool, UndeliveredError, deliver_leftovers, remove_finished
+from worker.trainer.telemetry import Telemetry
+from worker.trainer.watch import StopReason, Watch
 
 
 class Gate(Artifacts):

@@ -17,9 +17,9 @@ from model.config import ChainConfig, NetworkConfig, SamplingConfig, ScheduleCon
 from model.energies.energy_model import EnergyModel
 from model.errors import ConfigError, ShapeError
 from tests.servers import wait_until
-from worker.engine import Engine
-from worker.metrics import EngineCollector
-from worker.tickets import Cancelled, DeadlinePassed, DrawOrder, DrawTicket, EngineBusy, EngineStopped
+from worker.engine.engine import Engine
+from worker.engine.tickets import Cancelled, DeadlinePassed, DrawOrder, DrawTicket, EngineBusy, EngineStopped
+from worker.observe.metrics import EngineCollector
 
 CONFIG = TrainConfig(
     schedule=ScheduleConfig(kind="log_snr", num_levels=4, log_snr_max=5.0, log_snr_min=-4.0),

@@ -16,7 +16,7 @@ from tests.servers import free_ports, wait_until
 from tests.worker.conftest import ROOT, TRAINER, StartWorker
 from worker.connect import redis_client
 from worker.heartbeat import FILE_VARIABLE, beat, complaint, main
-from worker.presence import Presence
+from worker.observe.presence import Presence
 from worker.settings import Settings
 
 

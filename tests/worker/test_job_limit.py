@@ -7,12 +7,12 @@ from typing import Any
 
 from tests.servers import wait_until
 from tests.worker.conftest import TRAINER, StartWorker, tiny_spec
-from worker.broker import make_app, wake
 from worker.ids import new_id
-from worker.jobs import JobKind, JobRecord, JobStatus
-from worker.messages import TRAIN_QUEUE
-from worker.presence import live_workers
-from worker.records import RecordStore
+from worker.jobs.record import JobKind, JobRecord, JobStatus
+from worker.jobs.records import RecordStore
+from worker.observe.presence import live_workers
+from worker.queue.broker import make_app, wake
+from worker.queue.messages import TRAIN_QUEUE
 
 ONE_JOB = f"{TRAINER} --max-jobs 1"
 

@@ -10,10 +10,10 @@ from prometheus_client import CollectorRegistry
 
 from tests.servers import free_ports, wait_until
 from tests.worker.conftest import make_job
-from worker.job_metrics import JobCollector
-from worker.jobs import JobStatus, Lease, Progress
-from worker.probe import Probe
-from worker.records import RecordStore
+from worker.jobs.record import JobStatus, Lease, Progress
+from worker.jobs.records import RecordStore
+from worker.observe.probe import Probe
+from worker.trainer.metrics import JobCollector
 
 WORKER = "first@worker"  # that of make_job
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from worker.ids import new_id
-from worker.loads import SamplerLoad, fresh_loads, own_queue, packed, warm_queue
+from worker.queue.loads import SamplerLoad, fresh_loads, own_queue, packed, warm_queue
 
 MODEL = new_id()
 

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from worker.connect import async_redis_client
 from worker.ids import new_id
-from worker.messages import (
+from worker.jobs.records import RecordStore
+from worker.queue.messages import (
     DensityMapReply,
     DensityMapRequest,
     DensityReply,
@@ -23,7 +24,6 @@ from worker.messages import (
     SampleReply,
     SampleRequest,
 )
-from worker.records import RecordStore
 from worker.settings import Settings
 
 FLOATS = arrays(np.float32, array_shapes(min_dims=1, max_dims=4, max_side=4))

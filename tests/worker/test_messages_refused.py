@@ -10,10 +10,10 @@ from kombu import Connection
 
 from tests.servers import wait_until
 from tests.worker.conftest import TRAINER, StartWorker, tiny_spec
-from worker.broker import make_app, wake
-from worker.jobs import JobKind
-from worker.messages import TRAIN_QUEUE, TRAIN_TASK
-from worker.records import RecordStore
+from worker.jobs.record import JobKind
+from worker.jobs.records import RecordStore
+from worker.queue.broker import make_app, wake
+from worker.queue.messages import TRAIN_QUEUE, TRAIN_TASK
 from worker.settings import Settings
 
 

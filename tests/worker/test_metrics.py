@@ -14,13 +14,13 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from tests.servers import free_ports, wait_until
-from worker.gpu_metrics import register_gpus
-from worker.metrics import MetricsServer
+from worker.observe.gpu_metrics import register_gpus
+from worker.observe.metrics import MetricsServer
 from worker.settings import Settings
 
 _SHOW_GPUS = """
 from prometheus_client import CollectorRegistry, generate_latest
-from worker.gpu_metrics import register_gpus
+from worker.observe.gpu_metrics import register_gpus
 registry = CollectorRegistry()
 register_gpus(registry)
 print(generate_latest(registry).decode())
@@ -37,7 +37,7 @@ def scrape(port: int) -> str | None:
 
 
 def test_a_worker_serves_its_series_once_its_port_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.metrics._RETRY_S", 0.1)
+    monkeypatch.setattr("worker.observe.metrics._RETRY_S", 0.1)
     (port,) = free_ports(1)
     server = MetricsServer(Settings(worker_metrics_port=port), CollectorRegistry())
     with socket.create_server(("127.0.0.1", port)):
@@ -54,7 +54,7 @@ def test_a_process_forked_from_a_worker_does_not_keep_its_port() -> None:
     (port,) = free_ports(1)
     code = (
         "import os, sys, time; from prometheus_client import CollectorRegistry;"
-        "from worker.metrics import MetricsServer; from worker.settings import Settings;"
+        "from worker.observe.metrics import MetricsServer; from worker.settings import Settings;"
         f"server = MetricsServer(Settings(worker_metrics_port={port}), CollectorRegistry());"
         "server.start('trainer'); server._thread.join();"
         "child = os.fork();"

@@ -6,13 +6,13 @@ import pytest
 
 from tests.servers import wait_until
 from tests.worker.conftest import make_job
-from worker.artifacts import Artifacts
-from worker.broker import make_app, wake
-from worker.jobs import JobKind, JobStatus
-from worker.messages import TRAIN_QUEUE
-from worker.reaper import LOCK_KEY, Reaper
-from worker.records import RecordStore
+from worker.jobs.reaper import LOCK_KEY, Reaper
+from worker.jobs.record import JobKind, JobStatus
+from worker.jobs.records import RecordStore
+from worker.queue.broker import make_app, wake
+from worker.queue.messages import TRAIN_QUEUE
 from worker.settings import Settings
+from worker.storage.artifacts import Artifacts
 
 
 class Woken(list[str]):

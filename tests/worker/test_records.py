@@ -6,12 +6,21 @@ from collections.abc import Callable
 import pytest
 
 from tests.worker.conftest import make_job
-from worker.artifacts import ArtifactMissing, Artifacts, StorageUnavailable, job_prefix
 from worker.ids import InvalidId, new_id
-from worker.jobs import IllegalTransition, JobKind, JobNotFound, JobRecord, JobStatus, Lease, Progress, StaleLease
-from worker.messages import TRAIN_QUEUE
-from worker.records import RecordStore
+from worker.jobs.record import (
+    IllegalTransition,
+    JobKind,
+    JobNotFound,
+    JobRecord,
+    JobStatus,
+    Lease,
+    Progress,
+    StaleLease,
+)
+from worker.jobs.records import RecordStore
+from worker.queue.messages import TRAIN_QUEUE
 from worker.settings import Settings
+from worker.storage.artifacts import ArtifactMissing, Artifacts, StorageUnavailable, job_prefix
 
 LEASED: dict[str, tuple[Callable[[RecordStore, Lease], JobRecord], JobStatus]] = {
     "succeed": (lambda store, lease: store.succeed(lease), JobStatus.succeeded),

@@ -20,9 +20,9 @@ from hypothesis.stateful import (
 )
 
 from worker.ids import new_id
-from worker.jobs import IllegalTransition, JobKind, JobStatus, Lease, Progress, StaleLease
-from worker.messages import TRAIN_QUEUE
-from worker.records import RecordStore
+from worker.jobs.record import IllegalTransition, JobKind, JobStatus, Lease, Progress, StaleLease
+from worker.jobs.records import RecordStore
+from worker.queue.messages import TRAIN_QUEUE
 
 ENDINGS = {
     "succeed": JobStatus.succeeded,

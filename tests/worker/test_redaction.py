@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from worker import redaction
-from worker.redaction import hide, redact, redact_all
+from worker.observe import redaction
+from worker.observe.redaction import hide, redact, redact_all
 from worker.settings import Settings
 
 

@@ -17,16 +17,16 @@ from PIL import Image
 
 from model.errors import DataError
 from tests.servers import wait_until
-from worker.broker import make_app, send_request, wake
-from worker.datasets import resolve_dataset
-from worker.exits import Exit, death_in_words, read_outcome, write_outcome
+from worker.datasets.names import resolve_dataset
 from worker.ids import new_id
-from worker.jobs import JobKind
-from worker.messages import SAMPLE_QUEUE, TRAIN_QUEUE, SampleRequest
+from worker.jobs.record import JobKind
+from worker.jobs.records import RecordStore
+from worker.observe.presence import Presence, WorkerReport, live_workers, worker_reports
 from worker.pictures import picture_of
-from worker.presence import Presence, WorkerReport, live_workers, worker_reports
-from worker.records import RecordStore
+from worker.queue.broker import make_app, send_request, wake
+from worker.queue.messages import SAMPLE_QUEUE, TRAIN_QUEUE, SampleRequest
 from worker.settings import Settings
+from worker.trainer.exits import Exit, death_in_words, read_outcome, write_outcome
 
 
 def test_settings_come_from_the_environment_and_do_not_show_secrets(
@@ -129,7 +129,7 @@ def test_a_death_by_signal_is_told_in_words() -> None:
 
 def test_logs_are_json_lines_with_libraries_in_the_same_form() -> None:
     code = (
-        "from worker.logs import configure_logging; configure_logging(); import logging, structlog;"
+        "from worker.observe.logs import configure_logging; configure_logging(); import logging, structlog;"
         "structlog.get_logger('a').info('ours', step=1); logging.getLogger('b').warning('theirs %s', 2)"
     )
     lines = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr.splitlines()

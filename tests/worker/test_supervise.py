@@ -16,12 +16,12 @@ from model.config import OptimizerConfig
 from tests.conftest import environment_of
 from tests.servers import SeaweedFS, wait_until
 from tests.worker.conftest import Attempt, calibration_spec, tiny_spec
-from worker.artifacts import Artifacts
 from worker.ids import new_id
-from worker.jobs import JobKind, JobRecord, JobStatus, Lease
-from worker.records import RecordStore
+from worker.jobs.record import JobKind, JobRecord, JobStatus, Lease
+from worker.jobs.records import RecordStore
 from worker.settings import Settings
-from worker.supervise import MODULES
+from worker.storage.artifacts import Artifacts
+from worker.trainer.supervise import MODULES
 
 LONG = {"steps": 1_000_000, "checkpoint_every": 50}
 

@@ -8,9 +8,9 @@ import threading
 import pytest
 
 from tests.worker.conftest import make_job
-from worker.jobs import JobKind, JobStatus, StaleLease
-from worker.records import RecordStore
-from worker.tally import ATTEMPT_DURATION, Tally, read_tally
+from worker.jobs.record import JobKind, JobStatus, StaleLease
+from worker.jobs.records import RecordStore
+from worker.jobs.tally import ATTEMPT_DURATION, Tally, read_tally
 
 
 def tally(store: RecordStore) -> Tally:

@@ -14,12 +14,12 @@ import torch
 from model.checkpoints.checkpoint import read_snapshot
 from tests.servers import wait_until
 from tests.worker.conftest import TRAINER, Attempt, StartWorker, tiny_spec
-from worker.artifacts import Artifacts
-from worker.broker import make_app, wake
-from worker.exits import Exit
-from worker.jobs import JobKind, JobRecord, JobStatus
-from worker.records import RecordStore
-from worker.torchrun import Death, ending
+from worker.jobs.record import JobKind, JobRecord, JobStatus
+from worker.jobs.records import RecordStore
+from worker.queue.broker import make_app, wake
+from worker.storage.artifacts import Artifacts
+from worker.trainer.exits import Exit
+from worker.trainer.torchrun import Death, ending
 
 LONG = {"steps": 1_000_000, "checkpoint_every": 50}
 
@@ -37,7 +37,7 @@ def _ranks(record: JobRecord) -> list[psutil.Process]:
     found = {}
     for process in psutil.process_iter(["cmdline"]):
         command = process.info["cmdline"] or []
-        if "worker.train" in command and record.id in command and "worker.torchrun" not in command:
+        if "worker.kinds.train" in command and record.id in command and "worker.trainer.torchrun" not in command:
             found[int(process.environ()["RANK"])] = process
     return [found[rank] for rank in sorted(found)]
 

@@ -12,16 +12,16 @@ import psutil
 from tests.servers import wait_until
 from tests.stored import store_untrained
 from tests.worker.conftest import SAMPLER, TRAINER, StartWorker, tiny_config, tiny_spec
-from worker.artifacts import Artifacts
-from worker.broker import make_app, send_request, wake
 from worker.connect import async_redis_client
 from worker.ids import new_id
-from worker.jobs import JobKind, JobRecord, JobStatus
-from worker.loads import LOADS_KEY, fresh_loads, own_queue
-from worker.messages import TRAIN_QUEUE, ReplyChannel, SampleReply, SampleRequest, cancel_key
-from worker.presence import live_workers
-from worker.records import RecordStore
+from worker.jobs.record import JobKind, JobRecord, JobStatus
+from worker.jobs.records import RecordStore
+from worker.observe.presence import live_workers
+from worker.queue.broker import make_app, send_request, wake
+from worker.queue.loads import LOADS_KEY, fresh_loads, own_queue
+from worker.queue.messages import TRAIN_QUEUE, ReplyChannel, SampleReply, SampleRequest, cancel_key
 from worker.settings import Settings
+from worker.storage.artifacts import Artifacts
 
 
 def _submit(store: RecordStore, **changes: Any) -> JobRecord:
@@ -101,7 +101,7 @@ def test_a_job_whose_whole_worker_is_killed_goes_on_elsewhere_to_the_same_weight
     holder = store.get(record.id).worker
     killed = first if holder == "first@test" else second
     family = killed.family()
-    assert any("worker.train" in process.cmdline() for process in family)
+    assert any("worker.kinds.train" in process.cmdline() for process in family)
     killed.kill_main()
     killed_at = time.monotonic()
     wait_until(lambda: store.get(record.id).worker != holder, 20, "another worker")
@@ -128,7 +128,7 @@ def test_a_worker_that_was_frozen_past_its_lease_wakes_up_to_stop_and_commits_no
     holder = store.get(record.id).worker
     assert holder is not None
     frozen = workers[holder].family()
-    (training,) = (process for process in frozen if "worker.train" in process.cmdline())
+    (training,) = (process for process in frozen if "worker.kinds.train" in process.cmdline())
     for process in frozen:
         process.suspend()
     try:

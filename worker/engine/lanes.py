@@ -1,0 +1,284 @@
+"""One model in the engine: its chains, who waits for them, and how fast it goes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import structlog
+import torch
+
+from model.chains.descent import Arrivals, Chain, Descents, Rows, Step, evaluations_per_sample
+from model.config import SamplingConfig
+from model.energies.energy_model import EnergyModel
+from model.networks.networks import useful_threads
+from worker.engine.tickets import AnyTicket, DrawTicket, WorkTicket
+
+log = structlog.get_logger(__name__)
+
+MAX_ROWS = 512
+"""No larger batch is tried: on quiet cores a row of digits costs 6 to 10 % less in 512 than in 256 and up to 5 % less
+again in 1,024, where every step takes twice as long; on busy ones no less."""
+_WORTHWHILE_SHARE = 0.95
+"""Of the best rate: the smallest batch that reaches it is taken, since small ones answer sooner."""
+_MEASUREMENTS = 5
+_MEASURING_S = 0.1
+"""A batch is measured again within this time only."""
+_LONGEST_STEP_S = 0.5
+"""An evaluation that takes longer is not made larger: a new chain waits for it."""
+_MEMORY_SHARE = 0.5
+"""Of the device memory that is free, for one evaluation."""
+_SMOOTHING = 0.05
+"""Weight of one step in the measured rate."""
+
+
+class Lane:
+    """The chains of one frozen model, and their queue. Used by the engine's thread alone."""
+
+    def __init__(self, model: EnergyModel, *, max_rows: int | None = None) -> None:
+        self.model = model
+        self.size_bytes = model.memory_bytes
+        """of the weights and of what is kept of them, when a ticket last ended"""
+        self.in_flight = 0
+        """tickets that have not ended, counted by the engine"""
+        self.spent_s = 0.0
+        """time on the device, by which turns are shared"""
+        self.rate = 0.0
+        """row evaluations a second of a full batch, measured"""
+        self.num_evaluations = 0
+        self.num_row_evaluations = 0
+        self.num_row_capacity = 0
+        self._max_rows = max_rows
+        self._descents: Descents | None = None
+        self._chains: list[tuple[DrawTicket, int]] = []
+        self._waiting: deque[DrawTicket] = deque()
+        self._works: deque[WorkTicket[Any]] = deque()
+        self._pending = 0
+        self._num_waiting = 0
+        self._ended: list[AnyTicket] = []
+        self._steps: deque[torch.cuda.Event] = deque()
+        self._works_turn = False
+        self._frozen = contextlib.ExitStack()
+        self._frozen.enter_context(model.frozen())
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a turn would do anything."""
+        return bool(self._chains or self._waiting or self._works)
+
+    @property
+    def num_chains(self) -> int:
+        """That run."""
+        return len(self._chains)
+
+    @property
+    def num_waiting(self) -> int:
+        """Chains that have not begun."""
+        return self._num_waiting
+
+    @property
+    def backlog_s(self) -> float:
+        """Seconds to do everything accepted so far, at the rate of a full batch."""
+        # Chains that run are taken to be half-way, so the estimate may have run below 0 when they are not.
+        return max(0, self._pending) / self.rate if self.rate else 0.0
+
+    def cost(self, settings: SamplingConfig) -> int:
+        """Gradient evaluations of a chain."""
+        return evaluations_per_sample(self.model.config, settings)
+
+    def add(self, ticket: AnyTicket) -> None:
+        """Queue it."""
+        if isinstance(ticket, WorkTicket):
+            self._works.append(ticket)
+        else:
+            self._waiting.append(ticket)
+            self._recount()
+
+    def drop(self, ticket: AnyTicket) -> None:
+        """Free what it holds: its chains are not evaluated again."""
+        if isinstance(ticket, WorkTicket):
+            ticket.close()
+            self._works = deque(one for one in self._works if one is not ticket)
+            return
+        self._waiting = deque(one for one in self._waiting if one is not ticket)
+        rows = [row for row, (owner, _) in enumerate(self._chains) if owner is ticket]
+        self._remove(np.array(rows, np.int64))
+        self._recount()
+
+    def reset(self) -> None:
+        """Forget all chains and works, after an error that may have left them half advanced."""
+        if self._descents is not None:
+            self._max_rows = self._descents.capacity
+        for work in self._works:
+            work.close()
+        self._chains, self._waiting, self._works, self._descents = [], deque(), deque(), None
+        self._recount()
+
+    def turn(self) -> list[AnyTicket]:
+        """One piece of work: one gradient evaluation of all chains, or a piece of something else. Who ended with it."""
+        self._ended = []
+        if torch.get_num_threads() != self._threads:
+            torch.set_num_threads(self._threads)
+        if self._descents is None:
+            self._descents = Descents(self.model, self._max_rows or self._measured_rows())
+        chains = bool(self._chains or self._waiting)
+        self._works_turn = bool(self._works) and not (chains and self._works_turn)
+        if self._works_turn:
+            self._work()
+        elif chains:
+            self._evaluate(self._descents)
+        if self._ended:
+            self.size_bytes = self.model.memory_bytes
+        return self._ended
+
+    @property
+    def _threads(self) -> int:
+        """What a batch keeps busy that is half full: with fewer rows, threads would only wait for each other."""
+        rows = (self._max_rows or MAX_ROWS) // 2
+        useful = useful_threads(self.model.config.network, tuple(self.model.event_shape), rows)
+        return min(len(os.sched_getaffinity(0)), useful)
+
+    def _work(self) -> None:
+        ticket = self._works.popleft()
+        ticket.advance(self.model)
+        (self._works if ticket.is_open else self._ended).append(ticket)
+
+    def _evaluate(self, descents: Descents) -> None:
+        self._admit(descents)
+        began_at = time.perf_counter()
+        rows = descents.num_rows
+        step = descents.step()
+        self._pace()
+        self._pending -= rows
+        self.num_evaluations += 1
+        self.num_row_evaluations += rows
+        self.num_row_capacity += descents.capacity
+        self._observe(rows, time.perf_counter() - began_at)
+        self._hand_out(step)
+
+    def _admit(self, descents: Descents) -> None:
+        chains = self._taken(descents.capacity - descents.num_rows)
+        if chains:
+            self._tell(descents.add(chains))
+
+    def _taken(self, room: int) -> list[Chain]:
+        """Waiting chains for the free rows, one of every request in turn, so that a small one is not held up."""
+        chains: list[Chain] = []
+        while self._waiting and len(chains) < room:
+            ticket = self._waiting[0]
+            ticket.start()
+            image = ticket.num_started
+            ticket.num_started += 1
+            self._num_waiting -= 1
+            self._chains.append((ticket, image))
+            chains.append(Chain(ticket.order.seed, ticket.order.first + image, ticket.settings))
+            if ticket.num_waiting:
+                self._waiting.rotate(-1)
+            else:
+                self._waiting.popleft()
+        return chains
+
+    def _tell(self, arrived: list[Arrivals]) -> None:
+        """Who waits for these levels."""
+        for arrivals in arrived:
+            for row, level, x in zip(arrivals.rows.tolist(), arrivals.levels.tolist(), arrivals.x, strict=True):
+                ticket, image = self._chains[row]
+                if ticket.wants(level):
+                    ticket.reach(image, level, x)
+
+    def _hand_out(self, step: Step) -> None:
+        self._tell(step.arrivals)
+        if len(step.ended):
+            samples = step.samples.cpu()
+            ended = [self._chains[row] for row in step.ended]
+            self._remove(np.sort(step.ended))
+            for (ticket, image), x in zip(ended, samples, strict=True):
+                ticket.end_chain(image, x)
+                if not ticket.is_open:
+                    self._ended.append(ticket)
+
+    def _pace(self) -> None:
+        """A device that computes beside us may be one step behind, so that it never waits, and no more."""
+        if self.model.step_size.device.type == "cuda":
+            self._steps.append(torch.cuda.Event())  # type: ignore[no-untyped-call]
+            self._steps[-1].record()
+            if len(self._steps) > 1:
+                self._steps.popleft().synchronize()
+
+    def _remove(self, rows: Rows) -> None:
+        if self._descents is None or not len(rows):
+            return
+        for source, target in self._descents.remove(rows):
+            self._chains[target] = self._chains[source]
+        del self._chains[self._descents.num_rows :]
+
+    def _recount(self) -> None:
+        """What is left to evaluate; chains that run are taken to be half-way."""
+        self._num_waiting = sum(ticket.num_waiting for ticket in self._waiting)
+        waiting = sum(ticket.cost * ticket.num_waiting for ticket in self._waiting)
+        self._pending = waiting + sum(ticket.cost for ticket, _ in self._chains) // 2
+
+    def _observe(self, rows: int, elapsed_s: float) -> None:
+        """A batch that is not nearly full says nothing about the rate of a full one."""
+        assert self._descents is not None
+        if 2 * rows >= self._descents.capacity:
+            rate = rows / elapsed_s
+            self.rate += _SMOOTHING * (rate - self.rate) if self.rate else rate
+
+    def _measured_rows(self) -> int:
+        """The smallest batch whose rows cost hardly more than those of the best one that fits."""
+        rates: dict[int, float] = {}
+        for rows in _doubling(MAX_ROWS):
+            probe = Descents(self.model, rows)
+            probe.add([Chain(0, index, self.model.config.sampling) for index in range(rows)])
+            elapsed_s, used_bytes = _measure(probe)
+            rates[rows] = rows / elapsed_s
+            if elapsed_s > _LONGEST_STEP_S or 2 * used_bytes > _MEMORY_SHARE * _free_bytes(self.model):
+                break
+        best = min(rows for rows, rate in rates.items() if rate >= _WORTHWHILE_SHARE * max(rates.values()))
+        self.rate = rates[best]
+        log.info("batch_measured", rows=best, rows_per_second=round(self.rate))
+        return best
+
+
+def _doubling(most: int) -> Iterator[int]:
+    rows = 1
+    while rows <= most:
+        yield rows
+        rows *= 2
+
+
+def _measure(probe: Descents) -> tuple[float, int]:
+    """(seconds, bytes of device memory) of one evaluation. The shortest of several: other processes only add to it."""
+    probe.evaluate(probe.num_rows)  # warms up
+    shortest_s, used_bytes, give_up_at = float("inf"), 0, time.perf_counter() + _MEASURING_S
+    for _ in range(_MEASUREMENTS):
+        elapsed_s, used_bytes = _measure_once(probe)
+        shortest_s = min(shortest_s, elapsed_s)
+        if time.perf_counter() > give_up_at:
+            break
+    return shortest_s, used_bytes
+
+
+def _measure_once(probe: Descents) -> tuple[float, int]:
+    device = probe.model.step_size.device
+    if device.type != "cuda":
+        began_at = time.perf_counter()
+        probe.evaluate(probe.num_rows)
+        return time.perf_counter() - began_at, 0
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before, began_at = torch.cuda.memory_allocated(device), time.perf_counter()
+    probe.evaluate(probe.num_rows)
+    torch.cuda.synchronize(device)
+    return time.perf_counter() - began_at, torch.cuda.max_memory_allocated(device) - before
+
+
+def _free_bytes(model: EnergyModel) -> float:
+    device = model.step_size.device
+    return float(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else float("inf")

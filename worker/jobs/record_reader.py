@@ -1,0 +1,166 @@
+"""Job records as they stand in Redis: one, a page, the queue, the events. Writing is records.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from redis import Redis
+
+from worker.ids import checked_id
+from worker.jobs.events import EventLog
+from worker.jobs.record import (
+    JobEvent,
+    JobKind,
+    JobNotFound,
+    JobPage,
+    JobRecord,
+    JobStatus,
+    Lease,
+    Progress,
+    StaleLease,
+)
+from worker.queue.messages import QUEUES
+from worker.settings import Settings
+from worker.storage.artifacts import Artifacts
+
+RESTORED_KEY = "jobs:restored"
+"""Exists unless Redis was wiped since the last restore."""
+
+
+class RecordReader:
+    """Reads job records; safe to share among threads. Every method raises RedisError while Redis is away."""
+
+    def __init__(self, redis: Redis, artifacts: Artifacts, settings: Settings | None = None) -> None:
+        self.redis = redis
+        self.artifacts = artifacts
+        self.settings = settings or Settings()
+        self.events = EventLog(redis, artifacts, limit=self.settings.event_limit)
+
+    def get(self, job_id: str) -> JobRecord:
+        """One record with its latest progress. Raises JobNotFound, InvalidId."""
+        return _required(job_id, self._read([checked_id(job_id)])[0])
+
+    def list(
+        self,
+        *,
+        status: JobStatus | None = None,
+        kind: JobKind | None = None,
+        cursor: str | None = None,
+        limit: int = 50,
+    ) -> JobPage:
+        """Records, newest first, from `cursor` (an id; exclusive) on."""
+        key = f"jobs:status:{status}" if status else "jobs:all"
+        before = f"({checked_id(cursor)}" if cursor else "+"
+        records: list[JobRecord] = []
+        while len(records) <= limit:
+            ids = _texts(self.redis.zrevrangebylex(key, before, "-", start=0, num=limit + 1))
+            if not ids:
+                break
+            before = f"({ids[-1]}"
+            found = (record for record in self._read(ids) if record is not None)
+            records.extend(record for record in found if kind in (None, record.kind))
+        return JobPage(records=records[:limit], next_cursor=records[limit - 1].id if len(records) > limit else None)
+
+    def ids(self, status: JobStatus) -> Sequence[str]:
+        """Ids of all jobs in a state, oldest first."""
+        return _texts(self.redis.zrange(f"jobs:status:{status}", 0, -1))
+
+    def waiting_ids(self, queue: str) -> Sequence[str]:
+        """Ids of the jobs that wait for the workers of a queue, of all its kinds, the next first."""
+        pipeline = self.redis.pipeline(transaction=False)
+        for kind in (kind for kind in QUEUES if QUEUES[kind][0] == queue):
+            pipeline.zrange(f"jobs:queue:{kind}", 0, -1, withscores=True)
+        waiting = sorted((since, job_id) for found in pipeline.execute() for job_id, since in found)
+        return [job_id.decode() for _, job_id in waiting]
+
+    def queue_position(self, record: JobRecord) -> int | None:
+        """1 for the job that is next, None when it does not wait; kinds that share a queue wait for each other."""
+        since: Any = self.redis.zscore(f"jobs:queue:{record.kind}", record.id)
+        if since is None:
+            return None
+        ahead = self.redis.zrank(f"jobs:queue:{record.kind}", record.id)
+        others = [kind for kind in QUEUES if kind is not record.kind and QUEUES[kind][0] == QUEUES[record.kind][0]]
+        return 1 + _number(ahead) + sum(_number(self.redis.zcount(f"jobs:queue:{k}", "-inf", since)) for k in others)
+
+    def waiting_since(self, queue: str) -> datetime | None:
+        """Since when the job waits that has waited longest; None when none does.
+
+        The queue is in the order in which jobs were given, and one that comes back is at its head: behind the first
+        that never ran nobody has waited longer. Looks at 100 jobs at most.
+        """
+        records = (record for record in self._read(self.waiting_ids(queue)[:100]) if record is not None)
+        return min((record.updated_at for record in records), default=None)
+
+    def leased_by(self, worker: str) -> Sequence[JobRecord]:
+        """The jobs that a worker runs; a job whose lease ran out is nobody's."""
+        ids = self.ids(JobStatus.running)
+        holders: Any = self.redis.mget([f"lease:{job_id}" for job_id in ids]) if ids else []
+        held = [job_id for job_id, holder in zip(ids, holders, strict=True) if holder == worker.encode()]
+        return [record for record in self._read(held) if record is not None and record.status is JobStatus.running]
+
+    def counts(self) -> dict[JobStatus, int]:
+        """Number of jobs in every state."""
+        pipeline = self.redis.pipeline(transaction=False)
+        for status in JobStatus:
+            pipeline.zcard(f"jobs:status:{status}")
+        return dict(zip(JobStatus, pipeline.execute(), strict=True))
+
+    def check(self, lease: Lease) -> bool:
+        """As `renew` without renewing: whether cancel was asked for. Raises StaleLease."""
+        status, fence, cancel = self.redis.hmget(f"job:{lease.job_id}", ["status", "fence", "cancel"])
+        if status != b"running" or fence != b"%d" % lease.token:
+            raise StaleLease(lease.job_id, lease.token)
+        return bool(cancel == b"1")
+
+    def has_lease(self, job_id: str) -> bool:
+        """Whether the job's holder gave a sign of life within `lease_s`."""
+        return bool(self.redis.exists(f"lease:{job_id}"))
+
+    def unsaved_ids(self) -> Sequence[str]:
+        """Jobs whose copy in S3 is behind."""
+        return _texts(self.redis.smembers("jobs:unsaved"))
+
+    def was_wiped(self) -> bool:
+        """Whether Redis has lost everything since the last `restore_from_s3`."""
+        return not self.redis.exists(RESTORED_KEY)
+
+    def read_events(self, job_id: str, after: str = "0", *, block_ms: int = 0, limit: int = 500) -> Sequence[JobEvent]:
+        """Events after an id; waits up to `block_ms` (at most 4000) for one. Reads S3 when Redis has forgotten them."""
+        return self.events.read(job_id, after, block_ms=block_ms, limit=limit)
+
+    def _read(self, job_ids: Iterable[str]) -> Sequence[JobRecord | None]:
+        pipeline = self.redis.pipeline(transaction=False)
+        for job_id in job_ids:
+            pipeline.hmget(f"job:{job_id}", ["record", "progress", "last_loss", "last_checkpoint"])
+        return [_record_from_hash(*fields) for fields in pipeline.execute()]
+
+
+def _required(job_id: str, record: JobRecord | None) -> JobRecord:
+    if record is None:
+        raise JobNotFound(job_id)
+    return record
+
+
+def _record_from_hash(
+    record: bytes | None, progress: bytes | None, last_loss: bytes | None, last_checkpoint: bytes | None
+) -> JobRecord | None:
+    if record is None:
+        return None
+    update: dict[str, Any] = {}
+    if progress is not None:
+        update["progress"] = Progress.model_validate_json(progress)
+    if last_loss is not None:
+        update["last_loss"] = float(last_loss)
+    if last_checkpoint is not None:
+        update["last_checkpoint"] = int(last_checkpoint)
+    return JobRecord.model_validate_json(record).model_copy(update=update)
+
+
+def _number(value: Any) -> int:
+    return int(value or 0)
+
+
+def _texts(values: Any) -> list[str]:
+    return [value.decode() for value in values]

@@ -1,0 +1,407 @@
+"""The store of job records: the only writer of a job's status.
+
+Redis holds the truth and is changed by compare-and-set (lua.py); a copy goes to S3 at every transition, from which all
+is rebuilt when Redis is lost. A copy that S3 did not take is remembered and delivered later by the reaper. Imports
+neither torch nor Celery. Every method raises redis.exceptions.RedisError while Redis is away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import structlog
+from redis import Redis
+
+from worker.connect import redis_client
+from worker.ids import new_id
+from worker.jobs import lua
+from worker.jobs.record import (
+    TRANSITIONS,
+    IllegalTransition,
+    JobKind,
+    JobNotFound,
+    JobRecord,
+    JobStatus,
+    Lease,
+    Progress,
+    StaleLease,
+    after_loss,
+    ended,
+    now,
+    requeued,
+    require_held,
+    resumed,
+)
+from worker.jobs.record_reader import RESTORED_KEY, RecordReader
+from worker.jobs.tally import Cut, additions
+from worker.settings import Settings
+from worker.storage.artifacts import ArtifactDamaged, ArtifactError, ArtifactMissing, Artifacts, job_prefix
+
+EVENT_TTL_S = 24 * 3600
+"""A finished job's events stay in Redis for so long; after that they are read from S3."""
+
+log = structlog.get_logger(__name__)
+
+
+class RecordStore(RecordReader):
+    """Creates, reads and changes job records; safe to share among threads."""
+
+    def __init__(self, redis: Redis, artifacts: Artifacts, settings: Settings | None = None) -> None:
+        super().__init__(redis, artifacts, settings)
+        self._write_script = redis.register_script(lua.WRITE)
+        self._renew_script = redis.register_script(lua.RENEW)
+        self._report_script = redis.register_script(lua.REPORT)
+        self._mark_saved_script = redis.register_script(lua.MARK_SAVED)
+
+    @classmethod
+    def connect(cls, settings: Settings) -> RecordStore:
+        """The store these settings name; nothing is sent yet."""
+        return cls(redis_client(settings), Artifacts.connect(settings), settings)
+
+    # Making and changing
+
+    def create(
+        self,
+        kind: JobKind,
+        spec: Mapping[str, Any],
+        *,
+        name: str | None = None,
+        model_id: str | None = None,
+        job_id: str | None = None,
+    ) -> JobRecord:
+        """A new queued job, in S3 before Redis. A `train` job is given the id of the model it will make.
+
+        `job_id` is one of `new_id`, never used before. Raises StorageUnavailable; then there is no job.
+        """
+        created_at = now()
+        record = JobRecord(
+            id=job_id or new_id(),
+            kind=kind,
+            spec=dict(spec),
+            name=name,
+            model_id=new_id() if kind is JobKind.train and model_id is None else model_id,
+            created_at=created_at,
+            queued_at=created_at,
+            updated_at=created_at,
+            version=1,
+        )
+        self._put_copy(record)
+        try:
+            self._write(record, expected=None)
+        except Exception:
+            # The caller is told that there is no job; a later restore must not find one.
+            with contextlib.suppress(ArtifactError):
+                self.artifacts.delete(_copy_key(record.id))
+            raise
+        self._mark_saved(record)
+        return record
+
+    def request_cancel(self, job_id: str) -> JobRecord:
+        """Ask for the end: a queued job is cancelled at once, a running one soon, a terminal one stays as it is."""
+
+        def change(record: JobRecord) -> JobRecord | None:
+            if record.status is JobStatus.queued:
+                return ended(record, JobStatus.cancelled, "cancelled before it started")
+            if record.status.is_terminal or record.cancel_requested:
+                return None
+            return record.model_copy(update={"cancel_requested": True})
+
+        return self._transition(job_id, change)
+
+    def resume(self, job_id: str, *, spec: Mapping[str, Any] | None = None) -> JobRecord:
+        """Queue a failed or cancelled job again, to go on from its last checkpoint, with a new spec if given.
+
+        Raises IllegalTransition.
+        """
+
+        def change(record: JobRecord) -> JobRecord:
+            if record.status not in (JobStatus.failed, JobStatus.cancelled):
+                raise IllegalTransition(record.id, record.status, "resumed; only failed and cancelled jobs can")
+            return resumed(record, dict(spec or record.spec))
+
+        self.events.bring_back(job_id)
+        return self._transition(job_id, change)
+
+    def acquire_lease(self, job_id: str, worker: str) -> Lease | None:
+        """Take a queued job: it is running from here on, and only the returned lease may change it.
+
+        None when it is not queued: taken by another worker, cancelled or finished. The copy in S3 is left to the
+        reaper: a store that hangs must not cost the new lease.
+        """
+        # Redis's clock makes tokens grow even when the counter was lost with a wiped Redis.
+        seconds, micros = self.redis.time()
+        clock_ms = int(seconds) * 1000 + int(micros) // 1000
+
+        def change(record: JobRecord) -> JobRecord | None:
+            if record.status is not JobStatus.queued:
+                return None
+            return record.model_copy(
+                update={
+                    "status": JobStatus.running,
+                    "fence": max(record.fence + 1, clock_ms),
+                    "worker": worker,
+                    "started_at": now(),
+                }
+            )
+
+        record = self._change(job_id, change, take_lease=True, save=False)
+        return None if record is None else Lease(job_id=job_id, token=record.fence, worker=worker)
+
+    def renew(self, lease: Lease) -> bool:
+        """Keep the lease for another `lease_s`; returns whether cancel was asked for. Raises StaleLease."""
+        cancel = self._renew_script(args=[lease.job_id, lease.token, lease.worker, self._lease_ms])
+        if cancel is None:
+            raise StaleLease(lease.job_id, lease.token)
+        return bool(cancel == b"1")
+
+    def report_progress(self, lease: Lease, progress: Progress, *, last_loss: float | None = None) -> None:
+        """Note how far a job has come; in Redis only. Raises StaleLease."""
+        fields = {"progress": progress.model_dump_json()}
+        if last_loss is not None:
+            fields["last_loss"] = repr(last_loss)
+        self._report(lease, fields)
+
+    def report_checkpoint(self, lease: Lease, step: int) -> None:
+        """Note the newest committed checkpoint. Raises StaleLease."""
+        self._report(lease, {"last_checkpoint": str(step)})
+
+    def append_event(self, job_id: str, type_: str, data: Mapping[str, Any], token: int) -> str:
+        """Add to the job's stream; returns the event's id. Raises StaleLease."""
+        return self.events.append(job_id, type_, data, token)
+
+    def succeed(self, lease: Lease) -> JobRecord:
+        """Raises StaleLease."""
+        return self._end(lease, JobStatus.succeeded, None)
+
+    def fail(self, lease: Lease, error: str) -> JobRecord:
+        """End the job with the reason, in words. Raises StaleLease."""
+        return self._end(lease, JobStatus.failed, error)
+
+    def cancel(self, lease: Lease, detail: str | None = None) -> JobRecord:
+        """End the job because somebody asked. Raises StaleLease."""
+        return self._end(lease, JobStatus.cancelled, detail)
+
+    def requeue(self, lease: Lease, reason: str) -> JobRecord:
+        """Give the job back in order, say at a shutdown: this attempt does not count, and the job keeps its place.
+
+        One that was to be cancelled is. Raises StaleLease.
+        """
+
+        def change(record: JobRecord) -> JobRecord:
+            require_held(record, lease)
+            if record.cancel_requested:
+                return ended(record, JobStatus.cancelled, reason)
+            return requeued(record, reason)
+
+        return self._transition(lease.job_id, change, cut="interrupted")
+
+    def lose_attempt(self, lease: Lease, reason: str) -> JobRecord:
+        """End an attempt that went wrong through no fault of the job: queued again, or failed at the limit.
+
+        Raises StaleLease.
+        """
+
+        def change(record: JobRecord) -> JobRecord:
+            require_held(record, lease)
+            return after_loss(record, reason, self.settings.attempt_limit)
+
+        return self._transition(lease.job_id, change, cut="lost")
+
+    def lose_unleased(self, job_id: str, reason: str) -> JobRecord | None:
+        """The same for a running job whose lease ran out; None when it has one after all, or does not run."""
+
+        def change(record: JobRecord) -> JobRecord | None:
+            return (
+                after_loss(record, reason, self.settings.attempt_limit) if record.status is JobStatus.running else None
+            )
+
+        with contextlib.suppress(_LeaseAlive):
+            return self._change(job_id, change, only_unleased=True, cut="lease_lost")
+        return None
+
+    def fail_queued(self, job_id: str, error: str) -> JobRecord:
+        """End a job that no worker can run. Raises IllegalTransition."""
+
+        def change(record: JobRecord) -> JobRecord:
+            if record.status is not JobStatus.queued:
+                raise IllegalTransition(record.id, record.status, "failed unless it is queued")
+            return ended(record, JobStatus.failed, error)
+
+        return self._transition(job_id, change)
+
+    # Copies in S3
+
+    def save_copy(self, job_id: str) -> None:
+        """Bring the copy in S3 up to date, and a finished job's events too. Raises StorageUnavailable."""
+        while True:
+            record = self.get(job_id)
+            self._put_copy(record)
+            if record.status.is_terminal:
+                self.events.archive(job_id)
+            if self._mark_saved(record):
+                return
+
+    def restore_from_s3(self) -> int:
+        """Put every job that only S3 knows back into Redis; returns how many.
+
+        A running one gets a fresh lease, so that its holder, if alive, has time to renew it. Raises StorageUnavailable.
+        """
+        with ThreadPoolExecutor(8) as pool:
+            restored = sum(pool.map(self._restore, self.artifacts.list_jobs()))
+        self.redis.set(RESTORED_KEY, int(time.time()))
+        if restored:
+            log.warning("jobs_restored_from_storage", jobs=restored)
+        return restored
+
+    def find(self, job_id: str) -> JobRecord:
+        """As `get`, also between a wipe of Redis and the reaper's next sweep: the job is then brought back at once.
+
+        Raises JobNotFound, InvalidId, StorageUnavailable.
+        """
+        try:
+            return self.get(job_id)
+        except JobNotFound:
+            self._restore(job_id)
+            return self.get(job_id)
+
+    def _restore(self, job_id: str) -> bool:
+        if self.redis.exists(f"job:{job_id}"):
+            return False
+        try:
+            record = JobRecord.model_validate(self.artifacts.get_json(_copy_key(job_id)))
+        except ArtifactMissing:
+            return False
+        except (ArtifactDamaged, ValueError) as error:
+            log.error("job_copy_unreadable", job_id=job_id, error=type(error).__name__)
+            return False
+        if not record.status.is_terminal:
+            self.events.bring_back(job_id)  # before anybody can append: ids must grow
+        with contextlib.suppress(_Conflict):  # another process restores it too
+            self._write(record, expected=None, take_lease=record.status is JobStatus.running, announce=False)
+            self._mark_saved(record)
+            return True
+        return False
+
+    def _put_copy(self, record: JobRecord) -> None:
+        self.artifacts.put_bytes(_copy_key(record.id), record.model_dump_json(indent=1).encode(), "application/json")
+
+    def _mark_saved(self, record: JobRecord) -> bool:
+        return bool(self._mark_saved_script(args=[record.id, record.version]))
+
+    # Compare-and-set
+
+    def _transition(
+        self, job_id: str, change: Callable[[JobRecord], JobRecord | None], *, cut: Cut | None = None
+    ) -> JobRecord:
+        return self._change(job_id, change, cut=cut) or self.get(job_id)
+
+    def _change(
+        self,
+        job_id: str,
+        change: Callable[[JobRecord], JobRecord | None],
+        *,
+        take_lease: bool = False,
+        only_unleased: bool = False,
+        save: bool = True,
+        cut: Cut | None = None,
+    ) -> JobRecord | None:
+        """The record after `change`, tried again while others write; None when `change` wants nothing written.
+
+        `cut` is counted as the end of the attempt, if that is what the change is.
+        """
+        while True:
+            before = self.get(job_id)
+            changed = change(before)
+            if changed is None:
+                return None
+            if changed.status is not before.status and changed.status not in TRANSITIONS[before.status]:
+                raise IllegalTransition(job_id, before.status, str(changed.status))
+            after = changed.model_copy(update={"version": before.version + 1, "updated_at": now()})
+            with contextlib.suppress(_Conflict):
+                tally = additions(before, after, cut)
+                self._write(
+                    after, expected=before.version, take_lease=take_lease, only_unleased=only_unleased, tally=tally
+                )
+                break
+        log.info("job_changed", job_id=job_id, status=after.status, attempt=after.attempt, reason=after.error)
+        if save:
+            try:
+                self.save_copy(job_id)
+            except ArtifactError as error:
+                log.warning("job_copy_postponed", job_id=job_id, error=str(error))
+        return after
+
+    def _write(
+        self,
+        record: JobRecord,
+        *,
+        expected: int | None,
+        take_lease: bool = False,
+        only_unleased: bool = False,
+        announce: bool = True,
+        tally: Mapping[str, float] | None = None,
+    ) -> None:
+        event = {"status": record.status, "attempt": record.attempt, "error": record.error}
+        if record.cancel_requested:
+            event["cancel_requested"] = True
+        answer = self._write_script(
+            args=[
+                record.id,
+                "" if expected is None else expected,
+                record.kind,
+                record.status,
+                record.version,
+                record.fence,
+                int(record.cancel_requested),
+                record.model_dump_json(),
+                int(record.queued_at.timestamp() * 1000),
+                self._lease_ms if take_lease else 0,
+                record.worker or "",
+                int(only_unleased),
+                record.updated_at.isoformat(),
+                json.dumps(event) if announce else "",
+                self.settings.event_limit,
+                EVENT_TTL_S,
+                *(text for field, value in (tally or {}).items() for text in (field, value)),
+            ]
+        )
+        match answer[0]:
+            case b"missing":
+                raise JobNotFound(record.id)
+            case b"conflict":
+                raise _Conflict
+            case b"leased":
+                raise _LeaseAlive
+
+    def _end(self, lease: Lease, status: JobStatus, error: str | None) -> JobRecord:
+        def change(record: JobRecord) -> JobRecord:
+            require_held(record, lease)
+            return ended(record, status, error)
+
+        return self._transition(lease.job_id, change)
+
+    def _report(self, lease: Lease, fields: Mapping[str, str]) -> None:
+        flat = [text for pair in fields.items() for text in pair]
+        if not self._report_script(args=[lease.job_id, lease.token, *flat]):
+            raise StaleLease(lease.job_id, lease.token)
+
+    @property
+    def _lease_ms(self) -> int:
+        return int(self.settings.lease_s * 1000)
+
+
+class _Conflict(Exception):
+    """Somebody else changed the record first."""
+
+
+class _LeaseAlive(Exception):
+    """The write was for a job without a lease, and it has one."""
+
+
+def _copy_key(job_id: str) -> str:
+    return f"{job_prefix(job_id)}job.json"

@@ -1,0 +1,227 @@
+"""The subprocess of a training, `python -m worker.kinds.train`; attempt.py is its frame.
+
+Of several ranks all train, and the leading one does what is seen from outside: it finds the data and the checkpoint,
+tells of progress, stores checkpoints, and calibrates.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+from redis.exceptions import RedisError
+
+from model.config import CalibrationConfig, TrainConfig, from_dict
+from model.errors import CheckpointError
+from model.events import BatchEvent, CheckpointEvent, DoneEvent, RollbackEvent, SampleEvent, StepEvent, TrainEvent
+from worker.datasets.names import fetch_dataset
+from worker.jobs.record import JobRecord, Progress
+from worker.kinds.calibrate import calibrate_checkpoint
+from worker.storage.artifacts import ArtifactDamaged, ArtifactError, ArtifactMissing, model_prefix
+from worker.trainer.attempt import Attempt, device_of, main
+from worker.trainer.spool import CommittedCheckpoint, Spool, deliver_leftovers
+from worker.trainer.watch import StopReason
+
+if TYPE_CHECKING:
+    from model.checkpoints.checkpoint import Snapshot
+    from model.training.ranks import Ranks
+
+log = structlog.get_logger(__name__)
+
+_SLOW_BFLOAT16 = (
+    "this processor has no AMX instructions; on such a one bfloat16 was measured no faster than float32: "
+    "consider precision 'float32'"
+)
+
+
+class TrainingRun(Attempt):
+    """One attempt: resumes from the newest committed checkpoint and delivers what the training yields."""
+
+    _stop_reason: StopReason | None = None
+
+    def work(self, record: JobRecord) -> StopReason | None:
+        """Train, deliver, and calibrate the last checkpoint if the configuration says so."""
+        config = from_dict(TrainConfig, record.spec["config"])
+        spool = self._start_spool(record.model_id or record.id) if self.rank == 0 else None
+        with self._ranks(record) as ranks:
+            self._train(record, config, ranks, spool)
+        if spool is None:
+            return None
+        spool.flush(self._delivery_patience_s)
+        if self._stop_reason is None and config.calibrate:
+            # from storage, where the checkpoint is committed by now: what is scored is what will be served
+            options = CalibrationConfig(seed=config.seed)
+            model_id = record.model_id or record.id
+            return calibrate_checkpoint(self, record, model_id, config.steps, options, report_progress=False)
+        return self._stop_reason
+
+    def _train(self, record: JobRecord, config: TrainConfig, ranks: Ranks, spool: Spool | None) -> None:
+        from model import data, training  # torch takes seconds; signals and threads are in place by now
+        from model.networks.winograd import bfloat16_is_slow
+
+        with ranks.leader_first():  # the others find it in the cache
+            location = self.patiently(
+                lambda: fetch_dataset(config.dataset, self.settings, self.artifacts, config.image_size)
+            )
+        device = self._device(record)
+        dataset = data.load(location, self.settings.read_limits, config.image_size)
+        self.use_threads(config.network, dataset.event_shape, config.largest_batch_size)
+        model_id = record.model_id or record.id
+        if spool is not None:
+            self.patiently(lambda: self._describe_model(model_id, record))
+        snapshot = self._found_together(ranks, lambda: self._newest_snapshot(model_id))
+        start_step = snapshot.step if snapshot else 0
+        if spool is not None:
+            started = {"step": start_step, "attempt": record.attempt, "device": device, "num_gpus": ranks.count}
+            self.telemetry.event("started", started)
+            if device == "cpu" and config.precision == "bfloat16" and bfloat16_is_slow():
+                self.telemetry.event("notice", {"text": _SLOW_BFLOAT16})
+        log.info("training_started", step=start_step, total_steps=config.steps, device=device)
+        events = training.train(
+            config,
+            dataset,
+            snapshot=snapshot,
+            device=device,
+            ranks=ranks,
+            stop_fn=self.watch.should_stop if self.rank == 0 else lambda: False,  # they follow the leading rank
+            earlier_fn=lambda step: self._found_together(ranks, lambda: self._snapshot(model_id, step)),
+        )
+        for event in events:
+            if spool is not None:
+                self._deliver(event, spool)
+
+    def _ranks(self, record: JobRecord) -> AbstractContextManager[Ranks]:
+        from model.training.ranks import ALONE, joined
+
+        return nullcontext(ALONE) if self.num_ranks == 1 else joined(self.rank, self.num_ranks, self._device(record))
+
+    def _device(self, record: JobRecord) -> str:
+        """That of this rank."""
+        device = device_of(record)
+        return f"cuda:{self.rank}" if device == "cuda" and self.num_ranks > 1 else device
+
+    def _deliver(self, event: TrainEvent, spool: Spool) -> None:
+        match event:
+            case BatchEvent():
+                self.telemetry.event("batch", asdict(event))
+            case StepEvent():
+                log.info("training_step", step=event.step, loss=event.loss)
+                self.telemetry.event("step", asdict(event))
+                self.telemetry.progress(_progress(event), event.loss)
+            case SampleEvent():
+                spool.add_grid(event.step, event.samples)
+            case CheckpointEvent():
+                spool.add_checkpoint(event.step, event.write)
+            case RollbackEvent():
+                log.warning("training_diverged", step=event.step, to_step=event.to_step, reason=event.reason)
+                self.telemetry.event("rollback", asdict(event))
+            case DoneEvent():
+                # Asked to stop after the last step was done: there is nothing left to stop.
+                self._stop_reason = self.watch.reason if event.stopped else None
+                log.info("training_done", step=event.step, stopped=event.stopped)
+
+    def _start_spool(self, model_id: str) -> Spool:
+        spool = Spool(
+            self.artifacts,
+            lease=self.lease,
+            model_id=model_id,
+            directory=self.directory,
+            on_checkpoint=self._committed,
+            on_grid=lambda step, key: self.telemetry.event("sample", {"step": step, "key": key}),
+            confirm_fn=self.watch.confirm,
+        )
+        spool.start()
+        return spool
+
+    def _committed(self, checkpoint: CommittedCheckpoint) -> None:
+        """Tell of a checkpoint, and keep what was told so far where a wiped Redis does not reach."""
+        log.info("checkpoint_committed", **asdict(checkpoint))
+        self.telemetry.checkpoint(checkpoint.step, asdict(checkpoint))
+        try:
+            self.store.events.archive(self.lease.job_id)
+        except (ArtifactError, RedisError) as error:
+            log.warning("events_not_archived", error=type(error).__name__)
+
+    @property
+    def _delivery_patience_s(self) -> float:
+        """Interrupted, what is left waits in the spool for the next attempt; otherwise the job ends with it."""
+        if self.watch.reason is StopReason.interrupted:
+            return self.settings.kill_grace_s / 3
+        return self.settings.storage_patience_s
+
+    def _describe_model(self, model_id: str, record: JobRecord) -> None:
+        if self.artifacts.exists(f"{model_prefix(model_id)}model.json"):
+            return
+        config = record.spec["config"]
+        self.artifacts.put_model(
+            model_id,
+            {
+                "id": model_id,
+                "name": record.name,
+                "dataset": config.get("dataset"),
+                "config": config,
+                "job_id": record.id,
+                "created_at": datetime.now(UTC).isoformat(),
+            },
+        )
+
+    def _found_together(self, ranks: Ranks, find_fn: Callable[[], Snapshot | None]) -> Snapshot | None:
+        """The checkpoint that the leading rank finds, for all: it leaves the files in a folder for the others."""
+        from model.checkpoints.checkpoint import read_snapshot
+
+        with ranks.leader_first():
+            if self.rank == 0:
+                snapshot = self.patiently(find_fn)
+            else:
+                snapshot = read_snapshot(self._fetched) if self._fetched.exists() else None
+        ranks.wait()
+        if self.rank == 0:
+            shutil.rmtree(self._fetched, ignore_errors=True)
+        return snapshot
+
+    @property
+    def _fetched(self) -> Path:
+        return self.directory / "resume"
+
+    def _newest_snapshot(self, model_id: str) -> Snapshot | None:
+        """The newest checkpoint that can be read; what an earlier attempt left in the spool counts."""
+        deliver_leftovers(self.artifacts, self.lease, model_id, self.directory.parent, self.watch.confirm)
+        for checkpoint in reversed(self.artifacts.list_checkpoints(model_id)):
+            if (snapshot := self._snapshot(model_id, checkpoint.step)) is not None:
+                return snapshot
+        return None
+
+    def _snapshot(self, model_id: str, step: int) -> Snapshot | None:
+        """A committed checkpoint, if there is one that can be read; its files stay. Raises StorageUnavailable."""
+        from model.checkpoints.checkpoint import read_snapshot
+
+        shutil.rmtree(self._fetched, ignore_errors=True)
+        try:
+            self.artifacts.fetch_checkpoint(model_id, step, self._fetched)
+            return read_snapshot(self._fetched)
+        except (ArtifactMissing, ArtifactDamaged, CheckpointError) as error:
+            self.telemetry.event("notice", {"text": f"checkpoint {step} is unusable: {error}"})
+            shutil.rmtree(self._fetched, ignore_errors=True)
+            return None
+
+
+def _progress(event: StepEvent) -> Progress:
+    remaining = event.total_steps - event.step
+    return Progress(
+        step=event.step,
+        total_steps=event.total_steps,
+        percent=round(100 * event.step / event.total_steps, 2),
+        steps_per_second=event.steps_per_second,
+        eta_seconds=remaining / event.steps_per_second if event.steps_per_second > 0 else None,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(TrainingRun, sys.argv[1:]))

@@ -1,0 +1,107 @@
+"""A Prometheus series, declared once: from the declaration it is counted, collected, and checked against its document.
+
+Nothing else in the project names a series; deploy/METRICS.md describes every one of them, and a test compares.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from worker.observe.version import version
+
+Values = Mapping[tuple[str, ...], float]
+"""Label values, in the order of `Series.labels`, -> what is measured."""
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """How many observations fell below each bound, as a histogram keeps them, and their sum."""
+
+    counts: Sequence[float]
+    """of each interval, the last one above all bounds"""
+    total: float
+
+
+@dataclass(frozen=True)
+class Series:
+    """Name as it is scraped, with its unit; kind; what is said of it; labels; upper bounds if it is a histogram."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    text: str
+    labels: tuple[str, ...] = ()
+    bounds: tuple[float, ...] = ()
+
+    def counter(self, registry: CollectorRegistry) -> Counter:
+        """Counted in this process."""
+        return Counter(self.name, self.text, self.labels, registry=registry)
+
+    def gauge(self, registry: CollectorRegistry) -> Gauge:
+        """Set in this process."""
+        return Gauge(self.name, self.text, self.labels, registry=registry)
+
+    def histogram(self, registry: CollectorRegistry) -> Histogram:
+        """Observed in this process."""
+        return Histogram(self.name, self.text, self.labels, buckets=self.bounds, registry=registry)
+
+    def collected(self, values: Values) -> Metric:
+        """As a collector yields it, read from elsewhere at the moment of the scrape."""
+        if self.kind == "counter":
+            return _filled(CounterMetricFamily(self.name, self.text, labels=self.labels), values)
+        return _filled(GaugeMetricFamily(self.name, self.text, labels=self.labels), values)
+
+    def single(self, value: float) -> Metric:
+        """The same for one without labels."""
+        return self.collected({(): value})
+
+    def distributed(self, values: Mapping[tuple[str, ...], Distribution]) -> Metric:
+        """The same for a histogram."""
+        family = HistogramMetricFamily(self.name, self.text, labels=self.labels)
+        for labels, found in values.items():
+            names = [*(str(float(bound)) for bound in self.bounds), "+Inf"]
+            cumulative = itertools.accumulate(found.counts)
+            family.add_metric(labels, list(zip(names, cumulative, strict=True)), found.total)
+        return family
+
+    def interval_of(self, value: float) -> int:
+        """Index in `Distribution.counts` of an observation; as in Prometheus, a bound belongs to what is below it."""
+        return bisect.bisect_left(self.bounds, value)
+
+
+BUILD = Series("recovery_build_info", "gauge", "1 for what runs here", ("component", "version", "python"))
+
+
+def register_process(registry: CollectorRegistry, component: str) -> None:
+    """What every process of the project says of itself.
+
+    When each counter began, which prometheus-client would tell in a series of its own, is left out: nobody asks for it.
+    """
+    disable_created_metrics()  # type: ignore[no-untyped-call]
+    ProcessCollector(registry=registry)
+    BUILD.gauge(registry).labels(component, version(), platform.python_version()).set(1)
+
+
+def _filled(family: CounterMetricFamily | GaugeMetricFamily, values: Values) -> Metric:
+    for labels, value in values.items():
+        family.add_metric(labels, value)
+    return family
+
+
+def declared(modules: Iterable[object]) -> list[Series]:
+    """Every series that these modules declare."""
+    return [value for module in modules for value in vars(module).values() if isinstance(value, Series)]

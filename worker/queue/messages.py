@@ -1,0 +1,304 @@
+"""What crosses the queue and comes back: requests to the samplers, their replies, and the names both sides agree on.
+
+A job's message carries a job id and nothing else: the record is the truth. A request to a sampler carries everything
+but large arrays, since its client waits and nothing of it is stored; an array travels beside it, under a Redis key that
+expires. Replies go through a Redis list of their own, not through Celery's result backend, which has no asynchronous
+API. Imports neither torch nor Celery.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import struct
+import time
+from typing import Any, ClassVar, Literal, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+
+from worker.ids import ULID_PATTERN
+from worker.jobs.record import JobKind
+
+TRAIN_TASK = "worker.tasks.train"
+CALIBRATE_TASK = "worker.tasks.calibrate"
+BULK_TASK = "worker.tasks.bulk"
+SAMPLE_TASK = "worker.tasks.sample"
+DENSITY_TASK = "worker.tasks.density"
+DENSITY_MAP_TASK = "worker.tasks.density_map"
+TRAIN_QUEUE = "train"
+SAMPLE_QUEUE = "sample"
+QUEUES: dict[JobKind, tuple[str, str]] = {
+    JobKind.train: (TRAIN_QUEUE, TRAIN_TASK),
+    JobKind.calibrate: (TRAIN_QUEUE, CALIBRATE_TASK),
+    JobKind.sample: (TRAIN_QUEUE, BULK_TASK),
+}
+"""Queue and task of every kind of job."""
+
+MAX_BLOCK_S = 4.0
+"""One blocking Redis call waits at most so long: redis-py's default socket timeout is 5 s."""
+
+FloatArray = NDArray[np.float32]
+DoubleArray = NDArray[np.float64]
+R = TypeVar("R", bound="SamplerReply")
+ReplyError = Literal[
+    "unknown_model",
+    "no_checkpoint",
+    "not_calibrated",
+    "bad_request",
+    "deadline_passed",
+    "storage_unavailable",
+    "busy",
+    "cancelled",
+    "stopped",
+    "internal",
+]
+
+
+Precision = Literal["float32", "bfloat16"]
+"""Of the network's arithmetic; everything else is float32."""
+
+
+class ReplyTimeout(TimeoutError):
+    """No worker answered in time."""
+
+
+class SamplerRequest(BaseModel):
+    """What every request to a sampler says."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: ClassVar[str]
+    """Name of the Celery task that answers it."""
+
+    request_id: str = Field(pattern=ULID_PATTERN)
+    model_id: str = Field(pattern=ULID_PATTERN)
+    step: int | None = Field(default=None, ge=0)
+    """Checkpoint; None is the newest."""
+    sent_at: float = Field(default_factory=time.time)
+    """Unix time, seconds."""
+    deadline: float
+    """Unix time, seconds: after it nobody waits any more, and the request is dropped."""
+
+    @property
+    def remaining_s(self) -> float:
+        """Seconds until the deadline; negative after it."""
+        return self.deadline - time.time()
+
+
+class SampleRequest(SamplerRequest):
+    """Draw `num_images` samples of a model; image i of a seed does not depend on their number."""
+
+    task = SAMPLE_TASK
+
+    num_images: int = Field(ge=1, le=100_000)
+    seed: int = Field(ge=0, lt=2**63)
+    num_steps: int | None = Field(default=None, ge=0, le=10_000)
+    """K, chain steps per level; None is the model's own."""
+    noise_scale: float | None = Field(default=None, ge=0, le=2)
+    levels: tuple[int, ...] = ()
+    """Levels whose x_t is returned too."""
+    precision: Precision = "float32"
+    stream: bool = False
+    """Send a reply for each of the levels as it is reached, before the one with the samples."""
+
+
+class DensityRequest(SamplerRequest):
+    """Score the data that lie under `input_key` with a calibrated checkpoint."""
+
+    task = DENSITY_TASK
+
+    num_paths: int = Field(default=0, ge=0, le=1000)
+    """Paths of the second, independent estimate; 0 leaves it out."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Of the paths."""
+
+
+class DensityMapRequest(SamplerRequest):
+    """Draw the density of a calibrated checkpoint of a 2-D model beside its data."""
+
+    task = DENSITY_MAP_TASK
+
+
+class Timings(BaseModel):
+    """Where the time of a request went, seconds."""
+
+    model_config = ConfigDict(frozen=True)
+
+    queue_s: float = 0.0
+    load_s: float = 0.0
+    compute_s: float = 0.0
+
+
+class SamplerReply(BaseModel):
+    """The answer to one request: what was asked for, or an error code with a sentence for the client."""
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+    request_id: str
+    ok: bool
+    error: ReplyError | None = None
+    detail: str | None = None
+    """What was wrong and what to do, in words."""
+    retry_after_s: float | None = None
+    """With `busy`: when there will be room, by the measured rate."""
+    model_id: str
+    step: int | None = None
+    """The checkpoint that was used."""
+    gradient_evaluations: int = 0
+    """Per sample, or per scored event."""
+    timings: Timings = Timings()
+
+    @classmethod
+    def failed(
+        cls,
+        request: SamplerRequest,
+        error: ReplyError,
+        detail: str,
+        timings: Timings | None = None,
+        *,
+        retry_after_s: float | None = None,
+    ) -> Self:
+        """A reply that says in words why there is nothing else."""
+        shared = request.model_dump(include={"request_id", "model_id", "step", "seed"})
+        timings = timings or Timings()
+        return cls(ok=False, error=error, detail=detail, timings=timings, retry_after_s=retry_after_s, **shared)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What travels beside the header, by name."""
+        return {}
+
+    @classmethod
+    def from_arrays(cls, header: dict[str, Any], arrays: dict[str, Any]) -> Self:
+        """The reply of that header and those `arrays`."""
+        return cls(**header, **arrays)
+
+    def encode(self) -> bytes:
+        """Length of the JSON header (4 bytes, little endian), the header, and one .npy per array in its order."""
+        arrays = self.arrays()
+        header = self.model_dump(mode="json") | {"arrays": list(arrays)}
+        packed = json.dumps(header).encode()
+        body = io.BytesIO()
+        for array in arrays.values():
+            np.save(body, array, allow_pickle=False)
+        return struct.pack("<I", len(packed)) + packed + body.getvalue()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """The reply whose `encode` was `data`. Raises ValueError for anything else."""
+        (length,) = struct.unpack_from("<I", data)
+        header: dict[str, Any] = json.loads(data[4 : 4 + length])
+        body = io.BytesIO(data[4 + length :])
+        arrays = {name: np.load(body, allow_pickle=False) for name in header.pop("arrays")}
+        return cls.from_arrays(header, arrays)
+
+
+class SampleReply(SamplerReply):
+    """Samples."""
+
+    seed: int
+    precision: Precision = "float32"
+    """Of the network that drew them."""
+    level_reached: int | None = None
+    """Of a stream: this is no end, but x_t of this level, alone in `levels`."""
+    x: FloatArray | None = Field(default=None, exclude=True, repr=False)
+    """(N, *event), images in [−1, 1]."""
+    levels: dict[int, FloatArray] = Field(default_factory=dict, exclude=True, repr=False)
+    """Intermediate x_t by level, each (N, *event)."""
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """`x`, and the levels under their numbers."""
+        arrays = {} if self.x is None else {"x": self.x}
+        arrays |= {str(level): x for level, x in self.levels.items()}
+        return {name: array.astype(np.float32, copy=False) for name, array in arrays.items()}
+
+    @classmethod
+    def from_arrays(cls, header: dict[str, Any], arrays: dict[str, Any]) -> Self:
+        """The reply of that header and those `arrays`."""
+        x = arrays.pop("x", None)
+        return cls(**header, x=x, levels={int(name): array for name, array in arrays.items()})
+
+
+class DensityReply(SamplerReply):
+    """log densities, float64 nats, (N,) each."""
+
+    seed: int
+    calibration: dict[str, Any] | None = None
+    """The one that was used: `model.densities.calibration.Calibration.to_dict`."""
+    log_density: DoubleArray | None = Field(default=None, exclude=True, repr=False)
+    energy: DoubleArray | None = Field(default=None, exclude=True, repr=False)
+    bits_per_dim: DoubleArray | None = Field(default=None, exclude=True, repr=False)
+    """None for continuous data."""
+    path_log_density: DoubleArray | None = Field(default=None, exclude=True, repr=False)
+    path_spread: DoubleArray | None = Field(default=None, exclude=True, repr=False)
+    """Standard deviation of the single paths' values."""
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Those that are there."""
+        named = {name: getattr(self, name) for name in _DENSITY_ARRAYS}
+        return {name: array for name, array in named.items() if array is not None}
+
+
+_DENSITY_ARRAYS = ("log_density", "energy", "bits_per_dim", "path_log_density", "path_spread")
+
+
+class DensityMapReply(SamplerReply):
+    """A picture."""
+
+    png: bytes = Field(default=b"", exclude=True, repr=False)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The file as bytes."""
+        return {"png": np.frombuffer(self.png, np.uint8)}
+
+    @classmethod
+    def from_arrays(cls, header: dict[str, Any], arrays: dict[str, Any]) -> Self:
+        """The reply of that header and those `arrays`."""
+        return cls(**header, png=arrays["png"].tobytes())
+
+
+def not_calibrated(model_id: str, step: int) -> str:
+    """The sentence for a checkpoint without a calibration, with the remedy."""
+    return (
+        f"checkpoint {step} of model {model_id} is not calibrated, so its log Z is unknown; "
+        f'POST /jobs/calibrate with {{"model": "{model_id}@{step}"}}, and try again when that job has succeeded'
+    )
+
+
+def input_key(request_id: str) -> str:
+    """Where the array of a DensityRequest lies in Redis, as .npy bytes, until it expires."""
+    return f"input:{request_id}"
+
+
+def cancel_key(request_id: str) -> str:
+    """Where the service says that the client of a request has left."""
+    return f"cancel:{request_id}"
+
+
+class ReplyChannel:
+    """The way back of one request: a Redis list that lives for `ttl_s` seconds."""
+
+    def __init__(self, request_id: str, *, ttl_s: float = 60.0) -> None:
+        self.key = f"reply:{request_id}"
+        self.ttl_s = ttl_s
+
+    def push(self, redis: Redis, reply: SamplerReply) -> None:
+        """Send the reply (worker's side)."""
+        pipeline = redis.pipeline()
+        pipeline.rpush(self.key, reply.encode())
+        pipeline.expire(self.key, math.ceil(self.ttl_s))
+        pipeline.execute()
+
+    async def wait(self, redis: AsyncRedis, kind: type[R], timeout_s: float) -> R:
+        """The next reply, of that kind (service's side). Raises ReplyTimeout after `timeout_s`."""
+        give_up_at = time.monotonic() + timeout_s
+        while (remaining_s := give_up_at - time.monotonic()) > 0:
+            # A timeout of 0 would block for ever.
+            found: Any = await redis.blpop([self.key], timeout=max(0.05, min(MAX_BLOCK_S, remaining_s)))
+            if found is not None:
+                return kind.decode(found[1])
+        raise ReplyTimeout(f"no sampler answered within {timeout_s:g} s; a sampler worker may be missing or overloaded")

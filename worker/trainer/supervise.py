@@ -1,0 +1,272 @@
+"""One attempt of a job, from the lease to the end: starts the subprocess, watches it, says how it ended.
+
+The subprocess runs in a session of its own and outlives nobody: the kernel tells it when this process dies, and it
+checkpoints and ends. This process keeps the lease, and has the last word on the job's status.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.sharedctypes import RawValue
+from pathlib import Path
+from typing import Any
+
+import structlog
+from redis.exceptions import RedisError
+
+from worker.jobs.record import JobKind, JobNotFound, JobRecord, JobStatus, Lease, StaleLease
+from worker.jobs.records import RecordStore
+from worker.queue.messages import TRAIN_QUEUE
+from worker.settings import Settings
+from worker.trainer.exits import Exit, death_in_words, read_outcome
+
+log = structlog.get_logger(__name__)
+
+_POLL_S = 0.1
+_LOG_TAIL_CHARS = 1500
+
+shutdown_flag: Any = RawValue(ctypes.c_bool, False)
+"""Set by the worker's main process when it is told to stop; shared with the pool processes it forks."""
+
+
+MODULES = {
+    JobKind.train: "worker.kinds.train",
+    JobKind.calibrate: "worker.kinds.calibrate",
+    JobKind.sample: "worker.kinds.bulk",
+}
+"""What runs a job of each kind, as a subprocess."""
+
+
+class Child:
+    """The job's subprocess; torchrun and its ranks where a training asks for several GPUs."""
+
+    def __init__(self, record: JobRecord, lease: Lease, directory: Path) -> None:
+        self.directory = directory
+        directory.mkdir(parents=True)
+        arguments = [lease.job_id, str(lease.token), lease.worker, str(os.getpid()), str(directory)]
+        # A file, not a pipe: the subprocess may have to write when nobody is left to read.
+        with self._log_path.open("wb") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", *_modules(record), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    @property
+    def _log_path(self) -> Path:
+        return self.directory / "output.log"
+
+    @property
+    def pid(self) -> int:
+        """Also the id of its process group."""
+        return self._process.pid
+
+    def has_ended(self, timeout_s: float) -> bool:
+        """Whether it ended within `timeout_s`."""
+        try:
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    @property
+    def exit_code(self) -> int:
+        """Once it has ended; −n when signal n killed it."""
+        return self._process.wait()
+
+    def terminate(self) -> None:
+        """Ask it to save what it has and end."""
+        self._process.terminate()
+
+    def kill(self) -> None:
+        """End it now; the kernel ends the ranks of torchrun with it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def log_tail(self) -> str:
+        """The end of what it wrote to stdout and stderr."""
+        return self._log_path.read_text(encoding="utf-8", errors="replace")[-_LOG_TAIL_CHARS:].strip()
+
+
+def _modules(record: JobRecord) -> list[str]:
+    num_gpus = int(record.spec.get("num_gpus", 1))
+    if num_gpus == 1:
+        return [MODULES[record.kind]]
+    return ["worker.trainer.torchrun", str(num_gpus), str(record.spec.get("device", "auto")), MODULES[record.kind]]
+
+
+class Renewal:
+    """Keeps the lease in a thread, and learns there whether cancel was asked for."""
+
+    def __init__(self, store: RecordStore, lease: Lease) -> None:
+        self._store = store
+        self._lease = lease
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="renewal", daemon=True)
+        self.lost = False
+        """The job is somebody else's."""
+        self.cancel_requested = False
+
+    def __enter__(self) -> Renewal:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closed.set()
+        self._thread.join(timeout=15)
+
+    def _run(self) -> None:
+        while not self._closed.wait(self._store.settings.renew_every_s) and not self.lost:
+            try:
+                self.cancel_requested = self._store.renew(self._lease)
+            except StaleLease:
+                self.lost = self._is_known()
+            except RedisError as error:
+                # The subprocess pauses by itself when this lasts (watch.py).
+                log.warning("lease_not_renewed", job_id=self._lease.job_id, error=type(error).__name__)
+
+    def _is_known(self) -> bool:
+        """A record lost with Redis comes back from S3, with our token in it."""
+        try:
+            self._store.get(self._lease.job_id)
+        except (JobNotFound, RedisError):
+            return False
+        return True
+
+
+class Supervisor:
+    """Runs jobs for one worker, one at a time."""
+
+    def __init__(
+        self,
+        store: RecordStore,
+        settings: Settings,
+        *,
+        worker: str,
+        wake_fn: Callable[[JobKind, str], None],
+        stop_fn: Callable[[], bool] = lambda: bool(shutdown_flag.value),
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._worker = worker
+        self._wake_fn = wake_fn
+        self._stop_fn = stop_fn
+
+    def run(self) -> JobRecord | None:
+        """Run the job that is next to the end of one attempt; None when none waits, or it was not ours at the end.
+
+        Which message woke us does not matter: the records, not the broker, say who is next.
+        """
+        for job_id in self._store.waiting_ids(TRAIN_QUEUE):
+            with contextlib.suppress(JobNotFound):
+                record = self._store.get(job_id)
+                lease = self._store.acquire_lease(job_id, self._worker)
+                if lease is not None:
+                    with structlog.contextvars.bound_contextvars(job_id=job_id, lease=lease.token):
+                        return self._run_leased(record, lease)
+        log.info("message_dropped")
+        return None
+
+    def _run_leased(self, waiting: JobRecord, lease: Lease) -> JobRecord | None:
+        job_directory = self._settings.spool_dir / "jobs" / lease.job_id
+        with Renewal(self._store, lease) as renewal:
+            child = Child(waiting, lease, job_directory / str(lease.token))
+            try:
+                self._wait(child, renewal)
+            finally:
+                child.kill()
+            if renewal.lost:
+                log.warning("lease_lost")
+                return None
+            record = self._insist(lambda: self._end(lease, child, renewal.cancel_requested))
+        if record is not None and record.status is JobStatus.queued:
+            self._wake(record)
+        elif record is not None:
+            shutil.rmtree(job_directory, ignore_errors=True)
+        return record
+
+    def _wait(self, child: Child, renewal: Renewal) -> None:
+        terminate_at = kill_at = math.inf
+        while not child.has_ended(_POLL_S):
+            now = time.monotonic()
+            if renewal.lost or now >= kill_at:
+                return
+            if self._stop_fn():
+                terminate_at = min(terminate_at, now)
+            if renewal.cancel_requested:
+                # It has seen the flag itself, and is saving its last checkpoint.
+                terminate_at = min(terminate_at, now + self._settings.cancel_grace_s)
+            if now >= terminate_at and kill_at == math.inf:
+                child.terminate()
+                kill_at = now + self._settings.kill_grace_s
+
+    def _end(self, lease: Lease, child: Child, cancel_requested: bool) -> JobRecord:
+        code, (_, reason) = child.exit_code, read_outcome(child.directory)
+        log.info("job_exited", code=code, reason=reason)
+        match code:
+            case Exit.succeeded:
+                return self._store.succeed(lease)
+            case Exit.failed:
+                return self._store.fail(lease, self._without_secrets(reason or "it failed and left no reason"))
+            case Exit.cancelled:
+                return self._store.cancel(lease)
+            case Exit.stale:
+                raise StaleLease(lease.job_id, lease.token)
+        if cancel_requested:
+            return self._store.cancel(lease, "it did not stop in time and was ended; what it had stored remains")
+        if code == Exit.interrupted or self._stop_fn():
+            return self._store.requeue(lease, "its worker was shut down; the next one goes on with it")
+        if code == Exit.try_again:
+            return self._store.lose_attempt(lease, self._without_secrets(reason or "a store stayed away"))
+        tail = self._without_secrets(child.log_tail())
+        if code < 0:
+            log.error("job_killed", signal=-code, output=tail)
+            return self._store.lose_attempt(lease, death_in_words(-code))
+        return self._store.fail(lease, f"its process ended with code {code}: {tail[-500:]}")
+
+    def _insist(self, end_fn: Callable[[], JobRecord]) -> JobRecord | None:
+        """Ends the job, again and again while Redis is away: nobody else knows how it ended."""
+        for pause_s in self._pauses():
+            try:
+                return end_fn()
+            except (StaleLease, JobNotFound) as error:
+                if isinstance(error, StaleLease):
+                    return None
+            except RedisError as error:
+                log.warning("end_postponed", error=type(error).__name__)
+            time.sleep(pause_s)
+        log.error("end_given_up")
+        return None
+
+    def _pauses(self) -> Iterator[float]:
+        give_up_at = time.monotonic() + self._settings.storage_patience_s
+        while time.monotonic() < give_up_at:
+            yield 1.0
+
+    def _wake(self, record: JobRecord) -> None:
+        try:
+            self._wake_fn(record.kind, record.id)
+        except Exception as error:  # the reaper sends it later
+            log.warning("wake_failed", job_id=record.id, error=type(error).__name__)
+
+    def _without_secrets(self, text: str) -> str:
+        secrets = [self._settings.redis_url]
+        for secret in (self._settings.s3_access_key, self._settings.s3_secret_key):
+            if secret is not None:
+                secrets.append(secret.get_secret_value())
+        for value in filter(None, secrets):
+            text = text.replace(value, "***")
+        return text
