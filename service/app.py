@@ -9,14 +9,14 @@ from typing import Any
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
-from service import errors
-from service.envelope import Envelope
-from service.fleet import fleet
-from service.limits import RateLimit
-from service.metrics import FleetCollector, RequestMetrics
+from service.door.envelope import Envelope
+from service.door.limits import RateLimit
+from service.door.security import FILES_PREFIX, Door
+from service.http import errors
+from service.http.fleet import fleet
+from service.http.metrics import FleetCollector, RequestMetrics
 from service.openapi import complete
 from service.routes import datasets, health, jobs, log_density, models, pages, presets, sample, shards
-from service.security import FILES_PREFIX, Door
 from service.settings import ServiceSettings
 from service.stores import Stores
 from worker.observe.logs import configure_logging

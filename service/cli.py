@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from service import cli_datasets, cli_doctor, cli_jobs, cli_keys, cli_models, cli_stack
-from service.child import ChildDiedError
-from service.cli_capacity import capacity
-from service.cli_official import import_official
-from service.cli_options import (
+from service.client import JobFailedError, UnreachableError
+from service.commands import datasets, doctor, jobs, keys, models, stack
+from service.commands.capacity import capacity
+from service.commands.official import import_official
+from service.commands.options import (
     DATA_PANEL,
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -21,8 +21,8 @@ from service.cli_options import (
     RUN_PANEL,
     print_line,
 )
-from service.client import JobFailedError, UnreachableError
 from service.foreseen import ForeseenError
+from service.stack.child import ChildDiedError
 from worker.observe.version import version
 
 _EXIT_STATUSES = (
@@ -49,13 +49,13 @@ def _about(
         raise typer.Exit
 
 
-for part in (cli_stack, cli_jobs, cli_models):
+for part in (stack, jobs, models):
     application.add_typer(part.application)
-application.add_typer(cli_datasets.application, name="datasets", rich_help_panel=DATA_PANEL)
+application.add_typer(datasets.application, name="datasets", rich_help_panel=DATA_PANEL)
 application.command("import-official", rich_help_panel=DATA_PANEL)(import_official)
-application.add_typer(cli_keys.application, name="keys", rich_help_panel=RUN_PANEL)
+application.add_typer(keys.application, name="keys", rich_help_panel=RUN_PANEL)
 application.command("capacity", rich_help_panel=RUN_PANEL)(capacity)
-application.command("doctor", epilog=cli_doctor.EXAMPLES, rich_help_panel=RUN_PANEL)(cli_doctor.doctor)
+application.command("doctor", epilog=doctor.EXAMPLES, rich_help_panel=RUN_PANEL)(doctor.doctor)
 
 
 def main() -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from service import errors
-from service.openapi_examples import add_examples
-from service.sampler_schemas import LogDensityBody, LogDensityRequestBody, SampleBody
-from service.security import required_scope
+from service.bodies.sampling import LogDensityBody, LogDensityRequestBody, SampleBody
+from service.door.security import required_scope
+from service.http import errors
+from service.http.examples import add_examples
 
 _EVERYWHERE = (413, 422, 500, 503)
 _BEHIND_THE_DOOR = (401, 403, 429)

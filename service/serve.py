@@ -6,8 +6,8 @@ import os
 
 import uvicorn
 
-from service.protocol import ProblemProtocol
-from service.security import require_keys
+from service.door.protocol import ProblemProtocol
+from service.door.security import require_keys
 from service.settings import read_settings
 from worker.observe.logs import configure_logging
 

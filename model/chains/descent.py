@@ -1,4 +1,6 @@
-"""Descents from x_T to x_0 side by side, each at its own level and step: `model.chains.sampling.descend` cut into evaluations.
+"""Descents from x_T to x_0 side by side, each at its own level and step.
+
+This is `model.chains.sampling.descend` cut into single evaluations.
 
 A row is one chain. Whatever a row does next, it waits for the same thing: the energy and score of
 E_t(y) + precision |x_{t+1} − y|²/2 at its `point` y. One evaluation of all rows therefore serves rows that start a

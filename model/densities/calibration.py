@@ -1,6 +1,7 @@
 """What is kept of a calibration: log Z of one checkpoint from both sides, and how the data score under it.
 
-log densities are nats in the data's units, of the data blurred by the model's own noise (see `model.densities.density`).
+Log densities are nats in the data's units, of the data blurred by the model's own noise (see
+`model.densities.density`).
 """
 
 from __future__ import annotations

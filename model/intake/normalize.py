@@ -2,7 +2,7 @@
 
 The array is (N, H, W, C) uint8 or (N, C, H, W) float32 in [−1, 1] for images, (N, D) float32 for vectors, in the order
 of the rows or of the names; that order, with the count, fixes which items are held out. Memory stays at one member or
-block; disk at the limits. Used by the service on uploads, by workers on what they fetch, by `model.data.datasets` on paths.
+block; disk at the limits. Used by the service on uploads, by workers on what they fetch, by `model.data` on paths.
 """
 
 from __future__ import annotations

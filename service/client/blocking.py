@@ -15,7 +15,7 @@ from service.client.calls import Calls
 from service.client.events import Event, EventFeed, is_sign_of_life
 from service.client.handles import JobCalls, ModelCalls
 from service.client.requests import parsed
-from service.progress import Bar, progress_console
+from service.commands.progress import Bar, progress_console
 
 T = TypeVar("T")
 

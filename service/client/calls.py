@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, TypeVar, Unpack
 
+from service.bodies.datasets import DatasetBody
 from service.client import requests
 from service.client.call import Call, Json, RefusedError, Send, answered, described, given, quoted
 from service.client.handles import JobCalls, ModelCalls
@@ -21,7 +22,6 @@ from service.client.requests import (
     parsed,
 )
 from service.client.samples import Samples
-from service.dataset_schemas import DatasetBody
 
 J = TypeVar("J", bound=JobCalls)
 M = TypeVar("M", bound=ModelCalls[Any])

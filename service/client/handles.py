@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Generic, TypeVar, Unpack
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
+from service.bodies.jobs import JobBody, ModelBody
 from service.client import requests
 from service.client.call import Call, ClientError, JobFailedError, Json, Send, answered, described, given
 from service.client.requests import (
@@ -24,7 +25,6 @@ from service.client.requests import (
     Scorable,
 )
 from service.client.samples import Samples
-from service.schemas import JobBody, ModelBody
 from worker.jobs.record import JobStatus
 
 J = TypeVar("J")

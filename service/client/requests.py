@@ -17,10 +17,10 @@ import numpy.typing as npt
 from PIL import Image
 from pydantic import BaseModel, ValidationError
 
+from service.bodies.sampling import LogDensityBody
 from service.client.call import Call, ClientError, Json, Send, answered, given, quoted
+from service.client.folder_zip import zipped
 from service.client.samples import Samples
-from service.folder_zip import zipped
-from service.sampler_schemas import LogDensityBody
 
 _UPLOAD_TIMEOUT = httpx2.Timeout(10.0, read=1800.0, write=180.0)
 """an upload answers when all of it was decoded"""

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from service.images import encode_grid, encode_png, is_image
+from service.work.images import encode_grid, encode_png, is_image
 
 _SHOWN_SIDE = 320
 """pixels: a notebook shows grids of small images magnified to about this width"""

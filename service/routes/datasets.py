@@ -9,11 +9,11 @@ from anyio import to_thread
 from fastapi import APIRouter, Path, Request, Response
 
 from model.presets import BUILT_IN_DATASETS
-from service.dataset_schemas import DatasetBody, DatasetListBody
-from service.errors import Problem, documented
+from service.bodies.datasets import DatasetBody, DatasetListBody
+from service.http.errors import Problem, documented
 from service.settings import DATASETS_PATH
 from service.stores import Stores, StoresDependency
-from service.uploads import IMAGE_SIZE_PATTERN, MAX_NAME, read_form, room_on_disk, store_upload
+from service.work.uploads import IMAGE_SIZE_PATTERN, MAX_NAME, read_form, room_on_disk, store_upload
 from worker.datasets.names import folder_datasets
 from worker.jobs.record import JobStatus
 from worker.storage.artifacts import ArtifactMissing

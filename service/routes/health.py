@@ -9,8 +9,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from redis.exceptions import RedisError
 
-from service.errors import Problem, documented
-from service.schemas import CheckBody, HealthBody, ReadinessBody, WorkerBody, WorkerListBody
+from service.bodies.jobs import CheckBody, HealthBody, ReadinessBody, WorkerBody, WorkerListBody
+from service.http.errors import Problem, documented
 from service.stores import Stores, StoresDependency
 from worker.observe.presence import live_workers, worker_reports
 from worker.queue.messages import SAMPLE_QUEUE, TRAIN_QUEUE

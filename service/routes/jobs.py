@@ -15,14 +15,7 @@ from kombu.exceptions import OperationalError
 from starlette.concurrency import run_in_threadpool
 
 from model.config import CalibrationConfig, to_dict
-from service.accept import preferred
-from service.configuration import train_config, with_steps
-from service.errors import Problem, documented, field_problem, not_acceptable
-from service.idempotency import IdempotencyKeyDependency
-from service.limits import JobSlot
-from service.preference import PreferredWait, WaitDependency
-from service.routes.models import checkpoint_step, describe, parse_model
-from service.schemas import (
+from service.bodies.jobs import (
     BulkSampleRequest,
     CalibrateRequest,
     EventBody,
@@ -33,7 +26,14 @@ from service.schemas import (
     TrainRequest,
     random_seed,
 )
+from service.door.limits import JobSlot
+from service.http.accept import preferred
+from service.http.errors import Problem, documented, field_problem, not_acceptable
+from service.http.idempotency import IdempotencyKeyDependency
+from service.http.preference import PreferredWait, WaitDependency
+from service.routes.models import checkpoint_step, describe, parse_model
 from service.stores import Stores, StoresDependency
+from service.work.configuration import train_config, with_steps
 from worker.ids import ULID_PATTERN
 from worker.jobs.events import follow_events
 from worker.jobs.record import JobEvent, JobKind, JobRecord, JobStatus

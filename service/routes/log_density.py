@@ -13,15 +13,15 @@ from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 
-from service.errors import Problem, documented, field_problem
-from service.exchange import REPLY_HEADERS, ask, model_at, reply_headers, require_sampler
-from service.images import FloatArray
-from service.items import from_files, from_lists, to_npy
+from service.bodies.jobs import MODEL_ID, CalibrationBody, random_seed
+from service.bodies.sampling import ItemDensityBody, LogDensityBody, LogDensityOptions, LogDensityRequestBody
+from service.http.errors import Problem, documented, field_problem
 from service.routes.models import calibration_of, checkpoint_step, describe, parse_model
-from service.sampler_schemas import ItemDensityBody, LogDensityBody, LogDensityOptions, LogDensityRequestBody
-from service.schemas import MODEL_ID, CalibrationBody, random_seed
 from service.settings import LOG_DENSITY_PATH, MAX_ITEM_PATHS, MAX_ITEMS
 from service.stores import Stores, StoresDependency
+from service.work.exchange import REPLY_HEADERS, ask, model_at, reply_headers, require_sampler
+from service.work.images import FloatArray
+from service.work.items import from_files, from_lists, to_npy
 from worker.ids import new_id
 from worker.queue.messages import DensityReply, DensityRequest, input_key
 

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from service.errors import Problem, documented, field_problem
-from service.exchange import REPLY_HEADERS, ask, reply_headers, require_sampler
-from service.openapi_examples import BINARY
-from service.schemas import CalibrationBody, CheckpointBody, ModelBody, ModelListBody
+from service.bodies.jobs import CalibrationBody, CheckpointBody, ModelBody, ModelListBody
+from service.http.errors import Problem, documented, field_problem
+from service.http.examples import BINARY
 from service.stores import Stores, StoresDependency
+from service.work.exchange import REPLY_HEADERS, ask, reply_headers, require_sampler
 from worker.ids import new_id
 from worker.queue.messages import DensityMapReply, DensityMapRequest, not_calibrated
 from worker.storage.artifacts import ArtifactMissing

@@ -17,15 +17,15 @@ from fastapi import APIRouter, Header, Request, Response
 from fastapi.sse import EventSourceResponse, format_sse_event
 from starlette.concurrency import run_in_threadpool
 
-from service.accept import preferred
-from service.errors import Problem, documented, field_problem, not_acceptable
-from service.exchange import REPLY_HEADERS, Exchange, ask, model_at, reply_headers, require_sampler
-from service.images import FloatArray, encode_grid, encode_npy, encode_png, encode_zip, is_image
-from service.openapi_examples import BINARY
+from service.bodies.jobs import random_seed
+from service.bodies.sampling import SampleBody, SampleLevelBody, SampleRequestBody
+from service.http.accept import preferred
+from service.http.errors import Problem, documented, field_problem, not_acceptable
+from service.http.examples import BINARY
 from service.routes.models import checkpoint_step, describe, parse_model
-from service.sampler_schemas import SampleBody, SampleLevelBody, SampleRequestBody
-from service.schemas import random_seed
 from service.stores import Stores, StoresDependency
+from service.work.exchange import REPLY_HEADERS, Exchange, ask, model_at, reply_headers, require_sampler
+from service.work.images import FloatArray, encode_grid, encode_npy, encode_png, encode_zip, is_image
 from worker.ids import new_id
 from worker.queue.messages import SampleReply, SampleRequest
 

@@ -6,10 +6,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Response
 
-from service.errors import Problem, documented
-from service.openapi_examples import BINARY
+from service.bodies.jobs import BulkManifestBody
+from service.http.errors import Problem, documented
+from service.http.examples import BINARY
 from service.routes.jobs import JobId
-from service.schemas import BulkManifestBody
 from service.stores import Stores, StoresDependency
 from worker.jobs.record import JobKind
 from worker.storage.artifacts import ArtifactMissing

@@ -16,7 +16,7 @@ from fastapi import Response
 from model.chains.sampling import descend
 from model.checkpoints.checkpoint import load_model
 from model.noise import SharedNoise, make_generator
-from service.images import FloatArray, encode_grid, encode_png
+from service.work.images import FloatArray, encode_grid, encode_png
 
 
 class DigitsAPI(ls.LitAPI):  # type: ignore[misc]

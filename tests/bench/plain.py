@@ -1,8 +1,9 @@
 """A plain PyTorch port of DRL's network, training step and sampler: what `make bench-train` compares with.
 
 Written as the paper's release is: every evaluation divides its weights by their singular values, convolutions run on
-torch's default layout in float32, gradients come from autograd. It has the parameters of `model.networks.networks.ResNetEnergy`
-under the same names, so that both compute from the same weights; it shares no code with it.
+torch's default layout in float32, gradients come from autograd. It has the parameters of
+`model.networks.resnet.ResNetEnergy` under the same names, so that both compute from the same weights; it shares no code
+with it.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from model.checkpoints.checkpoint import SAMPLING_FILES, load_model
 from model.energies.energy import energy_and_score
 from model.energies.energy_model import EnergyModel
 from model.presets import preset
-from service.local import LocalStack
+from service.stack.local import LocalStack
 from tests.servers import free_ports, wait_until
 from tests.stored import store_untrained
 from worker.connect import redis_client

@@ -23,7 +23,7 @@ import psutil
 from rich.console import Console
 
 from model.presets import preset
-from service.local import LocalStack
+from service.stack.local import LocalStack
 from tests.bench.serve import settings_of
 from tests.stored import store_untrained
 from worker.connect import redis_client

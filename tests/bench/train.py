@@ -3,8 +3,8 @@
 DRL's CIFAR-10 network (N = 2, 9,056,256 parameters), T6, K = 30, batch 8, against the plain implementation beside this
 file and the machine's own measured peaks, all in one run and in turns, so that other load meets everyone alike. The
 peaks are the fastest of short calls and the steps medians of long ones, so shares of the peak mean something on an idle
-machine only. Operations are counted as direct convolutions take them: ours take fewer (`model.networks.winograd`), so that a
-share can exceed 1. Then how a step's cost grows, what its surroundings take, and what bfloat16 does to a model of
+machine only. Operations are counted as direct convolutions take them: ours take fewer (model.networks.winograd), so that
+a share can exceed 1. Then how a step's cost grows, what its surroundings take, and what bfloat16 does to a model of
 digits.
 """
 

@@ -16,7 +16,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from service.keys import KeyFile, matching
+from service.door.keys import KeyFile, matching
 from service.settings import ServiceSettings
 from tests.deploy.compose import ROOT
 from tests.deploy.kustomize import Object, containers, pod_template, rendered

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from service import tether
 from service.client import RefusedError
+from service.stack import tether
 from tests.integration.stack import TINY, UpCommand, follow_to_a_step, survivors
 
 pytestmark = pytest.mark.timeout(240)

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from prometheus_client import CollectorRegistry, ProcessCollector
 
-from service import metrics as service_metrics
+from service.http import metrics as service_metrics
 from worker.jobs import tally
 from worker.observe import gpu_metrics, series
 from worker.observe import metrics as worker_metrics

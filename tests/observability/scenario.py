@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from service.client import ClientError, Job, Recovery
-from service.keys import KeyFile, Scope
+from service.door.keys import KeyFile, Scope
 from tests.conftest import environment_of
 from tests.integration.stack import UpCommand
 from tests.observability.prometheus import Prometheus

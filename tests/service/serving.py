@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx2
 
-from service.keys import KeyFile, Scope
+from service.door.keys import KeyFile, Scope
 from tests.servers import free_ports, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.accept import preferred
+from service.http.accept import preferred
 
 OFFERED = ("image/png", "application/zip", "application/json")
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from service.capacity import (
+from service.cli import application
+from service.stack.capacity import (
     CapacityError,
     erlang_c,
     mean_wait_h,
@@ -21,7 +22,6 @@ from service.capacity import (
     samplers,
     trainers,
 )
-from service.cli import application
 from tests.bench.serve import Load
 
 

@@ -16,7 +16,7 @@ import pytest
 import typer
 
 from service.cli import application, main
-from service.keys import Scope
+from service.door.keys import Scope
 from tests.servers import free_ports
 from tests.service.serving import ROOT, Serving, with_key
 

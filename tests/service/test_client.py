@@ -27,7 +27,7 @@ from service.client import (
     RefusedError,
     Samples,
 )
-from service.images import to_bytes
+from service.work.images import to_bytes
 from tests.service.conftest import StandInSampler, calibration
 from worker.jobs.record import JobStatus
 from worker.jobs.records import RecordStore

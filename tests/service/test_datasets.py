@@ -19,7 +19,7 @@ from fastapi.testclient import TestClient
 from model.data.datasets import load
 from model.presets import BUILT_IN_DATASETS
 from service.app import create_app
-from service.folder_zip import zipped
+from service.client.folder_zip import zipped
 from service.settings import ServiceSettings
 from tests.service.hostile_files import npy, npz, picture, rows
 from tests.service.hostile_files import zipped as zip_of

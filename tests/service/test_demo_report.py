@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 from model.data.datasets import load
-from service import demo_report, progress
+from service.commands import demo_report, progress
 
 
 @pytest.fixture(scope="module")

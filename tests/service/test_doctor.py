@@ -11,9 +11,9 @@ from threading import Thread
 import pytest
 from redis import Redis
 
-from service import doctor
-from service.doctor import Finding
-from service.keys import Scope
+from service.door.keys import Scope
+from service.stack import doctor
+from service.stack.doctor import Finding
 from tests.servers import free_ports
 from tests.service.serving import Serving, with_key
 from tests.service.test_cli import run

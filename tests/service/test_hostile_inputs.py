@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 from redis import Redis
 
 from service.app import create_app
-from service.keys import KeyFile, Scope
+from service.door.keys import KeyFile, Scope
 from service.settings import ServiceSettings
 from tests.conftest import settings_for
 from tests.servers import SeaweedFS, Valkey

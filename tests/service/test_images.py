@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service import images
+from service.work import images
 
 
 def _open(png: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

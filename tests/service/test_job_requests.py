@@ -17,7 +17,7 @@ from model.config import to_dict
 from model.presets import PRESET_SUMMARIES, PRESETS
 from service.app import create_app
 from service.client import Recovery
-from service.preference import MAX_WAIT_S
+from service.http.preference import MAX_WAIT_S
 from service.settings import ServiceSettings
 from tests.service.test_jobs import SMALL, take
 from worker.jobs.record import JobStatus

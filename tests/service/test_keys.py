@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from service.keys import Key, KeyFile, KeysError, Scope, matching
+from service.door.keys import Key, KeyFile, KeysError, Scope, matching
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from fastapi.testclient import TestClient
 from redis import Redis
 
 from service.app import create_app
-from service.errors import Problem
-from service.keys import KeyFile, Scope
-from service.limits import RateLimit
-from service.security import Caller
+from service.door.keys import KeyFile, Scope
+from service.door.limits import RateLimit
+from service.door.security import Caller
+from service.http.errors import Problem
 from service.settings import ServiceSettings
 from tests.servers import free_ports
 from tests.service.conftest import StandInSampler

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from service import folder, local
-from service.child import ChildDiedError, LocalStackError
-from service.local import LocalStack
+from service.stack import folder, local
+from service.stack.child import ChildDiedError, LocalStackError
+from service.stack.local import LocalStack
 
 
 def test_a_port_that_was_asked_for_and_is_taken_is_refused(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from redis import Redis
 
-from service.images import encode_png, to_bytes
+from service.work.images import encode_png, to_bytes
 from tests.service.conftest import StandInSampler, calibration, store_model
 from worker.queue.messages import DensityMapReply, DensityReply, DensityRequest, SamplerReply, Timings, input_key
 from worker.storage.artifacts import Artifacts

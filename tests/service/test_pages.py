@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
+from service.door.security import FILES_PREFIX
 from service.routes.pages import FOLDER
-from service.security import FILES_PREFIX
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted(FOLDER.glob("*.js"))

@@ -10,8 +10,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from service.app import create_app
-from service.keys import KeyFile, Scope
-from service.security import FILES_PREFIX, OPEN_PATHS, is_loopback
+from service.door.keys import KeyFile, Scope
+from service.door.security import FILES_PREFIX, OPEN_PATHS, is_loopback
 from service.settings import ServiceSettings
 from worker.ids import new_id
 

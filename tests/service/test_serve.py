@@ -14,7 +14,7 @@ import pytest
 from redis import Redis
 
 from service.client import Recovery, RefusedError
-from service.keys import Scope
+from service.door.keys import Scope
 from tests.conftest import environment_of, settings_for
 from tests.servers import SECRET_KEY, SeaweedFS, Valkey, free_ports
 from tests.service.serving import ROOT, Serving, outward_address, with_key

@@ -18,7 +18,7 @@ from tests.service.serving import ROOT
 _SHOW = """
 import io
 from PIL import Image
-from service import terminal_image
+from service.commands import terminal_image
 png = io.BytesIO()
 Image.new("RGB", (16, 16), (200, 0, 0)).save(png, "png")
 print("can:", terminal_image.can_show(), flush=True)

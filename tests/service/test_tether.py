@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from service import tether
+from service.stack import tether
 
 _TREE = """
 import subprocess, sys, time

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from service.client import Recovery
-from service.images import encode_png
+from service.work.images import encode_png
 from tests.web.visitor import HOSTILE, Visitor
 
 pytestmark = [pytest.mark.web, pytest.mark.timeout(600)]

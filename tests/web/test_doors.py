@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from service.keys import Scope
+from service.door.keys import Scope
 from tests.service.serving import Serving, with_key
 from tests.web.visitor import HOSTILE, Visitor
 from worker.jobs.record import JobKind

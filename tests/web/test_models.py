@@ -12,7 +12,7 @@ from PIL import Image
 
 from model import data
 from service.client import Recovery
-from service.images import encode_png
+from service.work.images import encode_png
 from tests.web.visitor import HOSTILE, Visitor, finished
 
 pytestmark = [pytest.mark.web, pytest.mark.timeout(600)]

@@ -1,4 +1,6 @@
-"""A job's subprocess as several processes, the ranks: `python -m worker.trainer.torchrun COUNT DEVICE MODULE …` is torchrun.
+"""A job's subprocess as several processes, the ranks.
+
+`python -m worker.trainer.torchrun COUNT DEVICE MODULE …` is torchrun.
 
 torchrun starts the ranks, each in a session of its own, and ends all when one dies. This frame adds what the supervisor
 needs: nothing outlives it (the kernel kills the ranks when torchrun dies, however it dies), and what became of them is

@@ -1,0 +1,302 @@
+"""`recovery train`, `jobs`, `watch`, `cancel`, `resume` and `calibrate`: what is done with jobs."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from service.client import ClientError, Job, Recovery, RefusedError
+from service.commands import terminal_image
+from service.commands.options import (
+    JOBS_PANEL,
+    ApiKey,
+    AsJson,
+    JobId,
+    ModelAt,
+    Url,
+    complete_dataset,
+    complete_job,
+    complete_preset,
+    examples,
+    job_id_of,
+    model_at,
+    print_json,
+    print_line,
+    print_note,
+    print_table,
+)
+from service.commands.progress import Bar
+
+Wait = Annotated[bool, typer.Option("--wait", help="Follow the job to its end")]
+
+application = typer.Typer()
+
+
+@application.command(
+    rich_help_panel=JOBS_PANEL,
+    epilog=examples(
+        "recovery train digits --wait",
+        "recovery train digits --upload pictures/ --name cats --wait",
+        "recovery train density-2d --dataset two_moons --steps 2000 --seed 0",
+        "recovery train digits --set schedule.num_levels=10 --set chain.num_steps=8",
+    ),
+)
+def train(
+    preset: Annotated[str, typer.Argument(help="Name of a configuration", autocompletion=complete_preset)] = "digits",
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help="Another than the preset's: an id of `recovery datasets list`, a built-in name, s3://…, hf://…",
+            autocompletion=complete_dataset,
+        ),
+    ] = None,
+    upload: Annotated[
+        Path | None,
+        typer.Option(help="Train on this instead: a folder or .zip of images, a .npy, .npz or .csv", exists=True),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="For people")] = None,
+    seed: Annotated[int | None, typer.Option(help="Drawn at random if absent")] = None,
+    steps: Annotated[int | None, typer.Option(help="Another number of training steps")] = None,
+    batch_size: Annotated[str | None, typer.Option(help="Items a step; `auto`: what the memory holds")] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(help="In steps")] = None,
+    sample_every: Annotated[int | None, typer.Option(help="In steps")] = None,
+    calibrate: Annotated[
+        bool | None, typer.Option("--calibrate/--no-calibrate", help="Estimate log Z at the end, for log-density")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda")] = None,
+    num_gpus: Annotated[int | None, typer.Option(help="GPUs of one trainer that share every batch")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML or JSON laid over the preset", exists=True, dir_okay=False)
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="One field of the configuration, field.field=value; may be repeated"),
+    ] = None,
+    wait: Wait = False,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Start a training job; prints its id."""
+    if upload is not None and dataset is not None:
+        raise typer.BadParameter("give --dataset or --upload, not both")
+    changes = _changes(config, settings or [])
+    with Recovery(url, api_key=api_key) as client:
+        if upload is not None:
+            found = client.upload_dataset(upload)
+            dataset = found.id
+            print_note(f"uploaded {found.count} {found.kind} as dataset {found.id}")
+        job = client.train(
+            preset,
+            config=changes or None,
+            dataset=dataset,
+            name=name,
+            seed=seed,
+            steps=steps,
+            batch_size=_batch_size(batch_size),
+            checkpoint_every=checkpoint_every,
+            sample_every=sample_every,
+            calibrate=calibrate,
+            device=device,
+            num_gpus=num_gpus,
+        )
+        _started(job, wait=wait, as_json=as_json)
+
+
+def _batch_size(text: str | None) -> int | Literal["auto"] | None:
+    if text is None:
+        return None
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal():
+        raise typer.BadParameter(f"--batch-size is {text!r}; expected a number of items, or auto")
+    return int(text)
+
+
+@application.command(
+    rich_help_panel=JOBS_PANEL, epilog=examples("recovery jobs", "recovery jobs --status running --json")
+)
+def jobs(
+    job_id: Annotated[
+        str | None, typer.Argument(help="Look at one job instead", autocompletion=complete_job, show_default=False)
+    ] = None,
+    status: Annotated[
+        str | None, typer.Option(help="Only these: queued, running, succeeded, failed or cancelled")
+    ] = None,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """List jobs, newest first, or look at one."""
+    with Recovery(url, api_key=api_key) as client:
+        found: Job | list[Job] = client.job(job_id_of(client, job_id)) if job_id else client.jobs(status=status)
+    if as_json:
+        print_json(found)
+    elif isinstance(found, Job):
+        print_table(["field", "value"], _fields(found))
+    else:
+        print_table(["id", "kind", "name", "status", "done", "error"], [_row(job) for job in found])
+
+
+def _row(job: Job) -> list[str]:
+    return [job.id, job.kind, job.name or "", job.status, f"{job.progress.percent:.0f} %", job.error or ""]
+
+
+def _fields(job: Job) -> list[list[str]]:
+    """Everything but the configuration, which --json shows."""
+    found = job.model_dump(mode="json", exclude={"config", "progress"}, exclude_none=True)
+    done = job.progress.model_dump(exclude_none=True)
+    return [[name, str(value)] for name, value in (found | done).items()]
+
+
+@application.command(
+    rich_help_panel=JOBS_PANEL,
+    epilog=examples("recovery watch 01JD3Z6M3Q4R5S6T7V8W9X0Y1Z", "recovery watch JOB --json | jq ."),
+)
+def watch(job_id: JobId, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None) -> None:
+    """Follow a job with a progress bar until it ends; with --json its events, one a line.
+
+    Exit status 4 if it fails or is cancelled.
+    """
+    with Recovery(url, api_key=api_key) as client:
+        # Asked first: says plainly when there is no such job or no server; a stream would be tried again.
+        _follow(client.job(job_id_of(client, job_id)), as_json=as_json)
+
+
+@application.command(rich_help_panel=JOBS_PANEL, epilog=examples("recovery cancel 01JD3Z6M3Q4R5S6T7V8W9X0Y1Z"))
+def cancel(job_id: JobId, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None) -> None:
+    """End a job; its checkpoints stay."""
+    with Recovery(url, api_key=api_key) as client:
+        _changed(client.cancel(job_id_of(client, job_id)), as_json=as_json)
+
+
+@application.command(
+    rich_help_panel=JOBS_PANEL,
+    epilog=examples("recovery resume 01JD3Z6M3Q4R5S6T7V8W9X0Y1Z", "recovery resume JOB --steps 8000 --wait"),
+)
+def resume(
+    job_id: JobId,
+    steps: Annotated[int | None, typer.Option(help="New number of all training steps")] = None,
+    wait: Wait = False,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Go on with a failed or cancelled job."""
+    with Recovery(url, api_key=api_key) as client:
+        job = client.resume(job_id_of(client, job_id), steps=steps)
+        if wait:
+            _follow(job, as_json=as_json)
+        else:
+            _changed(job, as_json=as_json)
+
+
+@application.command(
+    rich_help_panel=JOBS_PANEL,
+    epilog=examples("recovery calibrate MODEL --wait", "recovery calibrate MODEL@2000 --num-chains 1024"),
+)
+def calibrate(
+    model: ModelAt,
+    tolerance: Annotated[float | None, typer.Option(help="Nats of error to be content with")] = None,
+    num_chains: Annotated[int | None, typer.Option(help="Chains walked side by side")] = None,
+    max_bridges: Annotated[int | None, typer.Option(help="Temperatures between levels, at most")] = None,
+    max_chains: Annotated[int | None, typer.Option(help="Chains at which to give up")] = None,
+    num_leapfrog: Annotated[int | None, typer.Option(help="1: MALA; about 5 (HMC) for thousands of dimensions")] = None,
+    seed: Annotated[int | None, typer.Option(help="0 if absent")] = None,
+    wait: Wait = False,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Estimate log Z of a checkpoint, which log-density needs; prints the job's id."""
+    with Recovery(url, api_key=api_key) as client:
+        job = client.calibrate(
+            model_at(client, model),
+            tolerance=tolerance,
+            num_chains=num_chains,
+            max_bridges=max_bridges,
+            max_chains=max_chains,
+            num_leapfrog=num_leapfrog,
+            seed=seed,
+        )
+        _started(job, wait=wait, as_json=as_json)
+
+
+def _started(job: Job, *, wait: bool, as_json: bool) -> None:
+    if not as_json:
+        print_line(job.id)
+    if wait:
+        follow(job, as_json=False)
+        job.refresh()
+    if as_json:
+        print_json(job)
+    if wait:
+        job.require_success()
+
+
+def _changed(job: Job, *, as_json: bool) -> None:
+    if as_json:
+        print_json(job)
+    else:
+        print_line(job.status)
+
+
+def _follow(job: Job, *, as_json: bool) -> None:
+    follow(job, as_json=as_json)
+    job.refresh()
+    job.require_success()
+
+
+def follow(job: Job, *, as_json: bool) -> None:
+    """Its events to the end, as lines of JSON or as a bar; the last sample grid where the terminal can show it."""
+    if as_json:
+        for event in job.events():
+            typer.echo(json.dumps(event))
+        return
+    with Bar(Console(stderr=True, highlight=False)) as bar:
+        for event in job.events():
+            bar.show(event)
+    if job.kind == "train" and terminal_image.can_show():
+        _show_grid(job)
+
+
+def _show_grid(job: Job) -> None:
+    try:
+        terminal_image.show(job.model().samples_png())
+    except RefusedError as error:  # a training too short to have drawn one
+        print_note(error)
+
+
+def _changes(path: Path | None, settings: Sequence[str]) -> dict[str, Any]:
+    """The configuration to lay over the preset. Raises ClientError, typer.BadParameter."""
+    changes: dict[str, Any] = {}
+    if path is not None:
+        try:
+            text = path.read_text()
+            changes = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        except ValueError as error:
+            raise ClientError(f"{path} cannot be read as {path.suffix[1:].upper() or 'TOML'}: {error}") from None
+    for one in settings:
+        names, equals, text = one.partition("=")
+        *outer, last = names.split(".")
+        if not (equals and last):
+            raise typer.BadParameter(f"--set {one!r} is not field=value, like chain.num_steps=8")
+        target = changes
+        for name in outer:
+            target = target.setdefault(name, {})
+        target[last] = _value(text)
+    return changes
+
+
+def _value(text: str) -> Any:
+    """A number, true, null or a list as JSON; anything else is text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -1,0 +1,210 @@
+"""`recovery models`, `sample` and `log-density`: what is done with models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+
+from service.client import ClientError, Model, Recovery, Samples
+from service.client.samples import spread_levels
+from service.commands import terminal_image
+from service.commands.options import (
+    MODELS_PANEL,
+    ApiKey,
+    AsJson,
+    ModelAt,
+    Url,
+    complete_model,
+    examples,
+    model_at,
+    print_json,
+    print_line,
+    print_note,
+    print_table,
+)
+from service.commands.progress import Bar
+from service.work.images import encode_npy, encode_zip, is_image
+
+application = typer.Typer()
+
+
+@application.command(
+    rich_help_panel=MODELS_PANEL, epilog=examples("recovery models", "recovery models 01JD3Z6M3QMDE0N5K7C2B8F4GH")
+)
+def models(
+    model_id: Annotated[
+        str | None, typer.Argument(help="Look at one model instead", autocompletion=complete_model, show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """List models, newest first, or the checkpoints of one."""
+    with Recovery(url, api_key=api_key) as client:
+        found: Model | list[Model] = client.model(model_at(client, model_id)) if model_id else client.models()
+    if as_json:
+        print_json(found)
+    elif isinstance(found, Model):
+        print_line(f"{found.name or found.id}, trained on {found.dataset or 'data that are not known'}")
+        print_table(["checkpoint", "size", "log Z, nats", "held-out log density, nats"], _checkpoints(found))
+    else:
+        print_table(["id", "name", "dataset", "checkpoints"], [_row(model) for model in found])
+
+
+def _row(model: Model) -> list[str]:
+    return [model.id, model.name or "", model.dataset or "", ", ".join(str(one.step) for one in model.checkpoints)]
+
+
+def _checkpoints(model: Model) -> list[list[str]]:
+    rows = []
+    for one in model.checkpoints:
+        known = one.calibration
+        log_z = f"{known.log_z.estimate:.3f} ± {known.log_z.std_error:.3f}" if known else "not calibrated"
+        held_out = known.held_out_log_density if known else None
+        told = "" if held_out is None else f"{held_out:.3f}"
+        rows.append([f"{model.id}@{one.step}", f"{one.size_bytes / 1e6:.1f} MB", log_z, told])
+    return rows
+
+
+@application.command(
+    rich_help_panel=MODELS_PANEL,
+    epilog=examples(
+        "recovery sample MODEL -n 64 --seed 0 --out digits.png",
+        "recovery sample MODEL -n 8 --levels 11     (each row one sample, from noise)",
+        "recovery sample MODEL -n 256 --out digits.npy",
+        "recovery sample MODEL@2000 -n 50000 --bulk --out samples/",
+    ),
+)
+def sample(
+    model: ModelAt,
+    num: Annotated[int, typer.Option("--num", "-n", help="How many")] = 64,
+    seed: Annotated[int | None, typer.Option(help="Drawn at random if absent")] = None,
+    steps: Annotated[int | None, typer.Option(help="K, chain steps per noise level; the model's own if absent")] = None,
+    noise_scale: Annotated[float | None, typer.Option(help="Multiplies the chain's noise")] = None,
+    levels: Annotated[int, typer.Option(min=0, max=64, help="Show so many noise levels on the way, too")] = 0,
+    scale: Annotated[int, typer.Option(min=1, max=32, help="Magnification of pictures")] = 8,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="A .png, .zip of PNGs or .npy; samples.png or, of vectors, samples.npy if absent. "
+            "With --bulk, a folder",
+        ),
+    ] = None,
+    bulk: Annotated[bool, typer.Option("--bulk", help="As a job, into .npy files: for tens of thousands")] = False,
+    show: Annotated[bool, typer.Option("--show/--no-show", help="Draw the picture in the terminal, too")] = True,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Draw samples from a model into a picture or numbers, or many into .npy files; prints the file's name."""
+    with Recovery(url, api_key=api_key) as client:
+        model = model_at(client, model)
+        if bulk:
+            _sample_in_bulk(client, model, num, out or Path("samples"), seed, steps, noise_scale, as_json=as_json)
+            return
+        wanted = _levels(client, model, levels) if levels else []
+        drawn = client.sample(model, num, seed=seed, steps=steps, noise_scale=noise_scale, levels=wanted)
+    png = drawn.png(scale=scale) if is_image(drawn.x.shape[1:]) else None
+    out = out or Path("samples.npy" if png is None else "samples.png")
+    out.write_bytes(_encoded(drawn, png, out, scale))
+    if png is not None and show and not as_json and terminal_image.can_show():
+        terminal_image.show(png)
+    if as_json:
+        shape, cost = list(drawn.x.shape), drawn.gradient_evaluations
+        told = {"file": str(out), "model": drawn.model, "seed": drawn.seed, "shape": shape}
+        print_json({**told, "gradient_evaluations": cost})
+    else:
+        print_line(out)
+        print_note(f"{drawn.model}, seed {drawn.seed}, {drawn.gradient_evaluations} gradient evaluations a sample")
+
+
+def _encoded(drawn: Samples, png: bytes | None, out: Path, scale: int) -> bytes:
+    """What the file's name asks for. Raises ClientError for a name that asks for nothing that can be had."""
+    if out.suffix == ".npy":
+        return encode_npy(drawn.x if drawn.levels is None else np.concatenate([drawn.levels, drawn.x[None]]))
+    if png is not None and out.suffix == ".png":
+        return png
+    if png is not None and out.suffix == ".zip":
+        return encode_zip({"": drawn.x}, {"model": drawn.model, "seed": drawn.seed}, scale=scale)
+    expected = ".npy, since this model makes vectors" if png is None else ".png, .zip or .npy"
+    raise ClientError(f"{out} does not say what to write; expected a name ending in {expected}")
+
+
+def _levels(client: Recovery, model: str, count: int) -> list[int]:
+    config = client.model(model.partition("@")[0]).config or {}
+    return spread_levels(int(config["schedule"]["num_levels"]), count)
+
+
+def _sample_in_bulk(
+    client: Recovery,
+    model: str,
+    num: int,
+    out: Path,
+    seed: int | None,
+    steps: int | None,
+    noise_scale: float | None,
+    *,
+    as_json: bool,
+) -> None:
+    job = client.sample_in_bulk(model, num, seed=seed, steps=steps, noise_scale=noise_scale)
+    with Bar(Console(stderr=True, highlight=False)) as bar:
+        for event in job.events():
+            bar.show(event)
+    job.refresh()
+    job.require_success()
+    manifest = client.shards(job.id)
+    out.mkdir(parents=True, exist_ok=True)
+    for shard in manifest["shards"]:
+        (out / shard["name"]).write_bytes(client.shard(job.id, shard["name"]))
+    (out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    if as_json:
+        print_json({**manifest, "folder": str(out)})
+    else:
+        print_line(out)
+
+
+@application.command(
+    rich_help_panel=MODELS_PANEL,
+    epilog=examples(
+        "recovery log-density MODEL a.png b.png",
+        "recovery log-density MODEL points.npy --path",
+        "recovery log-density MODEL points.npy --json | jq '.items[].log_density'",
+    ),
+)
+def log_density(
+    model: ModelAt,
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="Images, one an item, or one .npy", exists=True, dir_okay=False, show_default=False),
+    ],
+    path: Annotated[bool, typer.Option("--path", help="Also the estimate along the diffusion path")] = False,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Score data under a calibrated model: log densities in nats."""
+    with Recovery(url, api_key=api_key) as client:
+        found = client.log_density(model_at(client, model), files, path=path)
+    if as_json:
+        print_json(found)
+        return
+    items = [item.model_dump() for item in found.items]
+    names = [file.name for file in files] if len(files) == len(items) else [str(index) for index in range(len(items))]
+    columns = [name for name, value in items[0].items() if value is not None]
+    print_table(
+        ["item", *columns],
+        [
+            [name, *("" if item[c] is None else f"{item[c]:.4f}" for c in columns)]
+            for name, item in zip(names, items, strict=True)
+        ],
+    )
+    print_line(f"all ± {found.std_error:.4f} nats, the error of log Z")
+    if not found.converged:
+        print_line("its two sides have not met: calibrate with more --max-bridges or --max-chains")

@@ -1,0 +1,109 @@
+"""What a training request asks for, as a checked TrainConfig. Raises Problem 422 naming the field and the way out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from model.config import TrainConfig, from_dict, to_dict
+from model.errors import ConfigError, DataError
+from model.intake.limits import Summary
+from model.presets import PRESETS, override, preset
+from service.bodies.jobs import TrainRequest, random_seed
+from service.http.errors import FieldProblem, Problem, field_problem
+from worker.datasets.names import require_dataset
+from worker.settings import Settings
+from worker.storage.bucket import Bucket
+
+_OVERRIDES = ("dataset", "seed", "steps", "batch_size", "checkpoint_every", "sample_every", "calibrate")
+_CONFIG = TypeAdapter(TrainConfig)
+
+
+def train_config(request: TrainRequest, settings: Settings, bucket: Bucket) -> TrainConfig:
+    """The preset, with the configuration laid over it, with the overrides; a seed is drawn unless one is given.
+
+    The bucket knows the uploaded datasets.
+    """
+    if request.preset is None and request.config is None:
+        raise field_problem(["body", "preset"], f"give `preset` (one of {', '.join(PRESETS)}) or `config`")
+    config = _base(request)
+    changes = {name: value for name in _OVERRIDES if (value := getattr(request, name)) is not None}
+    if "seed" not in changes and "seed" not in (request.config or {}):
+        changes["seed"] = random_seed()
+    config = _checked_override(config, changes)
+    _require_matching_network(config, _known_dataset(config.dataset, settings, bucket))
+    return config
+
+
+def with_steps(values: Mapping[str, Any], steps: int) -> TrainConfig:
+    """A stored configuration with another number of steps; the score-matching start, perhaps over, keeps its own."""
+    config = from_dict(TrainConfig, values)
+    matching = replace(config.score_matching, steps=min(config.score_matching.steps, steps))
+    return _checked_override(config, {"steps": steps, "score_matching": matching})
+
+
+def _base(request: TrainRequest) -> TrainConfig:
+    start: dict[str, Any] = {}
+    if request.preset is not None:
+        try:
+            start = to_dict(preset(request.preset))
+        except ConfigError as error:
+            raise field_problem(["body", "preset"], str(error)) from None
+    return _parse(_merged(start, request.config or {}))
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` laid over it, object by object."""
+    result = dict(base)
+    for name, value in changes.items():
+        below = result.get(name)
+        result[name] = _merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def _parse(values: Mapping[str, Any]) -> TrainConfig:
+    try:
+        # Strict, and as JSON: lists are taken for tuples, text is not taken for numbers.
+        _CONFIG.validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        fields = [
+            FieldProblem(
+                location=["body", "config", *one["loc"]],
+                message=one["msg"].removeprefix("Value error, "),
+                type=one["type"],
+            )
+            for one in error.errors()
+        ]
+        told = "; ".join(f"{'.'.join(map(str, field.location))}: {field.message}" for field in fields[:5])
+        raise Problem(422, "invalid-request", told, errors=fields) from None
+    try:
+        return from_dict(TrainConfig, values)  # also refuses unknown fields
+    except ConfigError as error:
+        raise field_problem(["body", "config"], str(error)) from None
+
+
+def _checked_override(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
+    try:
+        return override(config, **changes)
+    except ConfigError as error:
+        raise field_problem(["body"], str(error)) from None
+
+
+def _known_dataset(name: str, settings: Settings, bucket: Bucket) -> Summary | None:
+    try:
+        return require_dataset(name, settings, bucket)
+    except DataError as error:
+        raise field_problem(["body", "dataset"], str(error)) from None
+
+
+def _require_matching_network(config: TrainConfig, dataset: Summary | None) -> None:
+    if dataset is not None and dataset.kind == "vectors" and config.network.kind == "resnet":
+        raise field_problem(
+            ["body", "dataset"],
+            f"{config.dataset} holds vectors and network.kind 'resnet' takes images; use preset 'density-2d', "
+            "or network.kind 'mlp'",
+        )

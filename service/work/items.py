@@ -1,0 +1,132 @@
+"""What a client sends to be scored, as one float32 array (N, *event). Raises Problem 422 saying what was expected."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from service.http.errors import Problem, field_problem
+from service.settings import MAX_ITEMS
+from service.work.images import FloatArray, is_image
+
+_FORMATS = ("PNG", "JPEG")
+_NPY_MAGIC = b"\x93NUMPY"
+
+
+def from_lists(x: list[Any], event_shape: Sequence[int]) -> FloatArray:
+    """Nested lists of numbers."""
+    location = ["body", "x"]
+    try:
+        array = np.array(x)
+    except (ValueError, OverflowError):  # rows of different lengths
+        array = np.empty(0, object)
+    if array.dtype.kind not in "fiu":
+        raise field_problem(
+            location, f"these are not nested lists of numbers of one length; expected {_expected(event_shape)}"
+        )
+    return _checked(array, event_shape, location)
+
+
+def from_files(files: Sequence[tuple[str, bytes]], event_shape: Sequence[int]) -> FloatArray:
+    """Images, one an item, or one .npy file with all items."""
+    if not files:
+        raise field_problem(["body", "files"], "there is no file; send images (PNG, JPEG), or one .npy")
+    if len(files) == 1 and (files[0][1].startswith(_NPY_MAGIC) or files[0][0].lower().endswith(".npy")):
+        return _from_npy(files[0][1], event_shape)
+    if len(files) > MAX_ITEMS:
+        raise _too_many(len(files), ["body", "files"])
+    if not is_image(event_shape):
+        raise field_problem(
+            ["body", "files"],
+            f"this model scores vectors, not images; send one .npy of {_expected(event_shape)}, or JSON",
+        )
+    return np.stack([_from_image(name, data, event_shape) for name, data in files])
+
+
+def to_npy(array: FloatArray) -> bytes:
+    """As it travels to a sampler."""
+    packed = io.BytesIO()
+    np.save(packed, array, allow_pickle=False)
+    return packed.getvalue()
+
+
+def _from_npy(data: bytes, event_shape: Sequence[int]) -> FloatArray:
+    location = ["body", "files"]
+    try:
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, OSError, EOFError, MemoryError):  # the last where the header promises more than there is
+        array = None
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+        raise field_problem(
+            location,
+            f"the file is not a plain .npy array of numbers (nothing is unpickled); expected {_expected(event_shape)}",
+        )
+    if array.dtype == np.uint8 and is_image(event_shape):
+        array = _scaled(array)
+    return _checked(array, event_shape, location)
+
+
+def _checked(array: npt.NDArray[Any], event_shape: Sequence[int], location: Sequence[str]) -> FloatArray:
+    if array.ndim == 0 or array.shape[1:] != tuple(event_shape) or len(array) == 0:
+        raise field_problem(location, f"the shape is {array.shape}; expected {_expected(event_shape)}")
+    if len(array) > MAX_ITEMS:
+        raise _too_many(len(array), location)
+    with np.errstate(over="ignore"):  # becomes inf, and is refused
+        values = array.astype(np.float32)
+    finite = np.isfinite(values.reshape(len(values), -1)).all(1)
+    if not finite.all():
+        raise field_problem(
+            [*location, int(np.argmin(finite))], "a value is not a finite float32; remove the item, or fill the value"
+        )
+    return values
+
+
+def _from_image(name: str, data: bytes, event_shape: Sequence[int]) -> FloatArray:
+    """(C, H, W)."""
+    channels, height, width = event_shape
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sizes: they are refused below, before anything is unpacked
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        if image.size != (width, height):
+            raise _refused(name, f"is {image.width}×{image.height} pixels", event_shape)
+        if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
+            raise _refused(name, f"has pixels of type {image.mode}", event_shape)
+        pixels = np.asarray(image.convert("RGBA" if channels == 4 else "RGB"))
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise _refused(name, "is no image that can be read", event_shape) from None
+    if channels == 1:
+        if (pixels != pixels[..., :1]).any():
+            raise _refused(name, "is in colour", event_shape)
+        pixels = pixels[..., :1]
+    return _scaled(np.moveaxis(pixels, -1, 0))
+
+
+def _scaled(pixels: npt.NDArray[np.uint8]) -> FloatArray:
+    """0…255 -> [−1, 1], the inverse of how samples are written."""
+    scaled: FloatArray = pixels.astype(np.float32) / np.float32(127.5) - 1
+    return scaled
+
+
+def _refused(name: str, what: str, event_shape: Sequence[int]) -> Problem:
+    channels, height, width = event_shape
+    kind = {1: "grey", 3: "colour", 4: "colour with alpha"}[channels]
+    return field_problem(
+        ["body", "files", name[:100]], f"{what}; expected 8-bit PNG or JPEG in {kind} of {width}×{height} pixels"
+    )
+
+
+def _too_many(count: int, location: Sequence[str]) -> Problem:
+    return field_problem(
+        location, f"there are {count} items; expected at most {MAX_ITEMS}. Send them in several requests"
+    )
+
+
+def _expected(event_shape: Sequence[int]) -> str:
+    return f"shape (N, {', '.join(map(str, event_shape))}) with N from 1 to {MAX_ITEMS}"
