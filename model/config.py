@@ -95,7 +95,7 @@ class NetworkConfig:
     """Residual blocks per resolution (DRL: N), or residual blocks of the MLP."""
     activation: Activation = "leaky_relu"
     spectral_norm: bool = True
-    """of every layer (DRL); without it layers start with the gains of `model.networks.networks`"""
+    """of every layer (DRL); without it layers start with the gains of `model.networks.blocks`"""
     coordinates: bool = False
     """`resnet` only: two more input channels hold the row and the column, for objects always centred alike."""
     level_width: int = 0

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from model.chains.kernels import State, langevin_move, mala_choice, metropolis_choice
 from model.chains.sampling import NUM_LEAPFROG, expected_data, predicted_start
+from model.chains.starts import normal_approximation
 from model.config import SamplingConfig, TrainConfig
-from model.energies.conditional import normal_approximation, recovery_energy, squared_norm
+from model.energies.conditional import recovery_energy, squared_norm
 from model.energies.energy import energy_and_score
 from model.energies.energy_model import EnergyModel
 from model.noise import NoiseRows

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from model.chains.kernels import hmc_step, init, langevin_step, mala_step
+from model.chains.starts import normal_approximation
 from model.config import ChainStart, Precision, SamplingConfig
-from model.energies.conditional import normal_approximation
 from model.energies.energy import energy_and_score
 from model.energies.energy_model import EnergyModel
 from model.errors import ConfigError

@@ -1,23 +1,14 @@
-"""Recovery likelihood: the conditional energy of a sample given its noisier neighbour, and the training losses.
+"""The conditional energy of a sample given its noisier neighbour.
 
-Source: DRL (Gao et al. 2021) sections 3.2 to 3.5. With y_t = α_{t+1} x_t,
+Source: DRL (Gao et al. 2021) section 3.2. With y_t = α_{t+1} x_t,
 p(y_t | x_{t+1}) ∝ exp(−E_t(y_t) − |x_{t+1} − y_t|²/(2σ_{t+1}²)); the tether is absent at the top level.
-Losses are means over the batch of what their docstrings state; no gradient flows through sampled positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from model.energies.energy import EnergyFn
-from model.schedule import expand
-
-LevelEnergyFn = Callable[[Tensor, Tensor], Tensor]
-"""(y (B, *event), level (B,)) -> energies (B,) in nats."""
 
 
 def squared_norm(x: Tensor) -> Tensor:
@@ -33,81 +24,3 @@ def recovery_energy(energy_fn: EnergyFn, x_next: Tensor, tether_precision: Tenso
         return energy_fn(y) + half_precision * squared_norm(x_next - y)
 
     return conditional
-
-
-def normal_approximation(score: Tensor, x_next: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-    """A draw from N(x_next − σ_{t+1}² ∇E_t(x_next), σ_{t+1}² I), the conditional's first-order form (DRL eq. 15).
-
-    `score` is −∇E_t(x_next); `sigma` (B,) is σ_{t+1}.
-    """
-    s = expand(sigma, x_next)
-    return x_next + s**2 * score + s * noise
-
-
-def contrastive_loss(positive_energy: Tensor, negative_energy: Tensor, weight: Tensor) -> Tensor:
-    """mean w_t (E_t(y⁺) − E_t(y⁻)), all (B,): its gradient is that of the negative log recovery likelihood."""
-    return (weight * (positive_energy - negative_energy)).mean()
-
-
-def energy_penalty(positive_energy: Tensor, negative_energy: Tensor, weight: Tensor) -> Tensor:
-    """mean (w_t E_t(y⁺))² + (w_t E_t(y⁻))², all (B,) (Du & Mordatch 2019, with the weights of the contrastive loss).
-
-    It fixes the constant that the contrastive loss leaves free in every E_t, and holds back energies that run away.
-    """
-    return ((weight * positive_energy) ** 2 + (weight * negative_energy) ** 2).mean()
-
-
-def recovery_score_matching_loss(
-    energy_fn: LevelEnergyFn, y: Tensor, x_next: Tensor, level: Tensor, sigma: Tensor
-) -> Tensor:
-    """mean |y⁺ − x_next + σ² ∇E_t(x_next)|²/(2σ²): the score-matching form of K = 0 (DRL section 3.5)."""
-    s = expand(sigma, x_next)
-    residual = (y - x_next) / s + s * _energy_gradient(energy_fn, x_next, level)
-    return squared_norm(residual).mean() / 2
-
-
-def marginal_score_matching_loss(
-    energy_fn: LevelEnergyFn,
-    y: Tensor,
-    noise: Tensor,
-    level: Tensor,
-    noise_std: Tensor,
-    *,
-    weigh_fn: Callable[[Tensor, Tensor], Tensor] = lambda residual, _: residual,
-) -> Tensor:
-    """mean of weigh_fn(std ∇E_t(y) − ε, level)² per coordinate for y = mean + std ε (Vincent 2011).
-
-    Its minimiser is the energy of y_t itself, for any invertible linear `weigh_fn` of the residual (B, *event).
-    """
-    residual = expand(noise_std, y) * _energy_gradient(energy_fn, y, level) - noise
-    return weigh_fn(residual, level).square().mean()
-
-
-def dual_score_matching_loss(
-    energy_fn: Callable[[Tensor, Tensor], Tensor], x_data: Tensor, log_snr: Tensor, noise: Tensor
-) -> Tensor:
-    """mean of |σ̄ ∇E − ε|² + (∂E/∂λ + ∂ log p(x_λ | x_data)/∂λ)² at x_λ = ᾱ x_data + σ̄ ε, λ = `log_snr` (B,).
-
-    Both terms are least at E(x, λ) = −log p_λ(x) + constant: the first fixes every λ up to its own constant, the second
-    ties neighbouring λ together, constants included (Guth et al. 2025, dual score matching).
-    """
-    alpha_bar, sigma_bar = (expand(torch.sigmoid(sign * log_snr).sqrt(), x_data) for sign in (1, -1))
-    x = (alpha_bar * x_data + sigma_bar * noise).requires_grad_()
-    level = log_snr.detach().requires_grad_()
-    gradient, rate = torch.autograd.grad(energy_fn(x, level).sum(), (x, level), create_graph=True)
-    conditional_rate = alpha_bar * sigma_bar / 2 * noise * x_data + alpha_bar**2 / 2 * (
-        1 - noise**2
-    )  # of every coordinate
-    return (squared_norm(sigma_bar * gradient - noise) + (rate + conditional_rate.flatten(1).sum(1)) ** 2).mean()
-
-
-def noise_contrastive_loss(data_log_ratio: Tensor, noise_log_ratio: Tensor) -> Tensor:
-    """The logistic loss of telling data from noise by log p_model/p_noise at each (Gutmann & Hyvärinen 2010)."""
-    return F.softplus(-data_log_ratio).mean() + F.softplus(noise_log_ratio).mean()
-
-
-def _energy_gradient(energy_fn: LevelEnergyFn, position: Tensor, level: Tensor) -> Tensor:
-    """∇E_t at `position`, differentiable in the parameters."""
-    y = position.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(energy_fn(y, level).sum(), y, create_graph=True)
-    return gradient

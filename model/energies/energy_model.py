@@ -30,8 +30,9 @@ from model.data.datasets import Dataset
 from model.energies.bases import GaussianBase, MixtureBase
 from model.energies.conditional import recovery_energy
 from model.energies.energy import EnergyFn
+from model.networks.freezing import frozen
 from model.networks.layers import Weighted
-from model.networks.networks import frozen, make_network
+from model.networks.registry import make_network
 from model.schedule import Schedule, expand, make_schedule
 
 
@@ -117,7 +118,7 @@ class EnergyModel(nn.Module):
         return x.clamp(-1, 1) if self.bin_width > 0 else x
 
     def frozen(self, precision: Precision | None = None) -> contextlib.AbstractContextManager[None]:
-        """Fix the network's weights while a chain runs; see `model.networks.networks.frozen`."""
+        """Fix the network's weights while a chain runs; see `model.networks.freezing.frozen`."""
         return frozen(self.network, precision)
 
     @property

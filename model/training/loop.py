@@ -33,7 +33,7 @@ from model.data.datasets import Dataset
 from model.energies.energy_model import EnergyModel
 from model.errors import CheckpointError, ConfigError, DivergenceError, ShapeError
 from model.events import CheckpointEvent, DoneEvent, Phase, RollbackEvent, SampleEvent, TrainEvent
-from model.networks.networks import iterate_power
+from model.networks.freezing import iterate_power
 from model.noise import SharedNoise, derive_seed, make_generator
 from model.training.memory import with_batch_size
 from model.training.meter import Meter, sums_by_level

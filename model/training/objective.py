@@ -13,20 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from model.chains.sampling import draw_conditional
-from model.energies.conditional import (
+from model.energies.conditional import squared_norm
+from model.energies.energy_model import EnergyModel
+from model.events import Phase
+from model.noise import SharedNoise
+from model.rows import Rows
+from model.schedule import expand
+from model.training.losses import (
     contrastive_loss,
     dual_score_matching_loss,
     energy_penalty,
     marginal_score_matching_loss,
     noise_contrastive_loss,
     recovery_score_matching_loss,
-    squared_norm,
 )
-from model.energies.energy_model import EnergyModel
-from model.events import Phase
-from model.noise import SharedNoise
-from model.rows import Rows
-from model.schedule import expand
 
 _CONTRAST_NATS = 0.8
 """How much rarer than the base the noise that data are told from is at its centre: it reaches a little further than the

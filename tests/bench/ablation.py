@@ -36,7 +36,7 @@ from model.energies.energy_model import EnergyModel
 from model.errors import DivergenceError
 from model.evaluation import frechet_distance
 from model.events import CheckpointEvent, RollbackEvent, StepEvent
-from model.networks.networks import iterate_power
+from model.networks.freezing import iterate_power
 
 _RESULTS = Path("bench-results/ablation.json")
 _NEVER = 10**8

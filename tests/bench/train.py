@@ -3,8 +3,8 @@
 DRL's CIFAR-10 network (N = 2, 9,056,256 parameters), T6, K = 30, batch 8, against the plain implementation beside this
 file and the machine's own measured peaks, all in one run and in turns, so that other load meets everyone alike. The
 peaks are the fastest of short calls and the steps medians of long ones, so shares of the peak mean something on an idle
-machine only. Operations are counted as direct convolutions take them: ours take fewer (model.networks.winograd), so that
-a share can exceed 1. Then how a step's cost grows, what its surroundings take, and what bfloat16 does to a model of
+machine only. Operations are counted as direct convolutions take them: ours take fewer (model.networks.winograd), so a
+share can exceed 1. Then how a step's cost grows, what its surroundings take, and what bfloat16 does to a model of
 digits.
 """
 
@@ -149,7 +149,7 @@ class PlainTraining:
         """(loss, gradient norm) of the next step, on the batch and noise that `training.train` takes for it."""
         config, self.step = self.config, self.step + 1
         noise = SharedNoise(make_generator(config.seed, loop._STEP_STREAM, self.step - 1))
-        batch = training._batch(config, self.dataset.train, self.step - 1)
+        batch = loop._batch(config, self.dataset.train, self.step - 1)
         x_data = augment(batch, config, self.model.bin_width, noise)
         level = stratified_levels(self.model.num_levels, x_data, noise)
         return self.plain.train_step(x_data, level, noise, config.chain.num_steps)
@@ -227,7 +227,7 @@ def surroundings(step_s: float) -> dict[str, float]:
 
     def fetch() -> None:
         noise = SharedNoise(make_generator(0))
-        augment(training._batch(BENCH_CONFIG, dataset.train, 3), BENCH_CONFIG, state.model.bin_width, noise)
+        augment(loop._batch(BENCH_CONFIG, dataset.train, 3), BENCH_CONFIG, state.model.bin_width, noise)
 
     every = presets.preset("cifar10-t6").checkpoint_every
     snapshot_s = timed(state.snapshot)

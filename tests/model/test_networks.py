@@ -10,15 +10,11 @@ import torch
 
 from model.config import Activation, NetworkConfig, Precision
 from model.errors import ShapeError
-from model.networks.networks import (
-    MLPEnergy,
-    ResNetEnergy,
-    _ResidualBlock,
-    frozen,
-    iterate_power,
-    make_network,
-    sinusoidal_embedding,
-)
+from model.networks.blocks import ResidualBlock, sinusoidal_embedding
+from model.networks.freezing import frozen, iterate_power
+from model.networks.mlp import MLPEnergy
+from model.networks.registry import make_network
+from model.networks.resnet import ResNetEnergy
 
 _SMALL = NetworkConfig(width=8, multipliers=(1, 2), num_blocks=1)
 
@@ -87,7 +83,7 @@ def test_power_iteration_brings_every_leading_singular_value_to_one() -> None:
 def test_a_bounded_weight_is_left_alone_below_one_and_divided_above() -> None:
     torch.manual_seed(0)
     network = MLPEnergy(NetworkConfig(kind="mlp", width=8, num_blocks=1), (4,))
-    layer = cast(_ResidualBlock, network.blocks[0]).map2
+    layer = cast(ResidualBlock, network.blocks[0]).map2
     for size, expected in ((0.3, 0.3), (5.0, 1.0)):
         with torch.no_grad():
             layer.weight.copy_(size * torch.linalg.qr(torch.randn(8, 8))[0])

@@ -9,20 +9,20 @@ import torch
 from torch import Tensor
 
 from model.chains.kernels import init, mala_step
+from model.chains.starts import normal_approximation
 from model.config import ScheduleConfig
-from model.energies.conditional import (
+from model.energies.conditional import recovery_energy
+from model.energies.energy import GaussianEnergy, MixtureEnergy, energy_and_score
+from model.noise import SharedNoise
+from model.schedule import Schedule, make_schedule
+from model.training.losses import (
     contrastive_loss,
     dual_score_matching_loss,
     energy_penalty,
     marginal_score_matching_loss,
     noise_contrastive_loss,
-    normal_approximation,
-    recovery_energy,
     recovery_score_matching_loss,
 )
-from model.energies.energy import GaussianEnergy, MixtureEnergy, energy_and_score
-from model.noise import SharedNoise
-from model.schedule import Schedule, make_schedule
 
 _DATA = MixtureEnergy(
     torch.tensor([[-0.6], [0.9]], dtype=torch.float64),

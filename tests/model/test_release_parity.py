@@ -9,10 +9,10 @@ from torch import Tensor
 
 from model.chains.sampling import descend
 from model.config import SamplingConfig, ScheduleConfig
-from model.energies.conditional import contrastive_loss
 from model.energies.energy import energy_and_score
 from model.energies.energy_model import EnergyModel
 from model.schedule import make_schedule
+from model.training.losses import contrastive_loss
 from tests.model.official import golden, images, release_model
 
 _RELATIVE = 1e-4

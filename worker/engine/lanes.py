@@ -16,7 +16,7 @@ import torch
 from model.chains.descent import Arrivals, Chain, Descents, Rows, Step, evaluations_per_sample
 from model.config import SamplingConfig
 from model.energies.energy_model import EnergyModel
-from model.networks.networks import useful_threads
+from model.networks.registry import useful_threads
 from worker.engine.tickets import AnyTicket, DrawTicket, WorkTicket
 
 log = structlog.get_logger(__name__)

@@ -121,7 +121,7 @@ class Attempt(ABC):
         """As many of the process's CPU threads as its part of batches of that size can keep busy."""
         import torch
 
-        from model.networks.networks import useful_threads
+        from model.networks.registry import useful_threads
 
         self._num_threads = self._num_threads or torch.get_num_threads()  # before it was ever lowered
         torch.set_num_threads(min(self._num_threads, useful_threads(config, event_shape, batch_size // self.num_ranks)))

@@ -1,0 +1,73 @@
+"""The paper's network: the encoder half of a DDPM U-Net without normalisation layers (DRL appendix B.1 and release).
+
+Spectral norm is on every convolution and dense layer except the last level projection. The noise level is a vector, so
+chains at different levels share one evaluation.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from model.config import NetworkConfig
+from model.errors import ShapeError
+from model.networks.blocks import EnergyNetwork, FrozenInput, ResidualBlock
+from model.networks.layers import Conv3x3, Dense
+
+
+class ResNetEnergy(EnergyNetwork):
+    """The paper's network: images (B, C, H, W) and levels (B,) -> (B,)."""
+
+    def __init__(self, config: NetworkConfig, event_shape: tuple[int, ...]) -> None:
+        if len(event_shape) != 3:
+            raise ShapeError(f"network 'resnet' needs images (C, H, W); the data have shape {event_shape}. Use 'mlp'")
+        channels, height, width = event_shape
+        widths = [config.width * m for m in config.multipliers]
+        super().__init__(config, config.head_width or widths[-1])
+        self.conv_in = Conv3x3(
+            channels + 2 * config.coordinates, config.width, spectral_norm=config.spectral_norm, bias_limit=0.5
+        )
+        inputs = [config.width, *widths[:-1]]
+        self.resolutions = nn.ModuleList(
+            nn.ModuleList(
+                ResidualBlock(Conv3x3, before if block == 0 else after, after, config)
+                for block in range(config.num_blocks)
+            )
+            for before, after in zip(inputs, widths, strict=True)
+        )
+        if config.coordinates:
+            rows, columns = torch.linspace(-1, 1, height), torch.linspace(-1, 1, width)
+            self.register_buffer("grid", torch.stack(torch.meshgrid(rows, columns, indexing="ij")), persistent=False)
+        if config.head_width:
+            halvings = 2 ** (len(widths) - 1)
+            positions = math.ceil(height / halvings) * math.ceil(width / halvings)
+            self.dense_out = Dense(
+                positions * widths[-1], config.head_width, spectral_norm=config.spectral_norm, gain=1.4, bias_limit=0.5
+            )
+            self.block_out = ResidualBlock(Dense, config.head_width, config.head_width, config)
+
+    grid: Tensor
+    """(2, H, W) rows and columns from −1 to 1"""
+
+    def forward(self, x: Tensor, level: Tensor, _noise_std: Tensor | None = None) -> Tensor:
+        embedding = self.embedding(level)
+        if self.config.coordinates:
+            x = torch.cat([x, self.grid.to(x.dtype).expand(len(x), -1, -1, -1)], dim=1)
+        if self.conv_in.is_frozen:
+            h: Tensor = FrozenInput.apply(x, self.conv_in, self.trunk_dtype(x.dtype))  # type: ignore[no-untyped-call]
+        else:
+            h = self.conv_in(x).to(self.trunk_dtype(x.dtype))
+        for index, blocks in enumerate(self.resolutions):
+            if index > 0:
+                h = F.avg_pool2d(h, 2, ceil_mode=True)  # odd sizes keep their last row and column
+            for block in blocks:  # type: ignore[attr-defined]
+                h = block(h, embedding)
+        if self.config.head_width:
+            h = self.block_out(self.dense_out(self.activation(h).flatten(1)), embedding)
+            return self.read_out(self.activation(h).to(embedding.dtype), embedding)
+        # DRL: ReLU then the sum over space; the smooth counterpart keeps score matching twice differentiable
+        h = F.relu(h) if self.config.activation == "leaky_relu" else F.silu(h)
+        return self.read_out(h.sum((2, 3), dtype=embedding.dtype), embedding)
