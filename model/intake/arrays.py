@@ -11,19 +11,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from model.errors import DataError, DataTooLarge
 from model.intake.archive import Archive, open_archive
-from model.intake.limits import (
-    CHANNELS,
-    ReadLimits,
-    Summary,
-    require_bytes,
-    require_count,
-    require_side,
-    shortened,
-)
+from model.intake.layouts import Array, layout_of
+from model.intake.limits import ReadLimits, Summary, require_bytes, require_count, shortened
 from model.intake.writer import ArrayWriter
 
 _MAGIC = b"\x93NUMPY"
@@ -31,7 +23,6 @@ _MAX_HEADER_BYTES = 10_000
 _MAX_ITEM_BYTES = 8
 _BLOCK_BYTES = 2**24
 """Converted at once"""
-_LAYOUTS = "(N, D) rows, (N, H, W[, C]) uint8 images or (N, C, H, W) float images"
 _MEMBERS = ("data", "images", "x")
 # numpy reads a header as Python does, and falls back to its tokenizer.
 _UNREADABLE = (
@@ -44,8 +35,6 @@ _UNREADABLE = (
     MemoryError,
     RecursionError,
 )
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -153,36 +142,13 @@ def _pickled(name: str) -> DataError:
 
 def _require_layout(name: str, header: Header, limits: ReadLimits) -> None:
     """From the header alone. Raises DataError, DataTooLarge."""
-    shape, is_bytes = header.shape, header.dtype == np.uint8
+    shape = header.shape
     if any(isinstance(size, bool) or size < 0 for size in shape):
         raise DataError(f"{name} has the impossible shape {shape}; save it with numpy.save")
-    if len(shape) == 2:
-        _require_columns(name, shape[1], limits)
-    elif len(shape) == 4 or (len(shape) == 3 and is_bytes):
-        _require_image_shape(name, shape, is_bytes, limits)
-    else:
-        raise DataError(f"{name} has shape {shape}; expected {_LAYOUTS}")
+    layout = layout_of(name, shape, header.dtype)
+    layout.require_shape(name, shape, limits)
     require_count(name, shape[0], limits)
-    is_image_bytes = is_bytes and len(shape) > 2
-    require_bytes(name, shape, max(header.dtype.itemsize, 1 if is_image_bytes else 4), limits)
-
-
-def _require_columns(name: str, num_columns: int, limits: ReadLimits) -> None:
-    if num_columns < 1:
-        raise DataError(f"{name} has rows of no columns; expected at least one")
-    if num_columns > limits.max_columns:
-        raise DataTooLarge(f"{name} has {num_columns:,} columns; expected at most {limits.max_columns:,}")
-
-
-def _require_image_shape(name: str, shape: tuple[int, ...], is_bytes: bool, limits: ReadLimits) -> None:
-    if is_bytes:
-        height, width, channels = (*shape[1:], 1) if len(shape) == 3 else shape[1:]
-    else:
-        channels, height, width = shape[1:]
-    if channels not in CHANNELS:
-        layout = "(N, H, W, C) of uint8" if is_bytes else "(N, C, H, W) of floats"
-        raise DataError(f"{name} has shape {shape}, {channels} channels as {layout}; expected 1, 3 or 4. Move the axis")
-    require_side(f"an image of {name}", width, height, limits)
+    require_bytes(name, shape, max(header.dtype.itemsize, layout.dtype.itemsize), limits)
 
 
 def store_array(array: Array, target: Path, *, name: str) -> Summary:
@@ -190,30 +156,10 @@ def store_array(array: Array, target: Path, *, name: str) -> Summary:
 
     uint8 images become (N, H, W, C) uint8, everything else float32 as it is shaped. Raises DataError.
     """
-    if array.ndim == 2:
-        _require_spread(*_copy(array, target, np.dtype(np.float32), name), name)
-        return Summary(kind="vectors", count=len(array), event_shape=array.shape[1:])
-    if array.dtype == np.uint8:
-        pixels = array[..., None] if array.ndim == 3 else array
-        _copy(pixels, target, np.dtype(np.uint8), name)
-        count, height, width, channels = pixels.shape
-        return Summary(kind="images", count=count, event_shape=(channels, height, width))
-    low, high = _copy(array, target, np.dtype(np.float32), name)
-    if (largest := max(-low.min(), high.max())) > 1:
-        raise DataError(f"{name} holds float images up to ±{largest:g}; expected values from −1 to 1, or uint8")
-    return Summary(kind="images", count=len(array), event_shape=array.shape[1:])
-
-
-def _require_spread(low: Array, high: Array, name: str) -> None:
-    """Vectors are divided by their spread. Raises DataError."""
-    with np.errstate(over="ignore"):
-        spread = high - low
-    if (spread == 0).any():
-        column = int(np.argmax(spread == 0))
-        raise DataError(f"{name} has a constant column, {column}; a density cannot be put on it. Remove it")
-    if not np.isfinite(spread).all():
-        column = int(np.argmin(np.isfinite(spread)))
-        raise DataError(f"{name} spreads beyond 32-bit numbers in column {column}; rescale it")
+    layout = layout_of(name, array.shape, array.dtype)
+    stored = layout.stored(array)
+    layout.require_range(name, *_copy(stored, target, layout.dtype, name))
+    return Summary(kind=layout.kind.name, count=len(array), event_shape=layout.event_shape(stored.shape))
 
 
 def _copy(array: Array, target: Path, dtype: np.dtype[Any], name: str) -> tuple[Array, Array]:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from model.errors import DataError, DataTooLarge
+from model.event_kinds.images import IMAGES
 from model.intake.framing import ImageSize, framed
 from model.intake.limits import ReadLimits, Summary, require_bytes, require_count, require_side, shortened
 from model.intake.writer import ArrayWriter
@@ -63,7 +64,7 @@ def store_images(
     else:
         colours.rename(target)
     height, width, _ = first.shape
-    return Summary(kind="images", count=len(names), event_shape=(1 if is_grey else 3, height, width))
+    return Summary(kind=IMAGES.name, count=len(names), event_shape=(1 if is_grey else 3, height, width))
 
 
 def decode(name: str, data: bytes, limits: ReadLimits) -> Pixels:

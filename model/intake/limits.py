@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from model.errors import DataError, DataTooLarge
+from model.event_kinds.registry import KindName
 
 MIN_SIDE = 4
 """Pixels; what is smaller is no picture, and halving it leaves a network nothing to look at."""
 MAX_SIDE = 2048
 """Pixels, unless the limits say otherwise."""
-CHANNELS = (1, 3, 4)
-"""grey, RGB, RGB with alpha"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +35,10 @@ class ReadLimits:
 class Summary:
     """What a dataset turned out to be."""
 
-    kind: Literal["images", "vectors"]
+    kind: KindName
     count: int
     event_shape: tuple[int, ...]
-    """(C, H, W) or (D,)"""
+    """(C, H, W) of images, (D,) of vectors"""
 
 
 def require_count(name: str, count: int, limits: ReadLimits) -> None:

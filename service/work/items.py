@@ -11,9 +11,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from model.event_kinds.pixels import FloatArray, from_bytes
+from model.event_kinds.registry import kind_of
 from service.http.errors import Problem, field_problem
 from service.settings import MAX_ITEMS
-from service.work.images import FloatArray, is_image
+from service.work.images import is_image
 
 _FORMATS = ("PNG", "JPEG")
 _NPY_MAGIC = b"\x93NUMPY"
@@ -44,7 +46,8 @@ def from_files(files: Sequence[tuple[str, bytes]], event_shape: Sequence[int]) -
     if not is_image(event_shape):
         raise field_problem(
             ["body", "files"],
-            f"this model scores vectors, not images; send one .npy of {_expected(event_shape)}, or JSON",
+            f"this model scores {kind_of(event_shape).name} that no image file holds; send one .npy of "
+            f"{_expected(event_shape)}, or JSON",
         )
     return np.stack([_from_image(name, data, event_shape) for name, data in files])
 
@@ -68,7 +71,7 @@ def _from_npy(data: bytes, event_shape: Sequence[int]) -> FloatArray:
             f"the file is not a plain .npy array of numbers (nothing is unpickled); expected {_expected(event_shape)}",
         )
     if array.dtype == np.uint8 and is_image(event_shape):
-        array = _scaled(array)
+        array = from_bytes(array)
     return _checked(array, event_shape, location)
 
 
@@ -105,13 +108,7 @@ def _from_image(name: str, data: bytes, event_shape: Sequence[int]) -> FloatArra
         if (pixels != pixels[..., :1]).any():
             raise _refused(name, "is in colour", event_shape)
         pixels = pixels[..., :1]
-    return _scaled(np.moveaxis(pixels, -1, 0))
-
-
-def _scaled(pixels: npt.NDArray[np.uint8]) -> FloatArray:
-    """0…255 -> [−1, 1], the inverse of how samples are written."""
-    scaled: FloatArray = pixels.astype(np.float32) / np.float32(127.5) - 1
-    return scaled
+    return from_bytes(np.moveaxis(pixels, -1, 0))
 
 
 def _refused(name: str, what: str, event_shape: Sequence[int]) -> Problem:
