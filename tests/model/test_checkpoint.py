@@ -16,6 +16,7 @@ from model.checkpoints.checkpoint import CONFIG_FILE, EMA_FILE, load_model, read
 from model.config import ChainConfig, NetworkConfig, TrainConfig
 from model.data.datasets import Dataset
 from model.errors import CheckpointError
+from model.spaces.affine import AffineSpace
 from model.training.loop import resume, start
 
 _CONFIG = TrainConfig(
@@ -26,7 +27,8 @@ _CONFIG = TrainConfig(
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     points = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
-    dataset = Dataset("points", points, points, torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
+    space = AffineSpace.standardized((2,), torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
+    dataset = Dataset("points", points, points, space)
     start(_CONFIG, dataset).snapshot().write(tmp_path)
     return tmp_path
 
