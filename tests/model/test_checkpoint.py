@@ -42,6 +42,16 @@ def test_a_model_comes_back_with_its_energies_units_and_configuration(directory:
     assert not any(p.requires_grad and p.grad is not None for p in model.parameters())
 
 
+def test_the_units_are_stored_under_the_names_that_every_version_reads(directory: Path) -> None:
+    stored = safetensors.torch.load_file(directory / "ema.safetensors")
+    assert (stored["data_mean"].tolist(), stored["data_std"].tolist(), stored["bin_width"].item()) == (
+        [1, 2],
+        [3, 4],
+        0,
+    )
+    assert {stored[name].dtype for name in ("data_mean", "data_std", "bin_width")} == {torch.float32}
+
+
 def test_no_file_is_a_pickle(directory: Path) -> None:
     assert sorted(p.name for p in directory.iterdir()) == ["config.json", "ema.safetensors", "state.safetensors"]
     for path in directory.glob("*.safetensors"):
