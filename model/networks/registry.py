@@ -39,5 +39,5 @@ def useful_threads(config: NetworkConfig, event_shape: tuple[int, ...], batch_si
     Measured on two cores: the digits preset trains 17 % (score matching) and 32 % (recovery) faster with the second
     thread alone on the machine, and at a tenth of its rate at times beside other busy processes.
     """
-    positions = math.prod(event_shape[1:]) if config.kind == "resnet" else 1
+    positions = 1 if config.kind == "mlp" else math.prod(event_shape[1:])  # the others are convolutional
     return max(1, batch_size * positions * config.width // _ACTIVATIONS_PER_THREAD)
