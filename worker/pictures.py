@@ -15,13 +15,13 @@ _GRID_PX = 512
 """Small images are magnified by a whole factor until the grid is about this wide."""
 _MAP_CELLS = 240
 _MAP_MARGIN = 0.15
-"""Of the data's extent, on every side."""
+"""The margin of a map on every side, as a share of the data's extent."""
 _MAP_DEPTH_NATS = 12.0
 """What lies further below the highest density is drawn in the lowest colour."""
 
 
 def picture_of(samples: NDArray[np.float32]) -> bytes:
-    """Samples (N, *event) as PNG, drawn as their kind of event is: images as a grid, vectors as a scatter plot."""
+    """Draw samples (N, *event) into a PNG as their kind of event is drawn: images as a grid, vectors as points."""
     kind = kind_of(samples.shape[1:])
     sheet = kind.sheet(samples)
     if sheet is None:

@@ -44,12 +44,12 @@ class Dataset:
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        """(C, H, W) of images, (D,) of vectors."""
+        """The shape of one event: (C, H, W) of images, (D,) of vectors."""
         return tuple(self.train.shape[1:])
 
 
 def load(name: str, limits: ReadLimits | None = None, image_size: ImageSize | None = None) -> Dataset:
-    """The built-in dataset of that name, or the one at that path: a folder or zip of images, .npy, .npz or .csv.
+    """Load the built-in dataset of that name, or the one at that path: a folder or zip of images, .npy, .npz or .csv.
 
     Images are cropped and resized to `image_size` if there is one. Raises DataError naming the offending member.
     """
@@ -68,7 +68,7 @@ def load(name: str, limits: ReadLimits | None = None, image_size: ImageSize | No
 
 
 def _from_file(path: Path, limits: ReadLimits | None, image_size: ImageSize | None) -> Dataset:
-    """Through the same checks as a stranger's upload, so that there is one reader of every format."""
+    """Read a file through the checks of a stranger's upload, so that there is one reader of every format."""
     with tempfile.TemporaryDirectory(prefix="recovery-dataset-") as directory:
         target = Path(directory) / "data.npy"
         normalize(path, target, limits=limits, image_size=image_size)
@@ -105,7 +105,7 @@ def _split(name: str, events: npt.NDArray[np.float32], space: AffineSpace, *, nu
 
 
 def _array_dataset(name: str, array: npt.NDArray[Any]) -> Dataset:
-    """What `model.intake.normalize` writes: pixels (N, H, W, C) uint8, or float32 events (N, *event)."""
+    """Take an array that `model.intake.normalize` wrote: pixels (N, H, W, C) uint8, or float32 events (N, *event)."""
     if array.dtype == np.uint8:
         images = pixels.from_bytes(np.moveaxis(array, 3, 1))
         return _split(name, images, AffineSpace.discrete(images.shape[1:], pixels.BIN_WIDTH))

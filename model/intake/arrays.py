@@ -22,7 +22,7 @@ _MAGIC = b"\x93NUMPY"
 _MAX_HEADER_BYTES = 10_000
 _MAX_ITEM_BYTES = 8
 _BLOCK_BYTES = 2**24
-"""Converted at once"""
+"""How much of an array is converted at once."""
 _MEMBERS = ("data", "images", "x")
 # numpy reads a header as Python does, and falls back to its tokenizer.
 _UNREADABLE = (
@@ -45,7 +45,7 @@ class Header:
     is_fortran: bool
     dtype: np.dtype[Any]
     size_bytes: int
-    """Of the header itself"""
+    """The length of the header itself."""
 
 
 def store_npy(source: Path, target: Path, *, name: str, limits: ReadLimits) -> Summary:
@@ -66,7 +66,7 @@ def store_npy(source: Path, target: Path, *, name: str, limits: ReadLimits) -> S
 
 
 def store_npz(source: Path, target: Path, *, name: str, limits: ReadLimits) -> Summary:
-    """The only array of the archive, or the one named `data`, `images` or `x`; no other may be pickled either."""
+    """Store the archive's only array, or the one named `data`, `images` or `x`. No other may be pickled either."""
     with open_archive(source, name, limits) as archive:
         members = [member.removesuffix(".npy") for member in archive.names({".npy"})]
         wanted = members if len(members) == 1 else [member for member in _MEMBERS if member in members]
@@ -100,7 +100,7 @@ def _in(archive: Archive, member: str) -> str:
 
 
 def read_header(file: IO[bytes], name: str) -> Header:
-    """The header at the beginning of `file`. Raises DataError, DataTooLarge when it is longer than a header can be."""
+    """Read the header at the beginning of `file`. Raises DataError, DataTooLarge for one that is too long."""
     start = file.read(8)
     if len(start) < 8 or not start.startswith(_MAGIC):
         raise DataError(
@@ -141,7 +141,7 @@ def _pickled(name: str) -> DataError:
 
 
 def _require_layout(name: str, header: Header, limits: ReadLimits) -> None:
-    """From the header alone. Raises DataError, DataTooLarge."""
+    """Check what the header says of the array. Raises DataError, DataTooLarge."""
     shape = header.shape
     if any(isinstance(size, bool) or size < 0 for size in shape):
         raise DataError(f"{name} has the impossible shape {shape}; save it with numpy.save")
@@ -163,7 +163,7 @@ def store_array(array: Array, target: Path, *, name: str) -> Summary:
 
 
 def _copy(array: Array, target: Path, dtype: np.dtype[Any], name: str) -> tuple[Array, Array]:
-    """Convert into a .npy file; the least and the greatest item, coordinate by coordinate. Raises DataError."""
+    """Write a .npy file of `dtype`; return the least and the greatest value of every coordinate. Raises DataError."""
     block = max(1, _BLOCK_BYTES // (math.prod(array.shape[1:]) * array.dtype.itemsize))
     low = high = np.empty(0, dtype)
     with ArrayWriter(target, dtype, array.shape) as file:

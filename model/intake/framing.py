@@ -56,7 +56,7 @@ def frame_stored(path: Path, summary: Summary, size: ImageSize, *, name: str, li
 
 
 def require_images(name: str, are_images: bool) -> None:
-    """Raises DataError."""
+    """Refuse an image size for data that are no images. Raises DataError."""
     if not are_images:
         raise DataError(f"{name} holds rows of numbers; image_size is for images. Leave it out")
 

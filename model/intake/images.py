@@ -21,7 +21,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".ti
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 _BLOCK = 256
-"""Images converted at once"""
+"""How many images are converted at once."""
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -68,7 +68,7 @@ def store_images(
 
 
 def decode(name: str, data: bytes, limits: ReadLimits) -> Pixels:
-    """(H, W, 3) of one image file. Raises DataError, DataTooLarge by its name."""
+    """Decode one image file into pixels (H, W, 3). Raises DataError and DataTooLarge, which name it."""
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             require_side(shortened(name), image.width, image.height, limits)  # before anything is unpacked

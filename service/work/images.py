@@ -15,7 +15,7 @@ from model.event_kinds.pixels import FloatArray
 from model.event_kinds.registry import KINDS
 
 _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
-"""the earliest a zip can hold; a fixed time makes equal samples equal bytes"""
+"""The earliest time a zip can hold; since it is fixed, equal samples make equal bytes."""
 
 
 def is_image(event_shape: Sequence[int]) -> bool:
@@ -24,17 +24,17 @@ def is_image(event_shape: Sequence[int]) -> bool:
 
 
 def encode_png(image: FloatArray, *, scale: int = 1) -> bytes:
-    """One (C, H, W) image as PNG, every pixel `scale` × `scale`."""
+    """Encode one image (C, H, W) as PNG, every pixel magnified to `scale` × `scale`."""
     return pixels.encode_png(pixels.picture(image), scale=scale)
 
 
 def encode_grid(images: FloatArray, *, scale: int = 1, num_columns: int | None = None) -> bytes:
-    """(N, C, H, W) as one PNG, row by row; by default as near to a square as N allows."""
+    """Encode images (N, C, H, W) as one PNG, row by row; by default as near to a square as N allows."""
     return pixels.encode_png(pixels.sheet(images, num_columns), scale=scale)
 
 
 def encode_zip(folders: Mapping[str, FloatArray], manifest: Mapping[str, Any], *, scale: int = 1) -> bytes:
-    """A zip of FOLDER/000.png, FOLDER/001.png … and manifest.json, which also lists the files."""
+    """Pack FOLDER/000.png, FOLDER/001.png … and manifest.json, which also lists the files, into a zip."""
     images = {
         f"{folder}{index:03d}.png": image for folder, stack in folders.items() for index, image in enumerate(stack)
     }
@@ -48,7 +48,7 @@ def encode_zip(folders: Mapping[str, FloatArray], manifest: Mapping[str, Any], *
 
 
 def encode_npy(array: FloatArray) -> bytes:
-    """The array as a .npy file, float32."""
+    """Encode an array as a .npy file of float32."""
     packed = io.BytesIO()
     np.save(packed, np.ascontiguousarray(array, dtype=np.float32), allow_pickle=False)
     return packed.getvalue()

@@ -22,7 +22,7 @@ _NPY_MAGIC = b"\x93NUMPY"
 
 
 def from_lists(x: list[Any], event_shape: Sequence[int]) -> FloatArray:
-    """Nested lists of numbers."""
+    """Check nested lists of numbers. Raises Problem."""
     location = ["body", "x"]
     try:
         array = np.array(x)
@@ -36,7 +36,7 @@ def from_lists(x: list[Any], event_shape: Sequence[int]) -> FloatArray:
 
 
 def from_files(files: Sequence[tuple[str, bytes]], event_shape: Sequence[int]) -> FloatArray:
-    """Images, one an item, or one .npy file with all items."""
+    """Read image files, one an item, or one .npy file with all items. Raises Problem."""
     if not files:
         raise field_problem(["body", "files"], "there is no file; send images (PNG, JPEG), or one .npy")
     if len(files) == 1 and (files[0][1].startswith(_NPY_MAGIC) or files[0][0].lower().endswith(".npy")):
@@ -53,7 +53,7 @@ def from_files(files: Sequence[tuple[str, bytes]], event_shape: Sequence[int]) -
 
 
 def to_npy(array: FloatArray) -> bytes:
-    """As it travels to a sampler."""
+    """Pack the items as they travel to a sampler."""
     packed = io.BytesIO()
     np.save(packed, array, allow_pickle=False)
     return packed.getvalue()
@@ -91,7 +91,7 @@ def _checked(array: npt.NDArray[Any], event_shape: Sequence[int], location: Sequ
 
 
 def _from_image(name: str, data: bytes, event_shape: Sequence[int]) -> FloatArray:
-    """(C, H, W)."""
+    """Read an image file into (C, H, W). Raises Problem."""
     channels, height, width = event_shape
     try:
         with warnings.catch_warnings():
