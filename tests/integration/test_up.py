@@ -9,7 +9,7 @@ import pytest
 
 from service.client import RefusedError
 from service.stack import tether
-from tests.integration.stack import TINY, UpCommand, follow_to_a_step, survivors
+from tests.stack import TINY, UpCommand, follow_to_a_step, survivors
 
 pytestmark = pytest.mark.timeout(240)
 

@@ -16,9 +16,9 @@ import psutil
 from service.client import ClientError, Job, Recovery
 from service.door.keys import KeyFile, Scope
 from tests.conftest import environment_of
-from tests.integration.stack import UpCommand
 from tests.observability.prometheus import Prometheus
 from tests.servers import free_ports, wait_until
+from tests.stack import UpCommand
 from tests.worker.conftest import TRAINER, WorkerProcess
 
 SMALL = {
