@@ -25,6 +25,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from model.conditions import At
 from model.config import Precision, TrainConfig
 from model.data.datasets import Dataset
 from model.energies.bases import GaussianBase, MixtureBase
@@ -81,36 +82,39 @@ class EnergyModel(nn.Module):
         if self.base is not None:
             self.base.fit(events)
 
-    def net_output(self, y: Tensor, level: Tensor) -> Tensor:
-        """The network's bare output at y (B, *event), level (B,): (B,)."""
-        output: Tensor = self.network(y, level)
+    def net_output(self, y: Tensor, at: At) -> Tensor:
+        """The network's bare output (B,) at y (B, *event)."""
+        output: Tensor = self.network(y, at)
         return output
 
-    def energy(self, y: Tensor, level: Tensor) -> Tensor:
-        """E_t(y) in nats: (B,)."""
+    def energy(self, y: Tensor, at: At) -> Tensor:
+        """E_t(y) (B,) in nats, at y (B, *event)."""
         if self.base is None:
-            return -self.net_output(y, level) / self.step_size[level] ** 2
-        x = y / expand(self.schedule.scale[level], y)
+            return -self.net_output(y, at) / self.step_size[at.level] ** 2
+        x = y / expand(self.schedule.scale[at.level], y)
         if self.config.energy == "log_snr":
-            return self.energy_at(x, self.log_snr[level])
-        base_energy, features, output_scale = self.base(x, level)
-        energy: Tensor = base_energy - output_scale * self.net_output(features, level)
+            return self.continuous_energy(x, at.on(self.log_snr[at.level]))
+        base_energy, features, output_scale = self.base(x, at.level)
+        energy: Tensor = base_energy - output_scale * self.net_output(features, at)
         return energy
 
-    def energy_at(self, x: Tensor, log_snr: Tensor) -> Tensor:
-        """Form `log_snr`: −log p of x = x_λ at any λ (B,), up to what training left of log Z: (B,)."""
+    def continuous_energy(self, x: Tensor, at: At) -> Tensor:
+        """−log p (B,) of x = x_λ, up to what training left of log Z; form `log_snr` only, `at.level` any log-SNR λ."""
         assert self.base is not None
-        energy, features, alpha_bar, noise_std = self.base.normalized(x, log_snr)
-        output: Tensor = energy - alpha_bar * self.network(features, log_snr, noise_std)
+        energy, features, alpha_bar, noise_std = self.base.normalized(x, at.level)
+        output: Tensor = energy - alpha_bar * self.network(features, at, noise_std)
         return output
 
     log_snr: Tensor
     """(T,) log(ᾱ²/σ̄²) of the levels"""
 
-    def conditional(self, x_next: Tensor, level: Tensor) -> EnergyFn:
-        """E_t(y | x_{t+1}) as a function of y, for `x_next` (B, *event) and `level` (B,)."""
-        precision = self.schedule.tether_precision[level]
-        return recovery_energy(lambda y: self.energy(y, level), x_next, precision)
+    def marginal(self, at: At) -> EnergyFn:
+        """E_t(y) as a function of y."""
+        return lambda y: self.energy(y, at)
+
+    def conditional(self, x_next: Tensor, at: At) -> EnergyFn:
+        """E_t(y | x_{t+1}) as a function of y, for `x_next` (B, *event)."""
+        return recovery_energy(self.marginal(at), x_next, self.schedule.tether_precision[at.level])
 
     def in_data_units(self, x: Tensor) -> Tensor:
         """Undo the dataset's scaling; images are clipped to their range."""

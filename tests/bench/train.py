@@ -33,6 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from model import data, presets, training
 from model.chains.sampling import descend, sample
 from model.checkpoints.checkpoint import load_model
+from model.conditions import At
 from model.config import (
     ChainConfig,
     NetworkConfig,
@@ -121,7 +122,7 @@ def forward_flops(config: TrainConfig) -> float:
     """Of one event through the network."""
     model = EnergyModel(config, (3, 32, 32))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.network(torch.zeros(1, 3, 32, 32), torch.zeros(1, dtype=torch.int64))
+        model.network(torch.zeros(1, 3, 32, 32), At(torch.zeros(1, dtype=torch.int64)))
     return float(counter.get_total_flops())
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from model.chains.sampling import sample
 from model.checkpoints.checkpoint import Snapshot, load_model, read_snapshot
+from model.conditions import At
 from model.config import (
     ChainConfig,
     NetworkConfig,
@@ -338,7 +339,7 @@ def _fisher_error(model: EnergyModel) -> list[float]:
         spread = scale * float(model.schedule.sigma_bar[t])
         truth = _MIXTURE.diffused(scale * float(model.schedule.alpha_bar[t]), spread)
         y = truth.sample(2000, torch.Generator().manual_seed(t)).float()
-        _, score = energy_and_score(lambda y, t=t: model.energy(y, torch.full((len(y),), t)), y)  # type: ignore[misc]
+        _, score = energy_and_score(lambda y, t=t: model.energy(y, At.same(t, y)), y)  # type: ignore[misc]
         _, true_score = energy_and_score(truth, y.double())
         errors.append(float(((score - true_score) ** 2).mean()) * spread**2)
     return errors
