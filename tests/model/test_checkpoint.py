@@ -17,7 +17,7 @@ from model.conditions import At
 from model.config import ChainConfig, NetworkConfig, TrainConfig
 from model.data.datasets import Dataset
 from model.errors import CheckpointError
-from model.training.loop import resume, start
+from model.training.state import resume, start
 
 _CONFIG = TrainConfig(
     network=NetworkConfig(kind="mlp", width=8, num_blocks=1), chain=ChainConfig(num_steps=1), energy="gaussian"
