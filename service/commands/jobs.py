@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from service.client import ClientError, Job, Recovery, RefusedError
+from service.client.progress import Bar
 from service.commands import terminal_image
 from service.commands.options import (
     JOBS_PANEL,
@@ -31,7 +32,6 @@ from service.commands.options import (
     print_note,
     print_table,
 )
-from service.commands.progress import Bar
 
 Wait = Annotated[bool, typer.Option("--wait", help="Follow the job to its end")]
 

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from service.client import ClientError, Model, Recovery, Samples
+from service.client.progress import Bar
 from service.client.samples import spread_levels
 from service.commands import terminal_image
 from service.commands.options import (
@@ -27,7 +28,6 @@ from service.commands.options import (
     print_note,
     print_table,
 )
-from service.commands.progress import Bar
 from service.work.images import encode_npy, encode_zip, is_image
 
 application = typer.Typer()
