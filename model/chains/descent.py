@@ -54,7 +54,7 @@ class Waiting(IntEnum):
 
 @dataclass(frozen=True)
 class Chain:
-    """A descent to begin: sample `index` of the stream `seed`."""
+    """A descent that is to begin: that of sample `index` of the stream `seed`."""
 
     seed: int
     index: int
@@ -77,9 +77,9 @@ class Step:
 
     arrivals: list[Arrivals]
     ended: Rows
-    """Rows that are done; they must be removed before the next step."""
+    """the rows that are done, which the caller must remove before the next step"""
     samples: Tensor
-    """(N, *event) theirs, in the data's units"""
+    """(N, *event) the samples of these rows, in the data's units"""
 
 
 def evaluations_per_sample(config: TrainConfig, settings: SamplingConfig) -> int:
@@ -120,7 +120,7 @@ class Descents:
         self._ended: list[tuple[Rows, Tensor]] = []
 
     def add(self, chains: Sequence[Chain]) -> list[Arrivals]:
-        """Begin `chains` in the next rows; their arrival at level T, pure noise."""
+        """Begin `chains` in the next rows, and return their arrival at level T, which is pure noise."""
         rows = np.arange(self.num_rows, self.num_rows + len(chains))
         self.num_rows += len(chains)
         for row, chain in zip(rows, chains, strict=True):
@@ -134,7 +134,7 @@ class Descents:
         return self._arrivals
 
     def remove(self, rows: Rows) -> list[tuple[int, int]]:
-        """Take rows out; the last ones move into their places: [(from, to), …]."""
+        """Take rows out. The last rows move into their places; the moves are returned as [(from, to), …]."""
         left = self.num_rows - len(rows)
         targets = rows[rows < left]
         sources = np.setdiff1d(np.arange(left, self.num_rows), rows)
@@ -156,7 +156,7 @@ class Descents:
         return energy[:num_rows], score[:num_rows]
 
     def step(self) -> Step:
-        """One gradient evaluation of all rows, and every row one step on."""
+        """Evaluate the gradient of all rows once, and bring every row as far as that evaluation takes it."""
         n = self.num_rows
         waiting = self._waiting[:n].copy()
         here = State(self._point[:n], *self.evaluate(n))
@@ -178,9 +178,9 @@ class Descents:
         return Step(self._arrivals, ended, self.model.in_data_units(samples))
 
     def _fly(self, waiting: Rows, here: State) -> tuple[Mask, Tensor]:
-        """Every chain one evaluation on, that of `here`: which rows' chains have ended, and where all are (N, *event).
+        """Bring every chain on by the evaluation `here`: which rows' chains have ended, and where they are (N, *event).
 
-        What it does to rows that are in no chain is overwritten as soon as they have something to do.
+        What this writes into rows that are in no chain is overwritten as soon as they are given something to do.
         """
         n = len(waiting)
         starting, flying = waiting == Waiting.launch, waiting == Waiting.flight
@@ -210,7 +210,7 @@ class Descents:
         return (starting | landing) & ~launching, state.position
 
     def _launch(self, launching: Mask) -> None:
-        """A step of these rows begins: new noise in their places of `_epsilon`."""
+        """Begin a step of these rows, with new noise in their places of `_epsilon`."""
         n, rows = len(launching), np.flatnonzero(launching)
         self._epsilon[rows] = self._noise.normal(rows)
         self._left[:n] -= launching
@@ -218,13 +218,13 @@ class Descents:
         self._waiting[rows] = Waiting.flight
 
     def _decisions(self, starting: Mask, landing: Mask) -> Tensor:
-        """Uniforms for the rows that land; a start takes the state it has just evaluated, others keep theirs."""
+        """Uniforms for the rows that land; those of the others let a start take its state, and the rest keep theirs."""
         uniform = np.where(starting, _ACCEPT, _REJECT)
         uniform[landing] = self._noise.uniform(np.flatnonzero(landing))
         return torch.from_numpy(uniform).to(self._point.device)
 
     def _conditions(self, rows: Rows) -> At:
-        """Those of the rows' chains."""
+        """The conditions of the rows' chains, whatever the rows are asking for at the moment."""
         return self._at[rows].on(torch.from_numpy(self._level[rows]).to(self._point.device))
 
     def _enter_level(self, rows: Rows, x_next: Tensor) -> None:
@@ -257,14 +257,14 @@ class Descents:
             self._left[rows] = self._num_steps[rows]
 
     def _wait(self, rows: Rows, what: Waiting, point: Tensor, at: At) -> None:
-        """For the marginal energy at `point`; a chain adds its tether."""
+        """Make the rows wait for the marginal energy at `point`; a chain adds its tether."""
         self._point[rows] = point
         self._at.level[rows] = at.level
         self._precision[rows] = 0.0
         self._waiting[rows] = what
 
     def _arrive(self, rows: Rows, y: Tensor) -> None:
-        """x_t = y/α_{t+1}, and on to the level below."""
+        """Tell of the rows' x_t = y/α_{t+1}, and send them on to the level below."""
         levels = self._level[rows]
         x = y / expand(self.model.schedule.scale[self._conditions(rows).level], y)
         self._arrivals.append(Arrivals(rows, levels, x))
@@ -276,7 +276,7 @@ class Descents:
             self._touch_down(rows[down], x[down])
 
     def _touch_down(self, rows: Rows, x: Tensor) -> None:
-        """At x_0."""
+        """End the rows at x_0 = `x`, or make them wait for the evaluation that denoises it."""
         if not self.model.config.sampling.denoise:
             self._ended.append((rows, x))
             return
@@ -285,6 +285,6 @@ class Descents:
 
 
 def _padded(num_rows: int) -> int:
-    """Up to three spare rows: the convolution library keeps memory for every batch size it has ever seen (100 MB for
-    the sizes to 128 of the digits' network)."""
+    """The number of rows to evaluate for `num_rows`, with up to three spare ones: the convolution library keeps memory
+    for every batch size it has ever seen (100 MB for the sizes to 128 of the digits' network)."""
     return num_rows if num_rows <= _EXACT_ROWS else -(-num_rows // _ROWS_MULTIPLE) * _ROWS_MULTIPLE

@@ -38,11 +38,11 @@ from model.schedule import Schedule, expand, make_schedule
 
 
 class EnergyModel(nn.Module):
-    """Energies of every level, with their schedule and step sizes."""
+    """The energies of all levels, with their schedule and step sizes."""
 
     schedule: Schedule
     step_size: Tensor
-    """(T,) float32 Langevin step of each level, in the units of y; adapted in training when asked for"""
+    """(T,) float32 step of each level's chain, in the units of y; training adapts it where the configuration says so"""
     loss_weight: Tensor
     """(T,) w_t of the contrastive loss, which brings energies back to the network's output scale"""
     data_mean: Tensor
@@ -68,7 +68,7 @@ class EnergyModel(nn.Module):
 
     @property
     def num_levels(self) -> int:
-        """T."""
+        """The number of levels T."""
         return self.schedule.num_levels
 
     def fit_units(self, dataset: Dataset) -> None:
@@ -127,7 +127,7 @@ class EnergyModel(nn.Module):
 
     @property
     def memory_bytes(self) -> int:
-        """Of the weights, and of what is kept of them in other forms while they are frozen."""
+        """The size of the weights, and of what is kept of them in other forms while they are frozen."""
         own = sum(tensor.numel() * tensor.element_size() for tensor in (*self.parameters(), *self.buffers()))
         return own + sum(module.frozen_bytes for module in self.network.modules() if isinstance(module, Weighted))
 

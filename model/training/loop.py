@@ -49,8 +49,10 @@ from model.training.state import (
 )
 
 _MAX_LOSS = 1e4
-"""On the network's output scale, where a healthy run stays within a few units; DRL's release gives up at −1e6."""
+"""A larger loss is a divergence. It is on the network's output scale, where a healthy run stays within a few units;
+DRL's release gives up at −1e6."""
 MAX_ROLLBACKS = 3
+"""How often a run goes back to a checkpoint before it gives up."""
 
 
 def train(
@@ -198,7 +200,7 @@ def _train_step(state: TrainState, events: Tensor, meter: Meter) -> None:
 
 
 def _accumulate_gradient(state: TrainState, x_data: Tensor, level: Tensor, noise: SharedNoise, meter: Meter) -> float:
-    """The loss of the batch; its gradient is left in the parameters, computed by all ranks, some rows at a time."""
+    """Compute the batch's loss and leave its gradient in the parameters: by all ranks, some rows at a time."""
     model, phase, ranks = state.model, state.phase, state.ranks
     state.energy.optimizer.zero_grad()
     loss, acceptance = x_data.new_zeros(()), x_data.new_zeros(2, model.num_levels)
@@ -217,7 +219,7 @@ def _accumulate_gradient(state: TrainState, x_data: Tensor, level: Tensor, noise
 
 
 def _adapt_step_sizes(model: EnergyModel, acceptance: Tensor, count: Tensor) -> None:
-    """Towards the acceptance rate that is asked for, at the levels that had chains; sums and numbers of them (T,)."""
+    """Adapt the steps of the levels that had chains; `acceptance` (T,) is the sum of `count` (T,) acceptance rates."""
     target = model.config.chain.target_acceptance
     assert target is not None
     adapted = adapt_step_size(model.step_size, acceptance / count.clamp(min=1), target=target)
@@ -225,7 +227,7 @@ def _adapt_step_sizes(model: EnergyModel, acceptance: Tensor, count: Tensor) -> 
 
 
 def _begin_recovery(state: TrainState) -> None:
-    """Leave score matching: go on from the averaged weights with fresh moments."""
+    """Leave score matching, and go on from the averaged weights with fresh moments."""
     assert state.energy.average is not None
     load_weights(state.model, state.energy.average.state_dict())
     state.energy.optimizer = make_optimizer(state.config.optimizer, state.model)
@@ -278,5 +280,5 @@ def _learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def _phase_index(config: TrainConfig, step: int) -> int:
-    """How many steps of its own phase came before `step`."""
+    """The number of steps of its own phase that came before `step`."""
     return step if step < config.score_matching.steps else step - config.score_matching.steps

@@ -28,9 +28,9 @@ from model.training.ranks import ALONE, Ranks
 INIT_STREAM, STEP_STREAM, ORDER_STREAM, PREVIEW_STREAM = range(4)
 """What random numbers of a training are for; together with its seed they decide them."""
 _ROLLBACK_FACTOR = 0.5
-"""On the learning rate, for each time the run went back."""
+"""What the learning rate is multiplied by each time the run goes back to a checkpoint."""
 _MOMENT_EVENTS = 10_000
-"""Training events, as augmented, whose mean and covariance the Gaussian base takes."""
+"""The number of augmented training events whose mean and covariance the Gaussian base takes."""
 _EMA_POWER_ITERATIONS = 20  # bring the singular vectors of averaged weights to convergence before they are used
 
 M = TypeVar("M", bound=nn.Module)

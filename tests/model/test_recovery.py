@@ -169,6 +169,33 @@ def test_the_energy_penalty_moves_the_constant_that_the_contrastive_loss_leaves_
     torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-12)
 
 
+def _all_losses(rows: slice) -> dict[str, Tensor]:
+    """Of the same 6 events of two coordinates, (B,) for the chosen rows."""
+    generator = torch.Generator().manual_seed(4)
+    y, x_next, epsilon = torch.randn(3, 6, 2, generator=generator, dtype=torch.float64)[:, rows]
+    positive, negative, weight = torch.randn(3, 6, generator=generator, dtype=torch.float64)[:, rows]
+    at, std = At(torch.tensor([0, 1, 2, 3, 4, 5])[rows]), weight.exp()
+
+    def energy(x: Tensor, at: At) -> Tensor:
+        return (x**4).sum(1) * (1 + at.level)
+
+    return {
+        "contrastive": contrastive_loss(positive, negative, weight),
+        "penalty": energy_penalty(positive, negative, weight),
+        "recovery": recovery_score_matching_loss(energy, y, x_next, at, std),
+        "marginal": marginal_score_matching_loss(energy, y, epsilon, at, std),
+        "dual": dual_score_matching_loss(energy, y, At(weight), epsilon),
+        "contrast": noise_contrastive_loss(positive, negative),
+    }
+
+
+def test_every_loss_is_one_value_for_each_row_whatever_the_others_are() -> None:
+    whole, first, second = _all_losses(slice(0, 6)), _all_losses(slice(0, 2)), _all_losses(slice(2, 6))
+    for name, losses in whole.items():
+        assert losses.shape == (6,), name
+        torch.testing.assert_close(torch.cat([first[name], second[name]]), losses, rtol=1e-12, atol=1e-12)
+
+
 def test_marginal_score_matching_is_least_at_the_true_energy() -> None:
     schedule, t, count = make_schedule(ScheduleConfig()), 2, 50_000
     noise = SharedNoise(torch.Generator().manual_seed(5))
