@@ -233,7 +233,7 @@ class Descents:
         at, top = self._conditions(rows), self.model.num_levels - 1
         self._step_size[rows] = self.model.step_size[at.level]
         steps = zip(self._num_steps[rows].tolist(), self._level[rows].tolist(), strict=True)
-        asks = np.array([self._start.asks(num_steps, level == top) for num_steps, level in steps])
+        asks = np.array([self._start.asks(num_steps, level == top) for num_steps, level in steps], np.bool_)
         if asks.any():
             self._wait(rows[asks], Waiting.start, *self._start.ask(self.model, x_next[asks], at[asks]))
         if not asks.all():
