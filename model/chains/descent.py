@@ -175,7 +175,7 @@ class Descents:
             return Step(self._arrivals, np.zeros(0, np.int64), self._point[:0])
         ended = np.concatenate([rows for rows, _ in self._ended])
         samples = torch.cat([x for _, x in self._ended])
-        return Step(self._arrivals, ended, self.model.in_data_units(samples))
+        return Step(self._arrivals, ended, self.model.space.decode(samples))
 
     def _fly(self, waiting: Rows, here: State) -> tuple[Mask, Tensor]:
         """Bring every chain on by the evaluation `here`: which rows' chains have ended, and where they are (N, *event).

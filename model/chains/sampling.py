@@ -164,7 +164,7 @@ def descend(
         if settings.denoise:
             point, at = denoising_point(model, x)
             x, evaluations = expected_data(model, x, energy_and_score(model.marginal(at), point)[1]), evaluations + 1
-    return Samples(model.in_data_units(x).cpu(), kept, evaluations)
+    return Samples(model.space.decode(x).cpu(), kept, evaluations)
 
 
 def denoising_point(model: EnergyModel, x: Tensor) -> tuple[Tensor, At]:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from model.conditions import At
 from model.config import NetworkConfig
-from model.errors import ShapeError
 from model.networks.blocks import EnergyNetwork, FrozenInput, ResidualBlock
 from model.networks.layers import Conv3x3, Dense
 
@@ -23,8 +22,6 @@ class ResNetEnergy(EnergyNetwork):
     """The paper's network: images (B, C, H, W) and their conditions -> (B,)."""
 
     def __init__(self, config: NetworkConfig, event_shape: tuple[int, ...]) -> None:
-        if len(event_shape) != 3:
-            raise ShapeError(f"network 'resnet' needs images (C, H, W); the data have shape {event_shape}. Use 'mlp'")
         channels, height, width = event_shape
         widths = [config.width * m for m in config.multipliers]
         super().__init__(config, config.head_width or widths[-1])

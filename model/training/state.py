@@ -152,8 +152,8 @@ def start(config: TrainConfig, dataset: Dataset, device: str = "cpu", ranks: Ran
     some = dataset.train[:_MOMENT_EVENTS]
     augmented = config.affine_jitter > 0 or config.horizontal_flips or config.dequantize
     rounds = max(1, _MOMENT_EVENTS // len(some)) if augmented else 1
-    model.fit_units(dataset)
-    model.fit_base(torch.cat([augment(some, config, model.bin_width, noise) for _ in range(rounds)]))
+    model.space = dataset.space
+    model.fit_base(torch.cat([augment(some, config, model.space, noise) for _ in range(rounds)]))
     networks = trained_networks(config, model)
     for network in networks.values():
         network.to(device)

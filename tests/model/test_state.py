@@ -17,6 +17,7 @@ from model.data.datasets import Dataset
 from model.energies.energy_model import EnergyModel
 from model.errors import CheckpointError
 from model.networks.layers import Dense
+from model.spaces.affine import AffineSpace
 from model.training.state import (
     TrainedNetwork,
     TrainState,
@@ -34,7 +35,7 @@ _CONFIG = TrainConfig(
 
 def _dataset() -> Dataset:
     points = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
-    return Dataset("points", points, points, torch.zeros(2), torch.ones(2))
+    return Dataset("points", points, points, AffineSpace.plain((2,)))
 
 
 class _Initializer(nn.Module):

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from model.event_kinds.images import IMAGES
+from model.event_kinds.pixels import to_bytes
 from worker.jobs.record import JobRecord, Progress
 from worker.kinds.calibrate import load_checkpoint
 from worker.storage.shards import list_shards, put_manifest, put_shard, shard_name
@@ -149,8 +151,8 @@ def _draw(engine: Engine, plan: Plan, index: int) -> DrawTicket:
 
 def _packed(model: EnergyModel, x: NDArray[np.float32]) -> bytes:
     """Pixels 0…255 of images, as PNGs hold; numbers of anything else."""
-    is_image = x.ndim == 4 and float(model.bin_width) > 0
-    array = np.rint((x + 1) * 127.5).clip(0, 255).astype(np.uint8) if is_image else x
+    are_pixels = IMAGES.recognises(model.event_shape) and bool(model.space.bin_width > 0)
+    array = to_bytes(x) if are_pixels else x
     packed = io.BytesIO()
     np.save(packed, array, allow_pickle=False)
     return packed.getvalue()
