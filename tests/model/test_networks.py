@@ -55,7 +55,7 @@ def test_every_kind_of_event_has_its_networks_and_no_other_shape_has_any() -> No
     for shape in ((1, 8, 8), (3,)):
         for name in kind_of(shape).networks:
             network = make_network(replace(_SMALL, kind=cast(NetworkKind, name)), shape)
-            assert network(torch.zeros(2, *shape), torch.tensor([0, 1])).shape == (2,)
+            assert network(torch.zeros(2, *shape), At(torch.tensor([0, 1]))).shape == (2,)
     with pytest.raises(ShapeError, match=r"expected images \(C, H, W\) or vectors"):
         make_network(replace(_SMALL, kind="mlp"), (3, 4))
 
