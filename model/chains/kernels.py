@@ -67,10 +67,10 @@ def evaluate(position: Tensor, target: EnergyFn) -> State:
 
 
 class Kernel(ABC):
-    """A transition of Markov chains. Without more said, every step is taken, and none evaluates where it ends."""
+    """A transition of Markov chains. One that is not `Adjusted` takes every step, whose end it does not evaluate."""
 
     num_leaps: int
-    """Gradient evaluations of a step."""
+    """The gradient evaluations of a step: one, unless the kernel is adjusted and leaps on."""
 
     def num_evaluations(self, num_steps: int) -> int:
         """Gradient evaluations of a chain of at least one step."""
