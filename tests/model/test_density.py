@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from model.conditions import At
 from model.config import CalibrationConfig, ChainConfig, NetworkConfig, ScheduleConfig, TrainConfig
 from model.data.datasets import Dataset
 from model.densities.annealing import anneal, bound_log_z
@@ -52,11 +53,11 @@ class _Exact(EnergyModel):
 
     offset = 2.5
 
-    def energy(self, y: Tensor, level: Tensor) -> Tensor:
+    def energy(self, y: Tensor, at: At) -> Tensor:
         values = torch.empty(len(y), dtype=torch.float64)
         for t in range(self.num_levels):
             scale = float(self.schedule.scale[t])
-            chosen = level == t
+            chosen = at.level == t
             exact = _DATA.diffused(scale * float(self.schedule.alpha_bar[t]), scale * float(self.schedule.sigma_bar[t]))
             values[chosen] = exact(y[chosen].double())
         return values + self.offset
@@ -135,8 +136,8 @@ def test_an_item_s_path_estimate_does_not_depend_on_the_rest_of_its_batch(model:
 
 
 class _Silent(nn.Module):
-    def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        return 0 * x.flatten(1).sum(1) + 0 * level
+    def forward(self, x: Tensor, at: At) -> Tensor:
+        return 0 * x.flatten(1).sum(1) + 0 * at.level
 
 
 def test_where_only_the_base_speaks_one_bridge_gives_its_normalizer_exactly() -> None:
