@@ -20,7 +20,7 @@ class Event(TypedDict):
     id: str
     """orders events; `after` takes it"""
     type: str
-    """status, started, step, sample, checkpoint, rollback, calibration, calibrated, or a notice"""
+    """what happened; GET /openapi.json says under EventBody which types there are and what the data of each are"""
     at: str
     data: dict[str, Any]
 

@@ -19,7 +19,8 @@ from redis.exceptions import ResponseError
 
 from worker.ids import checked_id
 from worker.jobs import lua
-from worker.jobs.record import JobEvent, StaleLease, now
+from worker.jobs.event import JobEvent
+from worker.jobs.record import StaleLease, now
 from worker.storage.artifacts import ArtifactMissing, Artifacts, job_prefix
 
 MAX_BLOCK_MS = 4000

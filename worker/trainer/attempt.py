@@ -1,4 +1,6 @@
-"""The frame of every job's subprocess: `python -m worker.KIND JOB_ID TOKEN WORKER PARENT_PID DIRECTORY`.
+"""A job's subprocess, `python -m worker.trainer.attempt KIND JOB_ID TOKEN WORKER PARENT_PID DIRECTORY`, and its frame.
+
+What is done in it is the class `Run` of the kind's module under worker/kinds/.
 
 torchrun (torchrun.py) starts several of them for one job, the ranks; the first one leads and speaks for all. The
 subprocess alone imports torch and touches the GPU, so that its memory is freed whatever happens. It acts in the
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import importlib
 import os
 import signal
 import sys
@@ -25,6 +28,7 @@ from redis.exceptions import RedisError
 
 from model.config import NetworkConfig
 from model.errors import ModelError, RankError
+from worker.jobs.kinds import kind_of
 from worker.jobs.record import JobNotFound, JobRecord, Lease, StaleLease
 from worker.jobs.records import RecordStore
 from worker.observe.logs import configure_logging
@@ -134,9 +138,9 @@ class Attempt(ABC):
         return code
 
 
-def main(kind: type[Attempt], arguments: list[str]) -> int:
-    """Run one attempt of a job of that kind, or one rank of it; returns an `Exit`."""
-    job_id, token, worker, parent_pid, directory = arguments
+def main(arguments: list[str]) -> int:
+    """Run one attempt at a job, or one rank of it; returns an `Exit`."""
+    name, job_id, token, worker, parent_pid, directory = arguments
     rank, num_ranks = _place(os.environ)
     settings = Settings()
     # torchrun passes SIGTERM on and waits for its ranks; when it dies itself, nobody does any more.
@@ -148,12 +152,21 @@ def main(kind: type[Attempt], arguments: list[str]) -> int:
         structlog.contextvars.bind_contextvars(rank=rank)
     store = RecordStore.connect(settings)
     lease = Lease(job_id=job_id, token=int(token), worker=worker)
-    attempt = kind(store, lease, Path(directory), rank=rank, num_ranks=num_ranks)
+    attempt = _run_of(name)(store, lease, Path(directory), rank=rank, num_ranks=num_ranks)
     # All ranks end after the same step: the leading one is told, and the others follow it.
     signal.signal(signal.SIGTERM, (lambda *_: attempt.interrupt()) if rank == 0 else signal.SIG_IGN)
     code = attempt.run()
     # torchrun ends the other ranks at once when one returns anything but 0; how it ended is in its file.
     return Exit.succeeded if num_ranks > 1 and code.in_order else code
+
+
+def _run_of(name: str) -> type[Attempt]:
+    """The work of a kind of job, which its module may need libraries for that no other kind has."""
+    kind = kind_of(name)
+    if kind is None:
+        raise SystemExit(f"{name!r} is no kind of job that this version knows")
+    run: type[Attempt] = importlib.import_module(kind.module).Run
+    return run
 
 
 def _place(environment: Mapping[str, str]) -> tuple[int, int]:
@@ -189,3 +202,10 @@ def _unexpected(error: Exception) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     where = f"{Path(frame.filename).name}:{frame.lineno}"
     return f"unexpected {type(error).__name__} at {where}: {str(error)[:500]}"
+
+
+if __name__ == "__main__":
+    # Not from `__main__`: the kinds' modules import their frame from the module of this name.
+    from worker.trainer.attempt import main as main_of_module
+
+    sys.exit(main_of_module(sys.argv[1:]))

@@ -1,6 +1,6 @@
 """A job's subprocess as several processes, the ranks.
 
-`python -m worker.trainer.torchrun COUNT DEVICE MODULE …` is torchrun.
+`python -m worker.trainer.torchrun COUNT DEVICE KIND …` starts the ranks.
 
 torchrun starts the ranks, each in a session of its own, and ends all when one dies. This frame adds what the supervisor
 needs: nothing outlives it (the kernel kills the ranks when torchrun dies, however it dies), and what became of them is
@@ -42,7 +42,7 @@ class Death:
 
 def main(arguments: list[str]) -> int:
     """Run the ranks to their end; returns an `Exit`, or what a rank that failed unforeseen returned."""
-    count, device, module, job_id, token, worker, parent_pid, directory = arguments
+    count, device, kind, job_id, token, worker, parent_pid, directory = arguments
     die_with_parent(int(parent_pid), signal.SIGTERM)
     configure_logging()
     try:
@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
     except ConfigError as error:
         write_outcome(Path(directory), Exit.failed, str(error))
         return Exit.failed
-    command = ["-u", "-m", module, job_id, token, worker, str(os.getpid()), directory]
+    command = ["-u", "-m", "worker.trainer.attempt", kind, job_id, token, worker, str(os.getpid()), directory]
     deaths = _launch(int(count), command, Path(directory))
     code, reason = ending([read_outcome(Path(directory), rank=rank) for rank in range(int(count))], deaths)
     if isinstance(code, Exit):
