@@ -8,17 +8,19 @@ import pytest
 LIGHT = [
     "settings",
     "ids",
-    "jobs",
-    "messages",
-    "records",
-    "bucket",
-    "artifacts",
-    "dataset_store",
-    "datasets",
-    "events",
-    "presence",
     "connect",
-    "loads",
+    "jobs.kinds",
+    "jobs.record",
+    "jobs.records",
+    "jobs.events",
+    "queue.messages",
+    "queue.loads",
+    "storage.bucket",
+    "storage.artifacts",
+    "storage.datasets",
+    "storage.shards",
+    "datasets.names",
+    "observe.presence",
 ]
 
 
@@ -32,6 +34,8 @@ def test_records_and_their_neighbours_need_neither_torch_nor_celery(module: str)
     assert not _loaded(module) & {"torch", "celery", "fastapi", "datasets", "pyarrow"}
 
 
-@pytest.mark.parametrize("module", ["broker", "app", "train", "calibrate"])
+@pytest.mark.parametrize(
+    "module", ["queue.broker", "app", "trainer.attempt", "kinds.train", "kinds.calibrate", "kinds.bulk"]
+)
 def test_a_worker_process_imports_no_torch_before_it_has_work(module: str) -> None:
     assert "torch" not in _loaded(module)
