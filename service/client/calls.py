@@ -38,7 +38,7 @@ class Calls(Generic[J, M]):
     model_of: Callable[[Json], M]
 
     @described
-    def submit(self, kind: str, *, idempotency_key: str | None = None, **fields: Any) -> Call[J]:
+    def submit(self, kind: str, /, *, idempotency_key: str | None = None, **fields: Any) -> Call[J]:
         """Start a job of any kind that the service knows. `fields` are those of POST /jobs/KIND."""
         return self.job_of((yield from requests.create_job(kind, given(**fields), idempotency_key)))
 
