@@ -1,4 +1,4 @@
-"""Jobs: start, look at, follow, cancel, resume."""
+"""The routes of jobs: start one of a kind, look at it, follow, cancel and resume it."""
 
 from __future__ import annotations
 

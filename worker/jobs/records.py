@@ -69,7 +69,7 @@ class RecordStore(RecordWriter):
     ) -> JobRecord:
         """A new queued job, in S3 before Redis. A job that makes a model is given the id of that model.
 
-        The spec is stored as it is; service/work/submission.py is where it is checked.
+        The spec is stored as it is: whoever asks for a job checks it, by the model of its kind.
 
         `job_id` is one of `new_id`, never used before. Raises StorageUnavailable; then there is no job.
         """

@@ -46,7 +46,7 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Tally:
-    """What Redis has counted."""
+    """The counts in Redis, by the labels that are named."""
 
     jobs: Mapping[tuple[str, ...], float]
     started: Mapping[tuple[str, ...], float]
@@ -70,7 +70,7 @@ def additions(before: JobRecord | None, after: JobRecord, cut: Cut | None) -> di
 
 
 def read_tally(redis: Redis) -> Tally:
-    """Raises RedisError."""
+    """Read the counts from Redis. Raises RedisError."""
     pipeline = redis.pipeline(transaction=False)
     pipeline.hgetall(COUNTS_KEY)
     pipeline.hgetall(TALLY_KEY)
@@ -94,7 +94,7 @@ def _observation(what: str, kind: str, how: str, elapsed: timedelta) -> dict[str
 
 
 def _distributions(tally: Mapping[str, float], what: str, hows: Iterable[str]) -> dict[tuple[str, ...], Distribution]:
-    """One for every kind and ending, also before the first: a counter that appears with a 1 has no rate."""
+    """A distribution for every kind and ending, also before the first: a counter that appears with a 1 has no rate."""
 
     def distribution(prefix: str) -> Distribution:
         counts = [tally.get(f"{prefix}/{index}", 0) for index in range(len(BOUNDS_S) + 1)]

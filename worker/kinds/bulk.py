@@ -61,7 +61,7 @@ class Run(Attempt):
     def _drawn(
         self, engine: Engine, spec: SampleSpec, done: set[int], meter: _Meter
     ) -> Iterator[tuple[int, DrawTicket]]:
-        """Shards as they are finished, in order, until all are there or the job is to stop."""
+        """Yield shards as they are finished, in order, until all are there or the job is to stop."""
         missing = [index for index in range(spec.num_shards) if index not in done]
         under_way: list[tuple[int, DrawTicket]] = []
         while (missing or under_way) and not self.watch.should_stop():
@@ -75,7 +75,7 @@ class Run(Attempt):
 
 
 class _Meter:
-    """How far the job has come, told once a second."""
+    """Tells how far the job has come, once a second."""
 
     def __init__(self, attempt: Attempt, spec: SampleSpec, num_before: int) -> None:
         self._attempt = attempt
@@ -85,13 +85,13 @@ class _Meter:
         self._began_at = self._told_at = time.monotonic()
 
     def update(self, num_row_evaluations: int, cost: int) -> None:
-        """So many evaluations were done, of which an image takes `cost`."""
+        """Take in the number of gradient evaluations done, of which one image takes `cost`."""
         self._num_images = min(self._spec.num_images, self._num_before + num_row_evaluations // cost)
         if time.monotonic() - self._told_at > _TELL_EVERY_S:
             self.tell()
 
     def tell(self) -> None:
-        """The event, and the job's progress."""
+        """Append the event, and update the job's progress."""
         self._told_at = time.monotonic()
         total = self._spec.num_images
         rate = (self._num_images - self._num_before) / max(1e-3, self._told_at - self._began_at)
@@ -123,7 +123,7 @@ def _draw(engine: Engine, spec: SampleSpec, index: int) -> DrawTicket:
 
 
 def _packed(model: EnergyModel, x: NDArray[np.float32]) -> bytes:
-    """Pixels 0…255 of images, as PNGs hold; numbers of anything else."""
+    """A .npy file: images as pixels 0…255, which PNGs hold too; anything else as the numbers it is."""
     is_image = x.ndim == 4 and float(model.bin_width) > 0
     array = np.rint((x + 1) * 127.5).clip(0, 255).astype(np.uint8) if is_image else x
     packed = io.BytesIO()

@@ -43,7 +43,7 @@ class Run(Attempt):
 def calibrate_checkpoint(
     attempt: Attempt, record: JobRecord, model_id: str, step: int, config: CalibrationConfig, *, report_progress: bool
 ) -> StopReason | None:
-    """Estimate log Z of a committed checkpoint, score its data, store both; why it stopped early, or None.
+    """Estimate log Z of a committed checkpoint, score its data, store both. Returns why it stopped early, or None.
 
     Every round is a `calibration` event, and the job's progress if wanted. Raises ModelError, ArtifactMissing,
     StorageUnavailable, StaleLease.
@@ -83,7 +83,7 @@ def calibrate_checkpoint(
 
 
 def load_checkpoint(attempt: Attempt, model_id: str, step: int, device: str) -> EnergyModel:
-    """The model of a committed checkpoint. Raises ArtifactMissing, StorageUnavailable, ModelError."""
+    """Load the model of a committed checkpoint. Raises ArtifactMissing, StorageUnavailable, ModelError."""
     from model.checkpoints.checkpoint import SAMPLING_FILES, load_model
 
     directory = attempt.directory / "checkpoint"
@@ -95,7 +95,7 @@ def load_checkpoint(attempt: Attempt, model_id: str, step: int, device: str) -> 
 
 
 def _dataset(attempt: Attempt, model: EnergyModel) -> Dataset | None:
-    """What the model was trained on; None where an import did not say. Raises DataError, ShapeError."""
+    """The data that the model was trained on; None where an import did not say. Raises DataError, ShapeError."""
     from model import data
 
     name, image_size, event_shape = model.config.dataset, model.config.image_size, tuple(model.event_shape)
@@ -129,5 +129,5 @@ def _round(log_z: LogZ, step: int, index: int, config: CalibrationConfig, elapse
 
 
 def _progress(done: int, total: int, config: CalibrationConfig) -> Progress:
-    """Later rounds take longer, so shares are those of what the rounds cost."""
+    """The progress after `done` rounds. Later rounds take longer: the share is that of what the rounds cost."""
     return Progress(step=done, total_steps=total, percent=round(100 * config.work(done) / config.work(total), 2))

@@ -105,7 +105,7 @@ class Run(Attempt):
         return nullcontext(ALONE) if self.num_ranks == 1 else joined(self.rank, self.num_ranks, self._device(record))
 
     def _device(self, record: JobRecord) -> str:
-        """That of this rank."""
+        """The device of this rank."""
         device = device_of(record)
         return f"cuda:{self.rank}" if device == "cuda" and self.num_ranks > 1 else device
 
@@ -153,7 +153,7 @@ class Run(Attempt):
 
     @property
     def _delivery_patience_s(self) -> float:
-        """Interrupted, what is left waits in the spool for the next attempt; otherwise the job ends with it."""
+        """Seconds to wait for storage at the end; what an interrupted attempt leaves, the next one delivers."""
         if self.watch.reason is StopReason.interrupted:
             return self.settings.kill_grace_s / 3
         return self.settings.storage_patience_s
@@ -175,7 +175,7 @@ class Run(Attempt):
         )
 
     def _found_together(self, ranks: Ranks, find_fn: Callable[[], Snapshot | None]) -> Snapshot | None:
-        """The checkpoint that the leading rank finds, for all: it leaves the files in a folder for the others."""
+        """The checkpoint that the leading rank finds, for all ranks: it leaves the files in a folder for the others."""
         from model.checkpoints.checkpoint import read_snapshot
 
         with ranks.leader_first():
@@ -193,7 +193,7 @@ class Run(Attempt):
         return self.directory / "resume"
 
     def _newest_snapshot(self, model_id: str) -> Snapshot | None:
-        """The newest checkpoint that can be read; what an earlier attempt left in the spool counts."""
+        """The newest checkpoint that can be read, among them those that an earlier attempt left in the spool."""
         deliver_leftovers(self.artifacts, self.lease, model_id, self.directory.parent, self.watch.confirm)
         for checkpoint in reversed(self.artifacts.list_checkpoints(model_id)):
             if (snapshot := self._snapshot(model_id, checkpoint.step)) is not None:
@@ -201,7 +201,7 @@ class Run(Attempt):
         return None
 
     def _snapshot(self, model_id: str, step: int) -> Snapshot | None:
-        """A committed checkpoint, if there is one that can be read; its files stay. Raises StorageUnavailable."""
+        """The committed checkpoint of a step; None if it is unreadable. Its files stay. Raises StorageUnavailable."""
         from model.checkpoints.checkpoint import read_snapshot
 
         shutil.rmtree(self._fetched, ignore_errors=True)

@@ -73,20 +73,20 @@ class Attempt(ABC):
 
     @abstractmethod
     def work(self, record: JobRecord) -> StopReason | None:
-        """Do the job, asking `watch.should_stop` often; why it ended early, or None when it is done.
+        """Do the job, asking `watch.should_stop` often. Returns why it ended early, or None when it is done.
 
         May raise what `run` puts into words: ModelError, UndeliveredError, ArtifactError, StaleLease, RedisError.
         """
 
     def interrupt(self) -> None:
-        """Save what there is and end; and end without that if it hangs, even with nobody left to send SIGKILL."""
+        """Have the work save what it has and end; if it hangs, this process ends without that, after a while."""
         self.watch.interrupt()
         timer = threading.Timer(self.settings.kill_grace_s, os._exit, [Exit.interrupted])
         timer.daemon = True
         timer.start()
 
     def run(self) -> Exit:
-        """Work; every ending is an exit code, with the reason in words where there is one."""
+        """Do the work. Every ending is an exit code, with a reason in words where there is one."""
         if self.rank == 0:  # the others do as the leading rank does
             self.watch.start()
         self.telemetry.start()
@@ -110,7 +110,7 @@ class Attempt(ABC):
             self.watch.close()
 
     def patiently(self, call_fn: Callable[[], T]) -> T:
-        """The answer of a store, asked again while it is away. Raises what it raised last."""
+        """Ask a store, again and again while it is away, and return its answer. Raises what it raised last."""
         give_up_at = time.monotonic() + self.settings.storage_patience_s
         while True:
             try:
@@ -122,7 +122,7 @@ class Attempt(ABC):
                 time.sleep(1)
 
     def use_threads(self, config: NetworkConfig, event_shape: tuple[int, ...], batch_size: int) -> None:
-        """As many of the process's CPU threads as its part of batches of that size can keep busy."""
+        """Use no more CPU threads than this process's part of batches of that size can keep busy."""
         import torch
 
         from model.networks.registry import useful_threads
@@ -161,7 +161,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _run_of(name: str) -> type[Attempt]:
-    """The work of a kind of job, which its module may need libraries for that no other kind has."""
+    """The class that does the work of a kind of job. Only its own module is imported, since it may need much."""
     kind = kind_of(name)
     if kind is None:
         raise SystemExit(f"{name!r} is no kind of job that this version knows")
@@ -170,14 +170,14 @@ def _run_of(name: str) -> type[Attempt]:
 
 
 def _place(environment: Mapping[str, str]) -> tuple[int, int]:
-    """(rank, number of ranks) that torchrun gave this process."""
+    """Return (rank, number of ranks), as torchrun gave them to this process."""
     if "TORCHELASTIC_RUN_ID" not in environment:
         return 0, 1
     return int(environment["RANK"]), int(environment["WORLD_SIZE"])
 
 
 def device_of(record: JobRecord) -> str:
-    """What the job's spec asks for, "auto" decided. Raises ModelError when this worker does not have it."""
+    """The device that the job's spec asks for, "auto" decided. Raises ModelError when this worker does not have it."""
     import torch
 
     wanted = str(record.spec.get("device", "auto"))

@@ -37,7 +37,7 @@ _FIRST_RETRY_S = 0.5
 _LAST_RETRY_S = 15.0
 _PREFIX = "checkpoint-"
 MAX_WAITING = 4
-"""Checkpoints kept on disk while storage is away; of more, the oldest give way."""
+"""The number of checkpoints kept on disk while storage is away; when there are more, the oldest give way."""
 
 
 class UndeliveredError(Exception):
@@ -87,11 +87,11 @@ class Spool:
         self._thread.start()
 
     def add_checkpoint(self, step: int, write_fn: Callable[[Path], None]) -> None:
-        """Take over a snapshot; `write_fn(directory)` writes its files."""
+        """Take over a checkpoint, whose files `write_fn(directory)` writes."""
         self._incoming.put(lambda: self._write_checkpoint(step, write_fn))
 
     def add_grid(self, step: int, samples: NDArray[np.float32]) -> None:
-        """Take over samples to draw and deliver."""
+        """Take over samples, to draw them as a grid and deliver it."""
         self._incoming.put(
             lambda: self._waiting.append(_Delivery(f"grid {step}", lambda: self._send_grid(step, samples)))
         )

@@ -41,7 +41,7 @@ shutdown_flag: Any = RawValue(ctypes.c_bool, False)
 
 
 class Child:
-    """The job's subprocess; torchrun and its ranks where a training asks for several GPUs."""
+    """The job's subprocess, or torchrun and its ranks where a job asks for several GPUs."""
 
     def __init__(self, record: JobRecord, lease: Lease, directory: Path) -> None:
         self.directory = directory
@@ -63,7 +63,7 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Also the id of its process group."""
+        """The process id, which is also the id of its process group."""
         return self._process.pid
 
     def has_ended(self, timeout_s: float) -> bool:
@@ -76,7 +76,7 @@ class Child:
 
     @property
     def exit_code(self) -> int:
-        """Once it has ended; −n when signal n killed it."""
+        """The exit code, once it has ended; −n when signal n killed it."""
         return self._process.wait()
 
     def terminate(self) -> None:
@@ -110,7 +110,7 @@ class Renewal:
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="renewal", daemon=True)
         self.lost = False
-        """The job is somebody else's."""
+        """whether the job was given to somebody else"""
         self.cancel_requested = False
 
     def __enter__(self) -> Renewal:
@@ -132,7 +132,7 @@ class Renewal:
                 log.warning("lease_not_renewed", job_id=self._lease.job_id, error=type(error).__name__)
 
     def _is_known(self) -> bool:
-        """A record lost with Redis comes back from S3, with our token in it."""
+        """Whether the record is there. One that was lost with Redis comes back from S3, with our token in it."""
         try:
             self._store.get(self._lease.job_id)
         except (JobNotFound, RedisError):

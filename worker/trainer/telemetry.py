@@ -37,7 +37,7 @@ class Telemetry:
         self.dropped = 0
 
     def start(self) -> None:
-        """Begin to deliver."""
+        """Begin to deliver, in a thread."""
         self._thread.start()
 
     def close(self, timeout_s: float) -> None:
@@ -54,7 +54,7 @@ class Telemetry:
         self._put(lambda: self._store.append_event(self._lease.job_id, type_, data, self._lease.token))
 
     def progress(self, progress: Progress, last_loss: float | None = None) -> None:
-        """Update the record's progress."""
+        """Update the progress in the job's record."""
         self._put(lambda: self._store.report_progress(self._lease, progress, last_loss=last_loss))
 
     def checkpoint(self, event: CheckpointStoredEvent) -> None:

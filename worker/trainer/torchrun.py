@@ -26,9 +26,9 @@ from worker.trainer.attempt import die_with_parent
 from worker.trainer.exits import Exit, death_in_words, read_outcome, write_outcome
 
 _SAVING_SHARE = 0.8
-"""Of the time from SIGTERM to SIGKILL that the ranks have; the rest is for telling the outcome."""
+"""The ranks' share of the time from SIGTERM to SIGKILL; the rest is for telling the outcome."""
 _AT_ONCE_S = 1
-"""Deaths so soon after the first were not caused by it."""
+"""Seconds: a death that comes so soon after the first was not caused by it."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _launch(count: int, command: list[str], directory: Path) -> dict[int, Death]:
-    """What of the ranks did not end with 0; nothing of those that SIGTERM ended."""
+    """Run the ranks, and return how those died that did not end with 0, except those that SIGTERM ended."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -89,7 +89,7 @@ def _launch(count: int, command: list[str], directory: Path) -> dict[int, Death]
 
 
 def ending(outcomes: list[tuple[Exit | None, str | None]], deaths: Mapping[int, Death]) -> tuple[int, str | None]:
-    """One code and reason for all ranks, from what each left and how it died.
+    """Sum up all ranks in one code and reason, from what each left and how it died.
 
     What a rank said of its own comes before what others saw of it: they only know that it is gone. A signal explains
     only the end of a rank that said nothing: torchrun's SIGTERM also meets ranks that are about to end by themselves.
