@@ -22,7 +22,7 @@ def untrained(config: TrainConfig, seed: int = 0) -> EnergyModel:
     torch.manual_seed(seed)
     dataset = data.load(config.dataset)
     model = EnergyModel(config, tuple(dataset.train.shape[1:]))
-    model.fit_units(dataset)
+    model.space = dataset.space
     model.fit_base(dataset.train)
     return model
 

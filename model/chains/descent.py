@@ -186,7 +186,7 @@ class Descents:
             return Step(self._arrivals, np.zeros(0, np.int64), self._point[:0])
         ended = np.concatenate([rows for rows, _ in self._ended])
         samples = torch.cat([x for _, x in self._ended])
-        return Step(self._arrivals, ended, self.model.in_data_units(samples))
+        return Step(self._arrivals, ended, self.model.space.decode(samples))
 
     def _langevin(self, waiting: Rows, _energy: Tensor, score: Tensor) -> Mask:
         """Rows whose chain at this level has ended, as with every kernel."""

@@ -169,7 +169,7 @@ def descend(
                 progress_fn(t)
         if settings.denoise:
             x, evaluations = _denoise(model, x), evaluations + 1
-    return Samples(model.in_data_units(x).cpu(), kept, evaluations)
+    return Samples(model.space.decode(x).cpu(), kept, evaluations)
 
 
 def _draw(

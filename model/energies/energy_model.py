@@ -26,7 +26,6 @@ import torch
 from torch import Tensor, nn
 
 from model.config import Precision, TrainConfig
-from model.data.datasets import Dataset
 from model.energies.bases import GaussianBase, MixtureBase
 from model.energies.conditional import recovery_energy
 from model.energies.energy import EnergyFn
@@ -34,6 +33,8 @@ from model.networks.freezing import frozen
 from model.networks.layers import Weighted
 from model.networks.registry import make_network
 from model.schedule import Schedule, expand, make_schedule
+from model.spaces.affine import AffineSpace
+from model.spaces.space import Space
 
 
 class EnergyModel(nn.Module):
@@ -47,7 +48,7 @@ class EnergyModel(nn.Module):
     data_mean: Tensor
     data_std: Tensor
     bin_width: Tensor
-    """spacing of the values that the data can take, in [−1, 1] then; 0 for continuous data"""
+    """With the two before, the tensors of `space`: they move and are stored with the model's own."""
 
     def __init__(self, config: TrainConfig, event_shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -70,11 +71,16 @@ class EnergyModel(nn.Module):
         """T."""
         return self.schedule.num_levels
 
-    def fit_units(self, dataset: Dataset) -> None:
-        """Take the units that the data came in."""
-        self.data_mean = dataset.mean.to(self.step_size).clone()
-        self.data_std = dataset.std.to(self.step_size).clone()
-        self.bin_width.fill_(dataset.bin_width or 0.0)
+    @property
+    def space(self) -> Space:
+        """The way between the coordinates x of the energies and the data."""
+        return AffineSpace(self.event_shape, self.data_mean, self.data_std, self.bin_width)
+
+    @space.setter
+    def space(self, space: AffineSpace) -> None:
+        self.data_mean = space.mean.to(self.step_size).clone()
+        self.data_std = space.std.to(self.step_size).clone()
+        self.bin_width.copy_(space.bin_width)
 
     def fit_base(self, events: Tensor) -> None:
         """Fit the base, where there is one, to `events` (N, *event)."""
@@ -111,11 +117,6 @@ class EnergyModel(nn.Module):
         """E_t(y | x_{t+1}) as a function of y, for `x_next` (B, *event) and `level` (B,)."""
         precision = self.schedule.tether_precision[level]
         return recovery_energy(lambda y: self.energy(y, level), x_next, precision)
-
-    def in_data_units(self, x: Tensor) -> Tensor:
-        """Undo the dataset's scaling; images are clipped to their range."""
-        x = x * self.data_std + self.data_mean
-        return x.clamp(-1, 1) if self.bin_width > 0 else x
 
     def frozen(self, precision: Precision | None = None) -> contextlib.AbstractContextManager[None]:
         """Fix the network's weights while a chain runs; see `model.networks.freezing.frozen`."""

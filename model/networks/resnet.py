@@ -13,7 +13,6 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from model.config import NetworkConfig
-from model.errors import ShapeError
 from model.networks.blocks import EnergyNetwork, FrozenInput, ResidualBlock
 from model.networks.layers import Conv3x3, Dense
 
@@ -22,8 +21,6 @@ class ResNetEnergy(EnergyNetwork):
     """The paper's network: images (B, C, H, W) and levels (B,) -> (B,)."""
 
     def __init__(self, config: NetworkConfig, event_shape: tuple[int, ...]) -> None:
-        if len(event_shape) != 3:
-            raise ShapeError(f"network 'resnet' needs images (C, H, W); the data have shape {event_shape}. Use 'mlp'")
         channels, height, width = event_shape
         widths = [config.width * m for m in config.multipliers]
         super().__init__(config, config.head_width or widths[-1])

@@ -32,6 +32,7 @@ from model.data.augmentation import augment
 from model.data.datasets import Dataset
 from model.energies.energy_model import EnergyModel
 from model.errors import CheckpointError, ConfigError, DivergenceError, ShapeError
+from model.event_kinds.images import IMAGES
 from model.events import CheckpointEvent, DoneEvent, Phase, RollbackEvent, SampleEvent, TrainEvent
 from model.networks.freezing import iterate_power
 from model.noise import SharedNoise, derive_seed, make_generator
@@ -108,8 +109,8 @@ def start(config: TrainConfig, dataset: Dataset, device: str = "cpu", ranks: Ran
     some = dataset.train[:_MOMENT_EVENTS]
     augmented = config.affine_jitter > 0 or config.horizontal_flips or config.dequantize
     rounds = max(1, _MOMENT_EVENTS // len(some)) if augmented else 1
-    model.fit_units(dataset)
-    model.fit_base(torch.cat([augment(some, config, model.bin_width, noise) for _ in range(rounds)]))
+    model.space = dataset.space
+    model.fit_base(torch.cat([augment(some, config, model.space, noise) for _ in range(rounds)]))
     model.to(device)
     model.network.precision = config.precision
     average = copy.deepcopy(model).requires_grad_(False)
@@ -213,7 +214,7 @@ def train(
 
 
 def _require_images_to_augment(config: TrainConfig, dataset: Dataset) -> None:
-    if (config.horizontal_flips or config.affine_jitter > 0) and len(dataset.event_shape) != 3:
+    if (config.horizontal_flips or config.affine_jitter > 0) and not IMAGES.recognises(dataset.event_shape):
         raise ShapeError(
             f"horizontal_flips and affine_jitter are for images, but the data have shape {dataset.event_shape}"
         )
@@ -270,7 +271,7 @@ def _train_step(state: TrainState, events: Tensor, meter: Meter) -> None:
     again = (state.rollbacks,) if state.rollbacks else ()
     noise = SharedNoise(make_generator(config.seed, _STEP_STREAM, state.step, *again, device=events.device))
     # Of the whole batch, by every rank: what is drawn does not depend on who computes which rows, and it costs little.
-    x_data = augment(_batch(config, events, state.step), config, state.model.bin_width, noise)
+    x_data = augment(_batch(config, events, state.step), config, state.model.space, noise)
     level = stratified_levels(state.model.num_levels, x_data, noise)
     iterate_power(state.model)
     loss = _accumulate_gradient(state, x_data, level, noise, meter)

@@ -3,6 +3,7 @@
 import { get, isOver, pause, picture } from "./api.js";
 import { datasetNames } from "./datasets.js";
 import { empty, h, problem, say } from "./dom.js";
+import { eventKindOfConfig } from "./events.js";
 import { ago, duration, facts, number, whole } from "./format.js";
 
 /** What a kind is called, and what its progress counts. A kind that is not here is called by its own name. */
@@ -80,7 +81,7 @@ function thumbnail(signal) {
       shown = job.last_checkpoint;
       picture(
         `/models/${job.model_id}/samples.png`,
-        { alt: "", class: job.config?.network?.kind === "mlp" ? "whole" : "corner" },
+        { alt: "", class: eventKindOfConfig(job.config).hasPixels ? "corner" : "whole" },
         signal,
       ).then(
         (image) => element.replaceChildren(image),

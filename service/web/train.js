@@ -3,6 +3,7 @@
 import { get, idempotencyKey, post, Refused } from "./api.js";
 import { contents, title, uploadForm } from "./datasets.js";
 import { h, messagePlace, say } from "./dom.js";
+import { EVENT_KINDS } from "./events.js";
 import { whole } from "./format.js";
 
 const CHECK_AFTER_MS = 250;
@@ -132,7 +133,7 @@ export async function view(root, { signal, query }) {
   let preset = presets[0];
   const wanted = query.get("dataset");
   const found = datasets.find((one) => one.id === wanted);
-  if (found?.kind === "vectors") preset = presets.find((one) => one.name === "density-2d") ?? preset;
+  preset = presets.find((one) => one.name === EVENT_KINDS[found?.kind]?.preset) ?? preset;
 
   const fields = Object.fromEntries(Object.keys(NUMBERS).map((name) => [name, numberField(name)]));
   fields.name = field(

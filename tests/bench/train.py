@@ -45,8 +45,10 @@ from model.config import (
 from model.data.augmentation import augment
 from model.energies.energy_model import EnergyModel
 from model.evaluation import frechet_distance
+from model.event_kinds.pixels import BIN_WIDTH
 from model.events import CheckpointEvent, StepEvent
 from model.noise import SharedNoise, make_generator
+from model.spaces.affine import AffineSpace
 from model.training import loop
 from model.training.memory import TrialStep
 from model.training.objective import stratified_levels
@@ -77,7 +79,7 @@ PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 def noise_dataset() -> data.Dataset:
     """Noise in the shape of CIFAR-10: what pixels hold does not change what a step costs."""
     events = torch.rand(256, 3, 32, 32, generator=make_generator(0)) * 2 - 1
-    return data.Dataset("noise", events, events[:8], torch.zeros(()), torch.ones(()), 2 / 255)
+    return data.Dataset("noise", events, events[:8], AffineSpace.discrete((3, 32, 32), BIN_WIDTH))
 
 
 def timed(fn: Callable[[], Any]) -> float:
@@ -150,7 +152,7 @@ class PlainTraining:
         config, self.step = self.config, self.step + 1
         noise = SharedNoise(make_generator(config.seed, loop._STEP_STREAM, self.step - 1))
         batch = loop._batch(config, self.dataset.train, self.step - 1)
-        x_data = augment(batch, config, self.model.bin_width, noise)
+        x_data = augment(batch, config, self.model.space, noise)
         level = stratified_levels(self.model.num_levels, x_data, noise)
         return self.plain.train_step(x_data, level, noise, config.chain.num_steps)
 
@@ -227,7 +229,7 @@ def surroundings(step_s: float) -> dict[str, float]:
 
     def fetch() -> None:
         noise = SharedNoise(make_generator(0))
-        augment(loop._batch(BENCH_CONFIG, dataset.train, 3), BENCH_CONFIG, state.model.bin_width, noise)
+        augment(loop._batch(BENCH_CONFIG, dataset.train, 3), BENCH_CONFIG, state.model.space, noise)
 
     every = presets.preset("cifar10-t6").checkpoint_every
     snapshot_s = timed(state.snapshot)

@@ -16,6 +16,7 @@ from model.checkpoints.checkpoint import CONFIG_FILE, EMA_FILE, load_model, read
 from model.config import ChainConfig, NetworkConfig, TrainConfig
 from model.data.datasets import Dataset
 from model.errors import CheckpointError
+from model.spaces.affine import AffineSpace
 from model.training.loop import resume, start
 
 _CONFIG = TrainConfig(
@@ -26,7 +27,8 @@ _CONFIG = TrainConfig(
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     points = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
-    dataset = Dataset("points", points, points, torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
+    space = AffineSpace.standardized((2,), torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
+    dataset = Dataset("points", points, points, space)
     start(_CONFIG, dataset).snapshot().write(tmp_path)
     return tmp_path
 
@@ -38,6 +40,16 @@ def test_a_model_comes_back_with_its_energies_units_and_configuration(directory:
     assert model.config == _CONFIG
     assert model.data_std.tolist() == [3, 4]
     assert not any(p.requires_grad and p.grad is not None for p in model.parameters())
+
+
+def test_the_units_are_stored_under_the_names_that_every_version_reads(directory: Path) -> None:
+    stored = safetensors.torch.load_file(directory / "ema.safetensors")
+    assert (stored["data_mean"].tolist(), stored["data_std"].tolist(), stored["bin_width"].item()) == (
+        [1, 2],
+        [3, 4],
+        0,
+    )
+    assert {stored[name].dtype for name in ("data_mean", "data_std", "bin_width")} == {torch.float32}
 
 
 def test_no_file_is_a_pickle(directory: Path) -> None:

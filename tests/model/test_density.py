@@ -28,6 +28,7 @@ from model.energies.energy import MixtureEnergy
 from model.energies.energy_model import EnergyModel
 from model.errors import CalibrationError
 from model.noise import SharedNoise
+from model.spaces.affine import AffineSpace
 
 _DATA = MixtureEnergy(
     torch.tensor([[-0.8, 0.0], [0.9, 0.4]], dtype=torch.float64),
@@ -101,13 +102,14 @@ def test_log_density_is_that_of_the_blurred_data_in_their_own_units(model: Energ
     torch.testing.assert_close(
         log_density(model, x_data, _log_z(model)), _true_log_density(model, x_data), atol=1e-4, rtol=1e-5
     )
-    model.data_mean, model.data_std = torch.tensor([3.0, -1.0]), torch.tensor([2.0, 0.5])
-    moved = x_data * model.data_std + model.data_mean  # |dx| = 2 · 0.5 = 1 by coordinate scale, so check another
+    mean, std = torch.tensor([3.0, -1.0]), torch.tensor([2.0, 0.5])
+    model.space = AffineSpace.standardized((2,), mean, std)
+    moved = x_data * std + mean  # |dx| = 2 · 0.5 = 1 by coordinate scale, so check another
     torch.testing.assert_close(
         log_density(model, moved, _log_z(model)), _true_log_density(model, x_data), atol=1e-4, rtol=1e-5
     )
-    model.data_std = torch.tensor([2.0, 2.0])
-    moved = x_data * model.data_std + model.data_mean
+    model.space = AffineSpace.standardized((2,), mean, torch.tensor([2.0, 2.0]))
+    moved = x_data * 2 + mean
     torch.testing.assert_close(
         log_density(model, moved, _log_z(model)),
         _true_log_density(model, x_data) - math.log(4),
@@ -212,9 +214,15 @@ def test_the_tolerance_grows_with_the_dimension_and_not_below_the_noise_of_the_c
     assert default_tolerance(3072) == pytest.approx(6.144)
 
 
-def _dataset(bin_width: float | None = None) -> Dataset:
+def _dataset() -> Dataset:
     x = _DATA.sample(3000, torch.Generator().manual_seed(8)).float()
-    return Dataset("mixture", x[:2000], x[2000:], torch.zeros(()), torch.ones(()), bin_width)
+    return Dataset("mixture", x[:2000], x[2000:], AffineSpace.plain((2,)))
+
+
+def _small_dataset(bin_width: float) -> Dataset:
+    """The part of the data that is in [−1, 1], where discrete data are."""
+    train, held_out = (x[(x.abs() <= 1).all(1)] for x in (_dataset().train, _dataset().held_out))
+    return Dataset("mixture", train, held_out, AffineSpace.discrete((2,), bin_width))
 
 
 def test_a_calibration_scores_the_data_and_survives_json(model: EnergyModel) -> None:
@@ -234,8 +242,8 @@ def test_a_calibration_scores_the_data_and_survives_json(model: EnergyModel) -> 
 
 def test_discrete_data_are_dequantized_before_they_are_scored(model: EnergyModel) -> None:
     (log_z,) = calibrate(model, num_chains=64, max_bridges=1, max_chains=64)
-    found = summarize(model, _dataset(bin_width=0.5), log_z, CalibrationConfig(), step=7)
-    continuous = summarize(model, _dataset(), log_z, CalibrationConfig(), step=7)
+    found = summarize(model, _small_dataset(bin_width=0.5), log_z, CalibrationConfig(), step=7)
+    continuous = summarize(model, _small_dataset(bin_width=0.0), log_z, CalibrationConfig(), step=7)
     assert found.held_out_log_density is not None
     assert continuous.held_out_log_density is not None
     assert found.held_out_bits_per_dim == pytest.approx(
@@ -246,7 +254,7 @@ def test_discrete_data_are_dequantized_before_they_are_scored(model: EnergyModel
 
 def test_a_model_of_unknown_data_is_calibrated_without_scores(model: EnergyModel) -> None:
     (log_z,) = calibrate(model, num_chains=64, max_bridges=1, max_chains=64)
-    model.bin_width.fill_(0.5)
+    model.space = AffineSpace.discrete((2,), 0.5)
     found = summarize(model, None, log_z, CalibrationConfig(), step=7)
     assert (found.num_held_out, found.held_out_log_density, found.held_out_bits_per_dim) == (0, None, None)
     assert (found.bin_width, found.train_quantiles, found.log_z) == (0.5, (), log_z)

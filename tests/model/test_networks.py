@@ -8,8 +8,9 @@ from typing import cast
 import pytest
 import torch
 
-from model.config import Activation, NetworkConfig, Precision
+from model.config import Activation, NetworkConfig, NetworkKind, Precision
 from model.errors import ShapeError
+from model.event_kinds.registry import kind_of
 from model.networks.blocks import ResidualBlock, sinusoidal_embedding
 from model.networks.freezing import frozen, iterate_power
 from model.networks.mlp import MLPEnergy
@@ -30,7 +31,7 @@ _SMALL = NetworkConfig(width=8, multipliers=(1, 2), num_blocks=1)
         ),
         (NetworkConfig(width=8, multipliers=(1, 2), num_blocks=1, coordinates=True, head_width=12), (1, 7, 6)),
         (NetworkConfig(kind="mlp", width=16, num_blocks=2), (2,)),
-        (NetworkConfig(kind="mlp", width=16, num_blocks=1, activation="silu", spectral_norm=False), (3, 4)),
+        (NetworkConfig(kind="mlp", width=16, num_blocks=1, activation="silu", spectral_norm=False), (3, 4, 2)),
     ],
 )
 def test_one_energy_for_each_event_at_its_own_level(config: NetworkConfig, event: tuple[int, ...]) -> None:
@@ -45,8 +46,17 @@ def test_one_energy_for_each_event_at_its_own_level(config: NetworkConfig, event
 
 
 def test_images_are_required_where_convolutions_are_asked_for() -> None:
-    with pytest.raises(ShapeError, match="mlp"):
+    with pytest.raises(ShapeError, match=r"takes images, but the data are vectors of shape .* use 'mlp'"):
         make_network(_SMALL, (2,))
+
+
+def test_every_kind_of_event_has_its_networks_and_no_other_shape_has_any() -> None:
+    for shape in ((1, 8, 8), (3,)):
+        for name in kind_of(shape).networks:
+            network = make_network(replace(_SMALL, kind=cast(NetworkKind, name)), shape)
+            assert network(torch.zeros(2, *shape), torch.tensor([0, 1])).shape == (2,)
+    with pytest.raises(ShapeError, match=r"expected images \(C, H, W\) or vectors"):
+        make_network(replace(_SMALL, kind="mlp"), (3, 4))
 
 
 def test_the_paper_s_cifar_network_has_the_size_of_the_release() -> None:

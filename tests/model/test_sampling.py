@@ -15,6 +15,7 @@ from model.config import ChainConfig, NetworkConfig, SamplingConfig, ScheduleCon
 from model.energies.energy_model import EnergyModel
 from model.errors import ConfigError
 from model.noise import ChainNoise, SharedNoise
+from model.spaces.affine import AffineSpace
 
 _CONFIG = TrainConfig(
     schedule=ScheduleConfig(kind="log_snr", num_levels=8, log_snr_max=5.0, log_snr_min=-5.0),
@@ -125,8 +126,9 @@ def test_gradient_evaluations_are_counted_and_levels_kept() -> None:
 def test_data_units_are_restored() -> None:
     model = _gaussian_model()
     plain = sample(model, 2, seed=0).x
-    model.data_mean, model.data_std = torch.tensor([10.0, 0.0]), torch.tensor([2.0, 5.0])
-    torch.testing.assert_close(sample(model, 2, seed=0).x, plain * model.data_std + model.data_mean)
+    mean, std = torch.tensor([10.0, 0.0]), torch.tensor([2.0, 5.0])
+    model.space = AffineSpace.standardized((2,), mean, std)
+    torch.testing.assert_close(sample(model, 2, seed=0).x, plain * std + mean)
 
 
 def test_values_out_of_range_are_refused_with_the_range() -> None:

@@ -29,6 +29,7 @@ from model.energies.energy_model import EnergyModel
 from model.errors import DivergenceError
 from model.events import CheckpointEvent, DoneEvent, RollbackEvent, SampleEvent, StepEvent, TrainEvent
 from model.noise import SharedNoise
+from model.spaces.affine import AffineSpace
 from model.training.loop import start, train
 from tests.bench.train import BENCH_CONFIG, PlainTraining, noise_dataset
 
@@ -246,7 +247,7 @@ def test_images_of_any_size_and_channels_train_and_are_drawn(
         log_every=1,
         num_preview_samples=1,
     )
-    found = _run(config, Dataset("noise", events[:8], events[8:], torch.zeros(()), torch.ones(())), tmp_path)
+    found = _run(config, Dataset("noise", events[:8], events[8:], AffineSpace.plain(shape)), tmp_path)
     assert all(math.isfinite(event.loss) for event in found if isinstance(event, StepEvent))
     drawn = sample(load_model(tmp_path / "2"), 2, seed=0).x
     assert drawn.shape == (2, *shape)
@@ -360,7 +361,7 @@ def test_recovery_likelihood_alone_learns_the_energy_of_every_level(tmp_path: Pa
         num_preview_samples=1,
     )
     points = _MIXTURE.sample(50_000, torch.Generator().manual_seed(0)).float()
-    dataset = Dataset("mixture", points, points[:100], torch.zeros(()), torch.ones(()))
+    dataset = Dataset("mixture", points, points[:100], AffineSpace.plain((2,)))
     before = _fisher_error(start(config, dataset).ema)
     checkpoint = next(e for e in train(config, dataset) if isinstance(e, CheckpointEvent))
     checkpoint.write(tmp_path)

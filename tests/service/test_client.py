@@ -17,6 +17,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from redis import Redis
 
+from model.event_kinds.pixels import to_bytes
 from service.client import (
     AsyncRecovery,
     BrokenOffError,
@@ -27,7 +28,6 @@ from service.client import (
     RefusedError,
     Samples,
 )
-from service.work.images import to_bytes
 from tests.service.conftest import StandInSampler, calibration
 from worker.jobs.record import JobStatus
 from worker.jobs.records import RecordStore

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from model.event_kinds.images import IMAGES
+from model.event_kinds.pixels import to_bytes
 from worker.jobs.event import SamplingEvent, ShardEvent, StartedEvent
 from worker.jobs.kinds import SampleSpec
 from worker.jobs.record import JobRecord, Progress
@@ -124,8 +126,8 @@ def _draw(engine: Engine, spec: SampleSpec, index: int) -> DrawTicket:
 
 def _packed(model: EnergyModel, x: NDArray[np.float32]) -> bytes:
     """A .npy file: images as pixels 0…255, which PNGs hold too; anything else as the numbers it is."""
-    is_image = x.ndim == 4 and float(model.bin_width) > 0
-    array = np.rint((x + 1) * 127.5).clip(0, 255).astype(np.uint8) if is_image else x
+    are_pixels = IMAGES.recognises(model.event_shape) and bool(model.space.bin_width > 0)
+    array = to_bytes(x) if are_pixels else x
     packed = io.BytesIO()
     np.save(packed, array, allow_pickle=False)
     return packed.getvalue()
