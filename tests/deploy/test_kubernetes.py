@@ -20,7 +20,8 @@ from service.door.keys import KeyFile, matching
 from service.settings import ServiceSettings
 from tests.deploy.compose import ROOT
 from tests.deploy.kustomize import Object, containers, pod_template, rendered
-from worker.queue.messages import SAMPLE_QUEUE, TRAIN_QUEUE
+from worker.jobs.kinds import TRAIN_QUEUE
+from worker.queue.messages import SAMPLE_QUEUE
 
 K8S = ROOT / "deploy" / "k8s"
 FOLDERS = ("base", "overlays/cpu-dev", "overlays/gpu")

@@ -266,7 +266,7 @@ class _Acts:
             self.run.vanished_after_s = time.monotonic() - killed_at
 
     def _hang_training(self) -> None:
-        training = self._below("worker.kinds.train", self.run.jobs["first"])
+        training = self._below("worker.trainer.attempt", self.run.jobs["first"])
         with self.run.hanging(training, "a training hangs", "RecoveryTrainingStalled", "RecoveryCheckpointTooOld"):
             pass
 
