@@ -25,7 +25,11 @@ class Config:
 
     path: ClassVar[str] = ""
     """The configuration's place in that around it, as errors name it: `chain.`"""
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
+    __pydantic_config__: ClassVar[dict[str, Any]] = {
+        "use_attribute_docstrings": True,
+        "json_schema_serialization_defaults_required": True,
+    }
+    """Read by pydantic: the text below a field describes it, and a configuration that is answered has every field."""
 
     def __post_init__(self) -> None:
         for name, hint in types_of(type(self)).items():
@@ -124,11 +128,13 @@ def _range_problem(hint: Any, value: Any, path: str) -> ConfigError | None:
 
 
 def _limit_problem(limit: Any, value: Any, path: str) -> ConfigError | None:
-    match limit:
-        case Interval(ge=low, le=most, lt=end):
-            high = end - 1 if most is None else most
-            if isinstance(value, bool) or not low <= value <= high:  # also refuses NaN
-                return ConfigError(f"{path} is {value!r}; expected a number from {low:g} to {high:g}", field=path)
-        case Len(min_length=low, max_length=high) if not low <= len(value) <= (high or math.inf):
-            return ConfigError(f"{path} has {len(value)} entries; expected {low} to {high}", field=path)
+    if isinstance(limit, Interval):
+        low: Any = limit.ge
+        high: Any = limit.le if limit.lt is None else limit.lt - 1  # type: ignore[operator]
+        if isinstance(value, bool) or not low <= value <= high:  # also refuses NaN
+            return ConfigError(f"{path} is {value!r}; expected a number from {low:g} to {high:g}", field=path)
+    if isinstance(limit, Len) and not limit.min_length <= len(value) <= (limit.max_length or math.inf):
+        return ConfigError(
+            f"{path} has {len(value)} entries; expected {limit.min_length} to {limit.max_length}", field=path
+        )
     return None

@@ -12,7 +12,8 @@ from typing import Any, ClassVar, Generic, TypeVar, Unpack
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
-from service.bodies.jobs import JobBody, ModelBody
+from service.bodies.jobs import JobBody
+from service.bodies.models import ModelBody
 from service.client import requests
 from service.client.call import Call, ClientError, JobFailedError, Json, Send, answered, described, given
 from service.client.requests import (

@@ -15,6 +15,7 @@ from kombu.exceptions import OperationalError
 from starlette.concurrency import run_in_threadpool
 
 from model.config import CalibrationConfig, to_dict
+from service.bodies.fields import random_seed
 from service.bodies.jobs import (
     BulkSampleRequest,
     CalibrateRequest,
@@ -24,7 +25,6 @@ from service.bodies.jobs import (
     ResumeRequest,
     TrainCheckBody,
     TrainRequest,
-    random_seed,
 )
 from service.door.limits import JobSlot
 from service.http.accept import preferred

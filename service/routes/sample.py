@@ -17,7 +17,7 @@ from fastapi import APIRouter, Header, Request, Response
 from fastapi.sse import EventSourceResponse, format_sse_event
 from starlette.concurrency import run_in_threadpool
 
-from service.bodies.jobs import random_seed
+from service.bodies.fields import random_seed
 from service.bodies.sampling import SampleBody, SampleLevelBody, SampleRequestBody
 from service.http.accept import preferred
 from service.http.errors import Problem, documented, field_problem, not_acceptable
