@@ -43,7 +43,10 @@ Name = Annotated[str | None, Field(min_length=1, max_length=100, description="Fo
 Device = Annotated[
     Literal["auto", "cpu", "cuda"], Field(description="`auto` takes a GPU when the trainer has one", examples=["auto"])
 ]
-DrawnSeed = Annotated[Seed | None, Field(examples=[0])]
+DrawnSeed = Annotated[
+    Seed | None,
+    Field(description="Drawn at random when absent; X-Seed, or the job's manifest, says which", examples=[0]),
+]
 ChainSteps = Annotated[
     int | None,
     Field(ge=0, le=1000, description="K, chain steps per level; the model's own when absent", examples=[10]),

@@ -62,7 +62,9 @@ _OVERRIDES: Any = overrides_of(
     ),
     steps=Field(None, description="All training steps; the phases keep their shares", examples=[4400]),
     batch_size=Field(
-        None, description="`auto`: as much as the trainer's free memory holds, from 64 to 256", examples=[128, "auto"]
+        None,
+        description="Pairs a step; `auto`: as much as the trainer's free memory holds, from 64 to 256",
+        examples=[128, "auto"],
     ),
     checkpoint_every=Field(None, description="In steps", examples=[1000]),
     sample_every=Field(None, description="In steps", examples=[1000]),
@@ -126,7 +128,7 @@ class BulkSampleRequest(RequestBody):
     name: Name = Field(None, examples=["for FID"])
     num_images: int = Field(ge=1, le=1_000_000, examples=[50_000])
     shard_images: int = Field(1000, ge=1, le=10_000, description="Samples of a .npy file")
-    seed: DrawnSeed = Field(None, description="Drawn at random when absent; it is in the job's manifest")
+    seed: DrawnSeed = None
     steps: ChainSteps = None
     noise_scale: NoiseScale = None
     device: Device = "auto"

@@ -28,7 +28,7 @@ class SampleRequestBody(RequestBody):
         description="Id of a model, or `id@step` for one of its earlier checkpoints; GET /models lists them",
     )
     num_images: int = Field(1, ge=1, le=MAX_IMAGES, description=f"1…{MAX_IMAGES} samples", examples=[64])
-    seed: DrawnSeed = Field(None, description="Drawn at random when absent; always in X-Seed")
+    seed: DrawnSeed = None
     steps: ChainSteps = None
     noise_scale: NoiseScale = None
     levels: list[Annotated[int, Field(ge=0, lt=1000)]] = Field(
