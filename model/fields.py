@@ -88,11 +88,10 @@ def _typed(hint: Any, value: Any, path: str) -> Any:
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_typed(arguments[0], item, path) for item in value)
     if origin in (types.UnionType, typing.Union):
-        if value is None and types.NoneType in arguments:
-            return None
-        if isinstance(value, str) and any(typing.get_origin(one) is Literal for one in arguments):
+        plain, words = _alternatives(arguments)
+        if (value is None and types.NoneType in arguments) or (isinstance(value, str) and words):
             return value
-        return _typed(arguments[0], value, path)
+        return _typed(plain, value, path)
     if origin is Literal and isinstance(value, str):
         return value
     if hint is float and type(value) is int:
@@ -106,6 +105,13 @@ def _typed(hint: Any, value: Any, path: str) -> Any:
     )
 
 
+def _alternatives(arguments: tuple[Any, ...]) -> tuple[Any, list[str]]:
+    """Of a union: the type that is neither None nor a word, and the words."""
+    words = [word for one in arguments if typing.get_origin(one) is Literal for word in typing.get_args(one)]
+    plain = next(one for one in arguments if one is not types.NoneType and typing.get_origin(one) is not Literal)
+    return plain, words
+
+
 def _range_problem(hint: Any, value: Any, path: str) -> ConfigError | None:
     """What is wrong with a value of the right type, None when nothing is."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -117,11 +123,11 @@ def _range_problem(hint: Any, value: Any, path: str) -> ConfigError | None:
     if origin is Literal and value not in arguments:
         return ConfigError(f"{path} is {value!r}; expected one of {', '.join(arguments)}", field=path)
     if origin in (types.UnionType, typing.Union) and value is not None:
-        words = [word for one in arguments if typing.get_origin(one) is Literal for word in typing.get_args(one)]
+        plain, words = _alternatives(arguments)
         if not isinstance(value, str):
-            return _range_problem(arguments[0], value, path)
+            return _range_problem(plain, value, path)
         if value not in words:
-            between = typing.get_args(arguments[0])[1]
+            between = typing.get_args(plain)[1]
             expected = f"an integer from {between.ge} to {between.le}, or {words[0]!r}"
             return ConfigError(f"{path} is {value!r}; expected {expected}", field=path)
     return None
