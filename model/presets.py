@@ -19,11 +19,13 @@ from model.config import (
     TrainConfig,
 )
 from model.errors import ConfigError
+from model.event_kinds.images import IMAGES
+from model.event_kinds.vectors import VECTORS
 from model.intake.limits import Summary
 
-_PLANAR = Summary(kind="vectors", count=100_000, event_shape=(2,))
+_PLANAR = Summary(kind=VECTORS.name, count=100_000, event_shape=(2,))
 BUILT_IN_DATASETS: dict[str, Summary] = {
-    "digits": Summary(kind="images", count=1797, event_shape=(1, 8, 8)),
+    "digits": Summary(kind=IMAGES.name, count=1797, event_shape=(1, 8, 8)),
     "eight_gaussians": _PLANAR,
     "two_moons": _PLANAR,
     "checkerboard": _PLANAR,

@@ -1,56 +1,39 @@
-"""Pictures for people: samples as a grid of images or a scatter plot of points, and densities of the plane as maps."""
+"""Pictures for people: samples as their kind of event is drawn, and densities of the plane as maps."""
 
 from __future__ import annotations
 
 import io
-import math
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-_GAP = 1
-"""Pixels between images of a grid, before magnification."""
+from model.event_kinds.kind import EventKind
+from model.event_kinds.pixels import encode_png
+from model.event_kinds.registry import kind_of
+
 _GRID_PX = 512
 """Small images are magnified by a whole factor until the grid is about this wide."""
 _MAP_CELLS = 240
 _MAP_MARGIN = 0.15
-"""Of the data's extent, on every side."""
+"""The margin of a map on every side, as a share of the data's extent."""
 _MAP_DEPTH_NATS = 12.0
 """What lies further below the highest density is drawn in the lowest colour."""
 
 
 def picture_of(samples: NDArray[np.float32]) -> bytes:
-    """(N, *event) as PNG: images (N, 1 or 3, H, W) in [−1, 1] as a grid, anything else by its first coordinates."""
-    if samples.ndim == 4 and samples.shape[1] in (1, 3):
-        return _grid(samples)
-    return _scatter(samples.reshape(len(samples), -1))
+    """Draw samples (N, *event) into a PNG as their kind of event is drawn: images as a grid, vectors as points."""
+    kind = kind_of(samples.shape[1:])
+    sheet = kind.sheet(samples)
+    if sheet is None:
+        return _plotted(kind, samples)
+    return encode_png(sheet, scale=max(1, _GRID_PX // sheet.shape[1]), optimize=True)
 
 
-def _grid(images: NDArray[np.float32]) -> bytes:
-    pixels = np.clip(np.rint((images + 1) * 127.5), 0, 255).astype(np.uint8)
-    count, channels, height, width = pixels.shape
-    columns = math.ceil(math.sqrt(count))
-    rows = math.ceil(count / columns)
-    sheet = np.full((rows * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP, channels), 128, np.uint8)
-    for index, image in enumerate(pixels):
-        top, left = index // columns * (height + _GAP), index % columns * (width + _GAP)
-        sheet[top : top + height, left : left + width] = np.moveaxis(image, 0, -1)
-    picture = Image.fromarray(sheet[..., 0] if channels == 1 else sheet)
-    scale = max(1, _GRID_PX // picture.width)
-    return _png(picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST))
-
-
-def _scatter(points: NDArray[np.float32]) -> bytes:
+def _plotted(kind: EventKind, samples: NDArray[np.float32]) -> bytes:
     from matplotlib.figure import Figure  # half a second to import; without pyplot it is safe in any thread
 
     figure = Figure(figsize=(5, 5), dpi=100)
-    axes = figure.add_subplot()
-    if points.shape[1] == 1:
-        axes.hist(points[:, 0], bins=60)
-    else:
-        axes.scatter(points[:, 0], points[:, 1], s=4, alpha=0.6, linewidths=0)
-        axes.set_aspect("equal", adjustable="datalim")
+    kind.plot(figure.add_subplot(), samples)
     packed = io.BytesIO()
     figure.savefig(packed, format="png")
     return packed.getvalue()
@@ -92,10 +75,4 @@ def density_map(
     figure.suptitle(title, size=10)
     packed = io.BytesIO()
     figure.savefig(packed, format="png")
-    return packed.getvalue()
-
-
-def _png(picture: Image.Image) -> bytes:
-    packed = io.BytesIO()
-    picture.save(packed, "PNG", optimize=True)
     return packed.getvalue()

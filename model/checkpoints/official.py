@@ -16,11 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.checkpoints.checkpoint import Snapshot, copy_tensors
+from model.checkpoints.checkpoint import ENERGY, NetworkTensors, Snapshot, copy_tensors
 from model.checkpoints.tensor_bundle import TensorBundle
 from model.config import UNKNOWN_DATASET, NetworkConfig, ScheduleConfig, TrainConfig
 from model.energies.energy_model import EnergyModel
 from model.errors import CheckpointError, ConfigError
+from model.event_kinds.pixels import BIN_WIDTH
+from model.spaces.affine import AffineSpace
 
 _IMAGE_SIZES = {(1, 2, 2, 2): 32, (1, 2, 2, 2, 4): 64, (1, 2, 2, 2, 4, 4): 128, (1, 1, 2, 2, 2, 4, 4): 256}
 """Height and width, in pixels, that the release gives each tuple of multipliers."""
@@ -56,7 +58,8 @@ def read_snapshot(
     It has no training state: moments, and weights that were not averaged, stay behind. Raises CheckpointError.
     """
     model, step = _read(ckpt_prefix, num_levels, image_size, dataset)
-    return Snapshot(step, model.config, model.event_shape, copy_tensors(model.state_dict()), {})
+    networks = {ENERGY: NetworkTensors(copy_tensors(model.state_dict()))}
+    return Snapshot(step, model.config, model.event_shape, networks)
 
 
 def _read(ckpt_prefix: Path | str, num_levels: int, image_size: int | None, dataset: str) -> tuple[EnergyModel, int]:
@@ -76,7 +79,7 @@ def _read(ckpt_prefix: Path | str, num_levels: int, image_size: int | None, data
     size = image_size or _IMAGE_SIZES.get(network.multipliers, _DEFAULT_IMAGE_SIZE)
     model = EnergyModel(config, (channels, size, size))
     model.network.load_state_dict(weights)
-    model.bin_width.fill_(1 / 127.5)  # 8-bit images in [−1, 1]
+    model.space = AffineSpace.discrete(model.event_shape, BIN_WIDTH)
     return model.eval(), step
 
 

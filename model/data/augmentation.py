@@ -8,22 +8,17 @@ from torch import Tensor
 
 from model.config import TrainConfig
 from model.noise import NoiseSource
+from model.spaces.space import Space
 
 
-def augment(x_data: Tensor, config: TrainConfig, bin_width: Tensor, noise: NoiseSource) -> Tensor:
+def augment(x_data: Tensor, config: TrainConfig, space: Space, noise: NoiseSource) -> Tensor:
     """`x_data` (B, *event) as one training step sees it: flipped, jittered and dequantized as `config` asks."""
     if config.horizontal_flips:
         flip = noise.uniform(x_data.new_empty(len(x_data))) < 0.5
         x_data = torch.where(flip.reshape(-1, *[1] * (x_data.dim() - 1)), x_data.flip(-1), x_data)
     if config.affine_jitter > 0:
         x_data = jittered(x_data, config.affine_jitter, noise)
-    return dequantized(x_data, bin_width, noise) if config.dequantize else x_data
-
-
-def dequantized(x_data: Tensor, bin_width: Tensor, noise: NoiseSource) -> Tensor:
-    """`x_data` with uniform noise of one bin; unchanged where `bin_width` is 0, that is for continuous data."""
-    uniform = noise.uniform(x_data.new_empty(x_data.numel())).reshape(x_data.shape)
-    return x_data + bin_width * (uniform - 0.5)
+    return space.dequantized(x_data, noise) if config.dequantize else x_data
 
 
 def jittered(x_data: Tensor, pixels: float, noise: NoiseSource) -> Tensor:

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from model.config import CalibrationConfig, from_dict, to_dict
-from model.data.augmentation import dequantized
 from model.data.datasets import Dataset
 from model.densities.annealing import LogZ
 from model.densities.density import bits_per_dim, blur_std, default_tolerance, log_density
@@ -104,7 +103,7 @@ def summarize(
             "calibrate an earlier checkpoint, or train with a lower learning rate"
         )
     dim = torch.Size(model.event_shape).numel()
-    bin_width = _bin_width(model, dataset)
+    bin_width = float((model if dataset is None else dataset).space.bin_width) or None
     num_held_out, mean = 0, None
     quantiles: tuple[Quantile, ...] = ()
     if dataset is not None:
@@ -138,11 +137,5 @@ def _scores(model: EnergyModel, dataset: Dataset, events: Tensor, log_z: LogZ) -
     less log of the bin's volume, from below (Uria et al. 2013, Theis et al. 2016).
     """
     noise = SharedNoise(make_generator(_DEQUANTIZATION_SEED))
-    x = dequantized(events[:_MAX_SCORED], torch.tensor(dataset.bin_width or 0.0), noise) * dataset.std + dataset.mean
-    return log_density(model, x, log_z.estimate).cpu()
-
-
-def _bin_width(model: EnergyModel, dataset: Dataset | None) -> float | None:
-    if dataset is None:
-        return float(model.bin_width * model.data_std.mean()) or None
-    return None if dataset.bin_width is None else dataset.bin_width * float(dataset.std.mean())
+    x_data = dataset.space.dequantized(dataset.space.decode(events[:_MAX_SCORED]), noise)
+    return log_density(model, x_data, log_z.estimate).cpu()

@@ -18,6 +18,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from model.conditions import At
 from model.config import CalibrationConfig
 from model.densities.annealing import AnnealingPath, LogZ, bound_log_z
 from model.energies.bases import MixtureBase
@@ -40,7 +41,7 @@ def level_energy(model: EnergyModel, t: int) -> EnergyFn:
     scale = float(model.schedule.scale[t])
 
     def energy(x: Tensor) -> Tensor:
-        return model.energy(scale * x, torch.full((len(x),), t, device=x.device))
+        return model.energy(scale * x, At.same(t, x))
 
     return energy
 
@@ -157,21 +158,19 @@ def blur_std(model: EnergyModel) -> float:
 def bits_per_dim(log_density: Tensor, dim: int, bin_width: float) -> Tensor:
     """−log p/(D ln 2) − log2(bin_width): code length of data whose values lie `bin_width` apart (Theis et al. 2016).
 
-    For 8-bit data in [−1, 1] the width is 1/127.5.
+    For 8-bit data in [−1, 1] the width is `model.event_kinds.pixels.BIN_WIDTH`.
     """
     return -log_density / (dim * math.log(2)) - math.log2(bin_width)
 
 
 def _as_x0(model: EnergyModel, x_data: Tensor) -> Tensor:
-    scaled = (x_data.to(model.step_size) - model.data_mean) / model.data_std
-    return float(model.schedule.alpha_bar[0]) * scaled
+    return float(model.schedule.alpha_bar[0]) * model.space.encode(x_data)
 
 
 def _log_volume(model: EnergyModel) -> float:
     """log |dx_0/dx_data|."""
     dim = torch.Size(model.event_shape).numel()
-    std = model.data_std.expand(model.event_shape) if model.data_std.dim() == 0 else model.data_std
-    return dim * math.log(float(model.schedule.alpha_bar[0])) - float(std.double().log().sum())
+    return dim * math.log(float(model.schedule.alpha_bar[0])) + model.space.log_volume()
 
 
 @dataclass(frozen=True)

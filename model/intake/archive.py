@@ -21,10 +21,10 @@ from model.intake.limits import ReadLimits, shortened
 
 _DIRECTORY_ENTRY = b"PK\x01\x02"
 _DIRECTORY_BYTES = 256
-"""Of the directory, for each member that is allowed"""
+"""The bytes of the directory that are read for each member that is allowed."""
 _MAX_NAME = 500
 _FREE_BYTES = 2**20
-"""A member may grow to so much at any ratio: small pictures of one colour do."""
+"""A member may unpack to this size whatever its ratio, as small pictures of one colour do."""
 _PIECE_BYTES = 2**20
 _ENCRYPTED = 0x1 | 0x40 | 0x2000
 _UNREADABLE = (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, ValueError, NotImplementedError)
@@ -41,11 +41,11 @@ class Archive:
         self._members = _checked_members(zip_file, name, limits)
 
     def names(self, suffixes: Collection[str]) -> list[str]:
-        """Those whose name ends so."""
+        """The members whose names end in one of `suffixes`, in name order."""
         return sorted(name for name in self._members if PurePosixPath(name).suffix.lower() in suffixes)
 
     def read(self, name: str) -> bytes:
-        """A member's content. Raises DataError, DataTooLarge."""
+        """Unpack the content of a member. Raises DataError, DataTooLarge."""
         unpacked = io.BytesIO()
         self.unpack(name, unpacked)
         return unpacked.getvalue()
@@ -82,7 +82,7 @@ class Archive:
 
 @contextlib.contextmanager
 def open_archive(path: Path, name: str, limits: ReadLimits) -> Iterator[Archive]:
-    """A zip whose every member has been looked at. Raises DataError naming the offending one, DataTooLarge."""
+    """Open a zip and check all its members. Raises DataError naming the offending one, DataTooLarge."""
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(_GuardedFile(path, name, limits))
         try:
@@ -131,7 +131,7 @@ def _checked_members(zip_file: zipfile.ZipFile, name: str, limits: ReadLimits) -
 
 
 def _objection(member: zipfile.ZipInfo) -> str | None:
-    """What is wrong with a member, from its directory entry alone."""
+    """Say what is wrong with a member, judged by its directory entry alone; None if nothing is."""
     name = member.orig_filename
     file_type = stat.S_IFMT(member.external_attr >> 16)
     if "\\" in name:
@@ -152,5 +152,5 @@ def _objection(member: zipfile.ZipInfo) -> str | None:
 
 
 def _is_ignored(name: str) -> bool:
-    """What operating systems leave beside the files."""
+    """Whether a member is one of those that operating systems leave beside the files."""
     return any(part == "__MACOSX" or (part.startswith(".") and part != ".") for part in name.split("/"))

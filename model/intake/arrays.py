@@ -11,27 +11,18 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from model.errors import DataError, DataTooLarge
 from model.intake.archive import Archive, open_archive
-from model.intake.limits import (
-    CHANNELS,
-    ReadLimits,
-    Summary,
-    require_bytes,
-    require_count,
-    require_side,
-    shortened,
-)
+from model.intake.layouts import Array, layout_of
+from model.intake.limits import ReadLimits, Summary, require_bytes, require_count, shortened
 from model.intake.writer import ArrayWriter
 
 _MAGIC = b"\x93NUMPY"
 _MAX_HEADER_BYTES = 10_000
 _MAX_ITEM_BYTES = 8
 _BLOCK_BYTES = 2**24
-"""Converted at once"""
-_LAYOUTS = "(N, D) rows, (N, H, W[, C]) uint8 images or (N, C, H, W) float images"
+"""How much of an array is converted at once."""
 _MEMBERS = ("data", "images", "x")
 # numpy reads a header as Python does, and falls back to its tokenizer.
 _UNREADABLE = (
@@ -45,8 +36,6 @@ _UNREADABLE = (
     RecursionError,
 )
 
-Array = npt.NDArray[Any]
-
 
 @dataclass(frozen=True)
 class Header:
@@ -56,7 +45,7 @@ class Header:
     is_fortran: bool
     dtype: np.dtype[Any]
     size_bytes: int
-    """Of the header itself"""
+    """The length of the header itself."""
 
 
 def store_npy(source: Path, target: Path, *, name: str, limits: ReadLimits) -> Summary:
@@ -77,7 +66,7 @@ def store_npy(source: Path, target: Path, *, name: str, limits: ReadLimits) -> S
 
 
 def store_npz(source: Path, target: Path, *, name: str, limits: ReadLimits) -> Summary:
-    """The only array of the archive, or the one named `data`, `images` or `x`; no other may be pickled either."""
+    """Store the archive's only array, or the one named `data`, `images` or `x`. No other may be pickled either."""
     with open_archive(source, name, limits) as archive:
         members = [member.removesuffix(".npy") for member in archive.names({".npy"})]
         wanted = members if len(members) == 1 else [member for member in _MEMBERS if member in members]
@@ -111,7 +100,7 @@ def _in(archive: Archive, member: str) -> str:
 
 
 def read_header(file: IO[bytes], name: str) -> Header:
-    """The header at the beginning of `file`. Raises DataError, DataTooLarge when it is longer than a header can be."""
+    """Read the header at the beginning of `file`. Raises DataError, DataTooLarge for one that is too long."""
     start = file.read(8)
     if len(start) < 8 or not start.startswith(_MAGIC):
         raise DataError(
@@ -152,37 +141,14 @@ def _pickled(name: str) -> DataError:
 
 
 def _require_layout(name: str, header: Header, limits: ReadLimits) -> None:
-    """From the header alone. Raises DataError, DataTooLarge."""
-    shape, is_bytes = header.shape, header.dtype == np.uint8
+    """Check what the header says of the array. Raises DataError, DataTooLarge."""
+    shape = header.shape
     if any(isinstance(size, bool) or size < 0 for size in shape):
         raise DataError(f"{name} has the impossible shape {shape}; save it with numpy.save")
-    if len(shape) == 2:
-        _require_columns(name, shape[1], limits)
-    elif len(shape) == 4 or (len(shape) == 3 and is_bytes):
-        _require_image_shape(name, shape, is_bytes, limits)
-    else:
-        raise DataError(f"{name} has shape {shape}; expected {_LAYOUTS}")
+    layout = layout_of(name, shape, header.dtype)
+    layout.require_shape(name, shape, limits)
     require_count(name, shape[0], limits)
-    is_image_bytes = is_bytes and len(shape) > 2
-    require_bytes(name, shape, max(header.dtype.itemsize, 1 if is_image_bytes else 4), limits)
-
-
-def _require_columns(name: str, num_columns: int, limits: ReadLimits) -> None:
-    if num_columns < 1:
-        raise DataError(f"{name} has rows of no columns; expected at least one")
-    if num_columns > limits.max_columns:
-        raise DataTooLarge(f"{name} has {num_columns:,} columns; expected at most {limits.max_columns:,}")
-
-
-def _require_image_shape(name: str, shape: tuple[int, ...], is_bytes: bool, limits: ReadLimits) -> None:
-    if is_bytes:
-        height, width, channels = (*shape[1:], 1) if len(shape) == 3 else shape[1:]
-    else:
-        channels, height, width = shape[1:]
-    if channels not in CHANNELS:
-        layout = "(N, H, W, C) of uint8" if is_bytes else "(N, C, H, W) of floats"
-        raise DataError(f"{name} has shape {shape}, {channels} channels as {layout}; expected 1, 3 or 4. Move the axis")
-    require_side(f"an image of {name}", width, height, limits)
+    require_bytes(name, shape, max(header.dtype.itemsize, layout.dtype.itemsize), limits)
 
 
 def store_array(array: Array, target: Path, *, name: str) -> Summary:
@@ -190,34 +156,14 @@ def store_array(array: Array, target: Path, *, name: str) -> Summary:
 
     uint8 images become (N, H, W, C) uint8, everything else float32 as it is shaped. Raises DataError.
     """
-    if array.ndim == 2:
-        _require_spread(*_copy(array, target, np.dtype(np.float32), name), name)
-        return Summary(kind="vectors", count=len(array), event_shape=array.shape[1:])
-    if array.dtype == np.uint8:
-        pixels = array[..., None] if array.ndim == 3 else array
-        _copy(pixels, target, np.dtype(np.uint8), name)
-        count, height, width, channels = pixels.shape
-        return Summary(kind="images", count=count, event_shape=(channels, height, width))
-    low, high = _copy(array, target, np.dtype(np.float32), name)
-    if (largest := max(-low.min(), high.max())) > 1:
-        raise DataError(f"{name} holds float images up to ±{largest:g}; expected values from −1 to 1, or uint8")
-    return Summary(kind="images", count=len(array), event_shape=array.shape[1:])
-
-
-def _require_spread(low: Array, high: Array, name: str) -> None:
-    """Vectors are divided by their spread. Raises DataError."""
-    with np.errstate(over="ignore"):
-        spread = high - low
-    if (spread == 0).any():
-        column = int(np.argmax(spread == 0))
-        raise DataError(f"{name} has a constant column, {column}; a density cannot be put on it. Remove it")
-    if not np.isfinite(spread).all():
-        column = int(np.argmin(np.isfinite(spread)))
-        raise DataError(f"{name} spreads beyond 32-bit numbers in column {column}; rescale it")
+    layout = layout_of(name, array.shape, array.dtype)
+    stored = layout.stored(array)
+    layout.require_range(name, *_copy(stored, target, layout.dtype, name))
+    return Summary(kind=layout.kind.name, count=len(array), event_shape=layout.event_shape(stored.shape))
 
 
 def _copy(array: Array, target: Path, dtype: np.dtype[Any], name: str) -> tuple[Array, Array]:
-    """Convert into a .npy file; the least and the greatest item, coordinate by coordinate. Raises DataError."""
+    """Write a .npy file of `dtype`; return the least and the greatest value of every coordinate. Raises DataError."""
     block = max(1, _BLOCK_BYTES // (math.prod(array.shape[1:]) * array.dtype.itemsize))
     low = high = np.empty(0, dtype)
     with ArrayWriter(target, dtype, array.shape) as file:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from model.errors import DataError
+from model.event_kinds.images import IMAGES
 from model.intake.limits import ReadLimits, Summary, require_bytes
 from model.intake.writer import ArrayWriter
 
@@ -38,7 +39,7 @@ def framed(image: npt.NDArray[Pixel], size: ImageSize) -> npt.NDArray[Pixel]:
 
 def frame_stored(path: Path, summary: Summary, size: ImageSize, *, name: str, limits: ReadLimits) -> Summary:
     """Bring the images of a validated .npy file to `size`, in its place. Raises DataError for vectors, DataTooLarge."""
-    require_images(name, summary.kind == "images")
+    require_images(name, summary.kind == IMAGES.name)
     channels, *found = summary.event_shape
     if tuple(found) == size:
         return summary
@@ -55,7 +56,7 @@ def frame_stored(path: Path, summary: Summary, size: ImageSize, *, name: str, li
 
 
 def require_images(name: str, are_images: bool) -> None:
-    """Raises DataError."""
+    """Refuse an image size for data that are no images. Raises DataError."""
     if not are_images:
         raise DataError(f"{name} holds rows of numbers; image_size is for images. Leave it out")
 

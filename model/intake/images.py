@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from model.errors import DataError, DataTooLarge
+from model.event_kinds.images import IMAGES
 from model.intake.framing import ImageSize, framed
 from model.intake.limits import ReadLimits, Summary, require_bytes, require_count, require_side, shortened
 from model.intake.writer import ArrayWriter
@@ -20,7 +21,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".ti
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 _BLOCK = 256
-"""Images converted at once"""
+"""How many images are converted at once."""
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -63,11 +64,11 @@ def store_images(
     else:
         colours.rename(target)
     height, width, _ = first.shape
-    return Summary(kind="images", count=len(names), event_shape=(1 if is_grey else 3, height, width))
+    return Summary(kind=IMAGES.name, count=len(names), event_shape=(1 if is_grey else 3, height, width))
 
 
 def decode(name: str, data: bytes, limits: ReadLimits) -> Pixels:
-    """(H, W, 3) of one image file. Raises DataError, DataTooLarge by its name."""
+    """Decode one image file into pixels (H, W, 3). Raises DataError and DataTooLarge, which name it."""
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             require_side(shortened(name), image.width, image.height, limits)  # before anything is unpacked

@@ -5,46 +5,44 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from model.errors import DataError, DataTooLarge
+from model.event_kinds.registry import KindName
 
 MIN_SIDE = 4
-"""Pixels; what is smaller is no picture, and halving it leaves a network nothing to look at."""
+"""The least side of an image, in pixels: a network halves it more than once."""
 MAX_SIDE = 2048
-"""Pixels, unless the limits say otherwise."""
-CHANNELS = (1, 3, 4)
-"""grey, RGB, RGB with alpha"""
+"""The greatest side of an image, in pixels, unless the limits say otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadLimits:
-    """What is accepted of a file or folder; beyond it DataTooLarge is raised."""
+    """How much of a file or folder is accepted; DataTooLarge is raised for more."""
 
     max_array_bytes: int = 2 * 2**30
-    """Of the array that a dataset becomes, and of all that is unpacked on the way."""
+    """The size of the array that a dataset becomes, and of all that is unpacked on the way."""
     max_members: int = 200_000
-    """Of a zip, whatever they are, or images of a folder."""
+    """The number of members of a zip, whatever they are, or of images in a folder."""
     max_ratio: int = 200
-    """Bytes that a compressed byte may become, once a member is larger than a megabyte."""
+    """How many bytes a compressed byte may become, once a member is larger than a megabyte."""
     max_side: int = MAX_SIDE
-    """Pixels of an image in either direction."""
+    """The height and the width of an image, in pixels."""
     max_items: int = 10_000_000
     max_columns: int = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What a dataset turned out to be."""
+    """What a dataset holds."""
 
-    kind: Literal["images", "vectors"]
+    kind: KindName
     count: int
     event_shape: tuple[int, ...]
-    """(C, H, W) or (D,)"""
+    """(C, H, W) of images, (D,) of vectors"""
 
 
 def require_count(name: str, count: int, limits: ReadLimits) -> None:
-    """Raises DataError for fewer than two items, DataTooLarge for too many."""
+    """Check the number of items. Raises DataError for fewer than two, DataTooLarge for too many."""
     if count < 2:
         raise DataError(f"{name} holds {count} items; expected at least 2, one to train on and one held out")
     if count > limits.max_items:
@@ -52,7 +50,7 @@ def require_count(name: str, count: int, limits: ReadLimits) -> None:
 
 
 def require_side(name: str, width: int, height: int, limits: ReadLimits) -> None:
-    """Raises DataError for an image that is too small, DataTooLarge for one that is too large."""
+    """Check the size of an image. Raises DataError where it is too small, DataTooLarge where it is too large."""
     size = f"{name} is {width}×{height} pixels; expected {MIN_SIDE} to {limits.max_side} in each direction"
     if max(width, height) > limits.max_side:
         raise DataTooLarge(f"{size}. Resize or crop it first")
@@ -61,7 +59,7 @@ def require_side(name: str, width: int, height: int, limits: ReadLimits) -> None
 
 
 def require_bytes(name: str, shape: Sequence[int], itemsize: int, limits: ReadLimits) -> None:
-    """Raises DataTooLarge when an array of that shape would be larger than allowed."""
+    """Check how large an array of that shape would be. Raises DataTooLarge."""
     size_bytes = math.prod(shape) * itemsize
     if size_bytes > limits.max_array_bytes:
         raise DataTooLarge(
@@ -71,6 +69,6 @@ def require_bytes(name: str, shape: Sequence[int], itemsize: int, limits: ReadLi
 
 
 def shortened(text: str) -> str:
-    """A name from outside as it can stand in a sentence: no line breaks, no controls, not long."""
+    """Make a name from outside fit for a sentence: without line breaks and control characters, and not long."""
     plain = "".join(character if character.isprintable() else "�" for character in text)
     return plain if len(plain) <= 100 else f"{plain[:60]}…{plain[-39:]}"

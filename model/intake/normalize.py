@@ -50,7 +50,7 @@ def normalize(
 
 
 def store_fn_of(name: str) -> _Store:
-    """What reads a file of that name. Raises DataError when nothing does."""
+    """The function that reads files with such a name. Raises DataError when there is none."""
     try:
         return FORMATS[Path(name).suffix.lower()]
     except KeyError:

@@ -33,7 +33,7 @@ def store_csv(source: Path, target: Path, *, name: str, limits: ReadLimits) -> S
 
 
 def _parse(source: Path, raw: Path, name: str, limits: ReadLimits) -> tuple[int, int]:
-    """Write the numbers one after another; (rows, columns)."""
+    """Write the numbers one after another into `raw`; return how many (rows, columns) there are."""
     count, width, headings = 0, 0, list[str]()
     with raw.open("wb") as file:
         for line, cells in _rows(source, name):
@@ -54,7 +54,7 @@ def _parse(source: Path, raw: Path, name: str, limits: ReadLimits) -> tuple[int,
 
 
 def _rows(source: Path, name: str) -> Iterator[tuple[int, list[str]]]:
-    """(line, cells) of every line that is not empty."""
+    """Yield (line number, cells) of every line that is not empty."""
     reader = csv.reader(_lines(source, name), strict=True)
     try:
         for cells in reader:
@@ -88,7 +88,7 @@ def _number(cell: str, where: str, column: int, headings: list[str]) -> float:
 
 
 def _is_number(cell: str) -> bool:
-    """What float() takes, without the underscores and the digits of other scripts."""
+    """Whether float() takes a cell, but for underscores and the digits of other scripts."""
     try:
         float(cell)
     except ValueError:

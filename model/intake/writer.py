@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 
 class ArrayWriter:
-    """Open within a `with` block; `append` until the items of `shape` are complete. Raises OSError on a full disk."""
+    """A file to open in a `with` block, and to `append` to until `shape` is full. Raises OSError on a full disk."""
 
     def __init__(self, path: Path, dtype: npt.DTypeLike, shape: Sequence[int]) -> None:
         self._dtype = np.dtype(dtype)
@@ -29,5 +29,5 @@ class ArrayWriter:
         self._file.close()
 
     def append(self, items: npt.NDArray[Any]) -> None:
-        """One item or several, of this file's dtype."""
+        """Write one item or several, of this file's dtype."""
         self._file.write(np.ascontiguousarray(items, self._dtype).data)

@@ -12,18 +12,16 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from model.conditions import At
 from model.config import NetworkConfig
-from model.errors import ShapeError
 from model.networks.blocks import EnergyNetwork, FrozenInput, ResidualBlock
 from model.networks.layers import Conv3x3, Dense
 
 
 class ResNetEnergy(EnergyNetwork):
-    """The paper's network: images (B, C, H, W) and levels (B,) -> (B,)."""
+    """The paper's network: images (B, C, H, W) and their conditions -> (B,)."""
 
     def __init__(self, config: NetworkConfig, event_shape: tuple[int, ...]) -> None:
-        if len(event_shape) != 3:
-            raise ShapeError(f"network 'resnet' needs images (C, H, W); the data have shape {event_shape}. Use 'mlp'")
         channels, height, width = event_shape
         widths = [config.width * m for m in config.multipliers]
         super().__init__(config, config.head_width or widths[-1])
@@ -52,8 +50,8 @@ class ResNetEnergy(EnergyNetwork):
     grid: Tensor
     """(2, H, W) rows and columns from −1 to 1"""
 
-    def forward(self, x: Tensor, level: Tensor, _noise_std: Tensor | None = None) -> Tensor:
-        embedding = self.embedding(level)
+    def forward(self, x: Tensor, at: At, _noise_std: Tensor | None = None) -> Tensor:
+        embedding = self.embedding(at)
         if self.config.coordinates:
             x = torch.cat([x, self.grid.to(x.dtype).expand(len(x), -1, -1, -1)], dim=1)
         if self.conv_in.is_frozen:

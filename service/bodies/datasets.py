@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, Field
 
+from model.event_kinds.registry import KindName
 from model.intake.limits import Summary
 from model.presets import BUILT_IN_DATASETS
 
@@ -28,7 +29,7 @@ class DatasetBody(BaseModel):
     source: Literal["uploaded", "built-in", "folder"] = Field(
         description="`folder`: below the folder of datasets on the server, read when a training starts"
     )
-    kind: Literal["images", "vectors"] | None = Field(description="null for what has not been read yet")
+    kind: KindName | None = Field(description="null for what has not been read yet")
     count: int | None = Field(description="Items; a tenth is held out", examples=[1200])
     shape: list[int] | None = Field(description="Of one item: (C, H, W) or (D)", examples=[[3, 32, 32], [2]])
     sha256: str | None = Field(default=None, description="Of the uploaded file", examples=["9f2e…"])

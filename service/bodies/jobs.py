@@ -26,8 +26,9 @@ from service.bodies.fields import (
     fields_of,
     overrides_of,
 )
-from worker.jobs.record import JobKind, JobRecord, JobStatus
-from worker.observe.redaction import redact, redact_all
+from worker.jobs.kinds import KindName, kind_of
+from worker.jobs.record import JobRecord, JobStatus
+from worker.observe.redaction import redact
 
 
 class _TrainingStart(RequestBody):
@@ -191,7 +192,7 @@ class JobBody(BaseModel):
     """A job."""
 
     id: str = Field(examples=[JOB_ID])
-    kind: JobKind
+    kind: KindName
     status: JobStatus = Field(examples=["running"])
     name: str | None = Field(examples=["my first model"])
     model_id: str | None = Field(
@@ -221,16 +222,18 @@ class JobBody(BaseModel):
     @classmethod
     def of(cls, record: JobRecord, *, queue_position: int | None) -> JobBody:
         """The public view of a record."""
-        config = record.spec.get("config")
+        kind = kind_of(record.kind)
+        spec = record.spec if kind is None else kind.spec.completed(record.spec)
+        config = spec.get("config")
         known = config if isinstance(config, dict) else {}
         return cls(
             **record.model_dump(include=_SHARED_FIELDS),
             progress=ProgressBody(**record.progress.model_dump(), queue_position=queue_position),
-            model_step=record.spec.get("step"),
-            seed=known.get("seed"),
+            model_step=spec.get("step"),
+            seed=spec.get("seed", known.get("seed")),
             dataset=known.get("dataset"),
-            device=record.spec.get("device"),
-            num_gpus=record.spec.get("num_gpus", 1) if record.kind is JobKind.train else None,
+            device=spec.get("device"),
+            num_gpus=spec.get("num_gpus"),
             config=config,
         )
 
@@ -245,15 +248,3 @@ class JobPageBody(BaseModel):
     next_cursor: str | None = Field(
         description="Give it as `cursor` for the page after; null on the last", examples=[None]
     )
-
-
-class EventBody(BaseModel):
-    """Something that happened in a job; also the `data` of the event stream."""
-
-    id: str = Field(description="Orders events; resume after it with Last-Event-ID", examples=["1732392000000-0"])
-    type: str = Field(
-        description="status, started, batch, step, sample, checkpoint, rollback, calibration, calibrated, or a notice",
-        examples=["step"],
-    )
-    at: datetime
-    data: Annotated[dict[str, Any], AfterValidator(redact_all)] = Field(examples=[{"step": 20, "loss": 0.4}])

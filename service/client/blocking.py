@@ -14,8 +14,8 @@ from service.client.call import Call, ClientError, Json, Pause, Send, refusal
 from service.client.calls import Calls
 from service.client.events import Event, EventFeed, is_sign_of_life
 from service.client.handles import JobCalls, ModelCalls
+from service.client.progress import Bar, progress_console
 from service.client.requests import parsed
-from service.commands.progress import Bar, progress_console
 
 T = TypeVar("T")
 

@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 
-from service.client import ClientError, Job, Recovery
+from service.client import ClientError, Job, Recovery, progress
 from service.client.events import Event
 from service.client.samples import spread_levels
-from service.commands import demo_report, progress
+from service.commands import demo_report
 from service.foreseen import ForeseenError
 from service.stack.local import LocalStack
 from service.work.images import encode_grid

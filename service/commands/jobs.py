@@ -14,6 +14,7 @@ from rich.console import Console
 from service.bodies.jobs import CalibrateRequest, TrainRequest
 from service.client import ClientError, Job, Recovery, RefusedError
 from service.client.call import Json
+from service.client.progress import Bar
 from service.commands import terminal_image
 from service.commands.options import (
     JOBS_PANEL,
@@ -33,7 +34,6 @@ from service.commands.options import (
     print_note,
     print_table,
 )
-from service.commands.progress import Bar
 from service.commands.request_options import complete_setting, takes_fields
 
 Wait = Annotated[bool, typer.Option("--wait", help="Follow the job to its end")]
@@ -184,6 +184,26 @@ def calibrate(
     """Estimate log Z of a checkpoint, which log-density needs; prints the job's id."""
     with Recovery(url, api_key=api_key) as client:
         job = client.calibrate(model_at(client, model), **options)
+        _started(job, wait=wait, as_json=as_json)
+
+
+@application.command(
+    rich_help_panel=JOBS_PANEL,
+    epilog=examples("recovery submit calibrate --set model=MODEL --set num_chains=1024 --wait"),
+)
+def submit(
+    kind: Annotated[str, typer.Argument(help="Kind of job, as in POST /jobs/KIND", show_default=False)],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="One field of the request, field=value; may be repeated")
+    ] = None,
+    wait: Wait = False,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Start a job of any kind that the service knows; prints its id."""
+    with Recovery(url, api_key=api_key) as client:
+        job = client.submit(kind, **_changes(None, settings or []))
         _started(job, wait=wait, as_json=as_json)
 
 

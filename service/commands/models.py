@@ -13,6 +13,7 @@ from rich.console import Console
 from service.bodies.sampling import SampleRequestBody
 from service.client import ClientError, Model, Recovery, Samples
 from service.client.call import Json
+from service.client.progress import Bar
 from service.client.samples import spread_levels
 from service.commands import terminal_image
 from service.commands.options import (
@@ -29,7 +30,6 @@ from service.commands.options import (
     print_note,
     print_table,
 )
-from service.commands.progress import Bar
 from service.commands.request_options import takes_fields
 from service.work.images import encode_npy, encode_zip, is_image
 

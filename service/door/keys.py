@@ -21,7 +21,6 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.foreseen import ForeseenError
-from service.stack.folder import write_private
 
 _PREFIX = "rk"
 _ID_ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
@@ -147,3 +146,13 @@ def matching(keys: Sequence[Key], text: str) -> Key | None:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write the file whole or not at all; only its owner can read it, from its first byte on."""
+    draft = path.with_suffix(".draft")
+    draft.unlink(missing_ok=True)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+    draft.replace(path)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 
+from model.event_kinds.pixels import FloatArray
 from service.bodies.fields import MODEL_ID, random_seed
 from service.bodies.models import CalibrationBody
 from service.bodies.sampling import ItemDensityBody, LogDensityBody, LogDensityOptions, LogDensityRequestBody
@@ -21,7 +22,6 @@ from service.routes.models import calibration_of, checkpoint_step, describe, par
 from service.settings import LOG_DENSITY_PATH, MAX_ITEM_PATHS, MAX_ITEMS
 from service.stores import Stores, StoresDependency
 from service.work.exchange import REPLY_HEADERS, ask, model_at, reply_headers, require_sampler
-from service.work.images import FloatArray
 from service.work.items import from_files, from_lists, to_npy
 from worker.ids import new_id
 from worker.queue.messages import DensityReply, DensityRequest, input_key

@@ -17,6 +17,7 @@ from fastapi import APIRouter, Header, Request, Response
 from fastapi.sse import EventSourceResponse, format_sse_event
 from starlette.concurrency import run_in_threadpool
 
+from model.event_kinds.pixels import FloatArray
 from service.bodies.fields import random_seed
 from service.bodies.sampling import SampleBody, SampleLevelBody, SampleRequestBody
 from service.http.accept import preferred
@@ -25,7 +26,7 @@ from service.http.examples import BINARY
 from service.routes.models import checkpoint_step, describe, parse_model
 from service.stores import Stores, StoresDependency
 from service.work.exchange import REPLY_HEADERS, Exchange, ask, model_at, reply_headers, require_sampler
-from service.work.images import FloatArray, encode_grid, encode_npy, encode_png, encode_zip, is_image
+from service.work.images import encode_grid, encode_npy, encode_png, encode_zip, is_image
 from worker.ids import new_id
 from worker.queue.messages import SampleReply, SampleRequest
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from service.door.keys import write_private
 from service.stack.child import LocalStackError
 
 LOCK_TIMEOUT_S = 10.0
@@ -89,13 +90,3 @@ def read_environment(directory: Path) -> dict[str, str]:
         )
     variables: dict[str, str] = json.loads((directory / ENVIRONMENT_FILE).read_text())
     return variables
-
-
-def write_private(path: Path, text: str) -> None:
-    """Whole or not at all, readable by the owner only from its first byte."""
-    draft = path.with_suffix(".draft")
-    draft.unlink(missing_ok=True)
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-    draft.replace(path)

@@ -36,10 +36,11 @@ import redis
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from service.door.keys import write_private
 from service.door.security import require_keys
 from service.settings import read_settings
 from service.stack.child import Child, LocalStackError
-from service.stack.folder import ENVIRONMENT_FILE, locked, read_secrets, write_private
+from service.stack.folder import ENVIRONMENT_FILE, locked, read_secrets
 
 DEFAULT_PORT = 8000
 LOOPBACK = "127.0.0.1"

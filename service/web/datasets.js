@@ -2,7 +2,8 @@
 
 import { get, upload } from "./api.js";
 import { freshId, h, messagePlace, problem, say } from "./dom.js";
-import { ago, bytes, extension, shape, whole } from "./format.js";
+import { EVENT_KINDS } from "./events.js";
+import { ago, bytes, extension } from "./format.js";
 
 const KINDS = ["zip", "npy", "npz", "csv"];
 
@@ -25,7 +26,7 @@ export async function datasetNames(signal) {
 /** What is in it. */
 export function contents(dataset) {
   if (dataset.count === null) return "read when a training starts";
-  return `${whole(dataset.count)} ${dataset.kind === "images" ? `images, ${shape(dataset.shape)}` : `rows of ${shape(dataset.shape)}`}`;
+  return EVENT_KINDS[dataset.kind].contents(dataset);
 }
 
 /** A form that uploads a file; `onUploaded` gets the dataset. */

@@ -3,6 +3,7 @@
 import { get, picture, Refused } from "./api.js";
 import { datasetNames } from "./datasets.js";
 import { empty, h } from "./dom.js";
+import { eventKindOfConfig } from "./events.js";
 import { ago, facts, whole } from "./format.js";
 import { hasGrid } from "./jobs.js";
 
@@ -18,7 +19,7 @@ function card(model, names, signal) {
   const last = model.checkpoints.at(-1);
   const nothing = model.job_id ? "no samples yet" : "imported";
   if (model.job_id && hasGrid(model.config, last?.step)) {
-    picture(`/models/${model.id}/samples.png`, { alt: "", class: model.config.network?.kind === "mlp" ? "whole" : "pixels" }, signal).then(
+    picture(`/models/${model.id}/samples.png`, { alt: "", class: eventKindOfConfig(model.config).hasPixels ? "pixels" : "whole" }, signal).then(
       (image) => thumbnail.replaceChildren(image),
       (error) => error instanceof Refused && thumbnail.append(h("span", {}, nothing)),
     );

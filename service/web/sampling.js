@@ -2,11 +2,11 @@
 
 import { picture, save, send, stream } from "./api.js";
 import { actionButton, freshId, h, messagePlace, say } from "./dom.js";
+import { eventKindOfConfig } from "./events.js";
 import { decoded, drawImages, drawPoints, magnified, reach } from "./frames.js";
 import { fixed, whole } from "./format.js";
 import { hasGrid } from "./jobs.js";
 
-const COUNTS = { images: [1, 4, 16, 36, 64, 100], vectors: [64, 256] };
 const MAX_SEED = 2 ** 32;
 
 function slider(label, note, { min, max, step, value, format, disabled = false }) {
@@ -34,12 +34,12 @@ function slider(label, note, { min, max, step, value, format, disabled = false }
 }
 
 function controls(config) {
-  const vectors = config.network?.kind === "mlp";
+  const kind = eventKindOfConfig(config);
   const own = config.sampling ?? { num_steps: 30, noise_scale: 1 };
   const count = h(
     "select",
-    { id: "count", value: vectors ? 256 : 16 },
-    COUNTS[vectors ? "vectors" : "images"].map((one) => h("option", { value: one }, one)),
+    { id: "count", value: kind.usualCount },
+    kind.counts.map((one) => h("option", { value: one }, one)),
   );
   const seed = h("input", { id: "seed", inputmode: "numeric", value: "0", class: "short" });
   const dice = h(

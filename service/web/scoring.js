@@ -5,6 +5,7 @@
 
 import { post } from "./api.js";
 import { actionButton, freshId, h, messagePlace, s } from "./dom.js";
+import { eventKind, fromByte } from "./events.js";
 import { fixed, number, shape } from "./format.js";
 
 const NUM_DRAWS = 24;
@@ -41,7 +42,7 @@ export async function toEvent(file, [channels, height, width]) {
       Array.from({ length: width }, (_, column) => {
         const at = 4 * (row * width + column);
         const value = channels === 1 ? luma(data, at) : data[at + channel];
-        return value / 127.5 - 1;
+        return fromByte(value);
       }),
     ),
   );
@@ -302,7 +303,7 @@ export function scoringPanel(model, calibration, signal) {
       "Scores appear here, in nats, with the error of log Z and where they lie among the training data's.",
     ),
   );
-  const isImage = calibration.event_shape.length === 3;
+  const isImage = eventKind(calibration.event_shape).hasPixels;
   const show = async (items) => {
     place_.replaceChildren(h("p", { class: "loading" }, "Scoring…"));
     try {

@@ -5,6 +5,7 @@ import { get, idempotencyKey, post, Refused } from "./api.js";
 import { configurationFields, setAt, valueAt } from "./configuration.js";
 import { contents, title, uploadForm } from "./datasets.js";
 import { h, messagePlace, say } from "./dom.js";
+import { EVENT_KINDS } from "./events.js";
 import { field, properties, schemaField } from "./fields.js";
 import { whole } from "./format.js";
 
@@ -121,7 +122,7 @@ export async function view(root, { signal, query }) {
   let preset = presets[0];
   const wanted = query.get("dataset");
   const found = datasets.find((one) => one.id === wanted);
-  if (found?.kind === "vectors") preset = presets.find((one) => one.name === "density-2d") ?? preset;
+  preset = presets.find((one) => one.name === EVENT_KINDS[found?.kind]?.preset) ?? preset;
 
   const asked = Object.entries(properties(schemas.TrainRequest, schemas)).filter(
     ([name]) => !ASKED_OTHERWISE.includes(name),

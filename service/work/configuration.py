@@ -8,6 +8,7 @@ from typing import Any
 
 from model.config import TrainConfig, from_dict, to_dict
 from model.errors import ConfigError, DataError
+from model.event_kinds.registry import kind_of, taken_by
 from model.intake.limits import Summary
 from model.presets import PRESETS, override, preset
 from service.bodies.fields import random_seed
@@ -95,9 +96,10 @@ def _known_dataset(name: str, settings: Settings, bucket: Bucket) -> Summary | N
 
 
 def _require_matching_network(config: TrainConfig, dataset: Summary | None) -> None:
-    if dataset is not None and dataset.kind == "vectors" and config.network.kind == "resnet":
-        raise field_problem(
-            ["body", "dataset"],
-            f"{config.dataset} holds vectors and network.kind 'resnet' takes images; use preset 'density-2d', "
-            "or network.kind 'mlp'",
-        )
+    if dataset is None or config.network.kind in (kind := kind_of(dataset.event_shape)).networks:
+        return
+    raise field_problem(
+        ["body", "dataset"],
+        f"{config.dataset} holds {kind.name} and network.kind '{config.network.kind}' takes "
+        f"{taken_by(config.network.kind)}; use preset '{kind.preset}', or network.kind '{kind.networks[0]}'",
+    )

@@ -11,16 +11,18 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from model.event_kinds.pixels import FloatArray, from_bytes
+from model.event_kinds.registry import kind_of
 from service.http.errors import Problem, field_problem
 from service.settings import MAX_ITEMS
-from service.work.images import FloatArray, is_image
+from service.work.images import is_image
 
 _FORMATS = ("PNG", "JPEG")
 _NPY_MAGIC = b"\x93NUMPY"
 
 
 def from_lists(x: list[Any], event_shape: Sequence[int]) -> FloatArray:
-    """Nested lists of numbers."""
+    """Check nested lists of numbers. Raises Problem."""
     location = ["body", "x"]
     try:
         array = np.array(x)
@@ -34,7 +36,7 @@ def from_lists(x: list[Any], event_shape: Sequence[int]) -> FloatArray:
 
 
 def from_files(files: Sequence[tuple[str, bytes]], event_shape: Sequence[int]) -> FloatArray:
-    """Images, one an item, or one .npy file with all items."""
+    """Read image files, one an item, or one .npy file with all items. Raises Problem."""
     if not files:
         raise field_problem(["body", "files"], "there is no file; send images (PNG, JPEG), or one .npy")
     if len(files) == 1 and (files[0][1].startswith(_NPY_MAGIC) or files[0][0].lower().endswith(".npy")):
@@ -44,13 +46,14 @@ def from_files(files: Sequence[tuple[str, bytes]], event_shape: Sequence[int]) -
     if not is_image(event_shape):
         raise field_problem(
             ["body", "files"],
-            f"this model scores vectors, not images; send one .npy of {_expected(event_shape)}, or JSON",
+            f"this model scores {kind_of(event_shape).name} that no image file holds; send one .npy of "
+            f"{_expected(event_shape)}, or JSON",
         )
     return np.stack([_from_image(name, data, event_shape) for name, data in files])
 
 
 def to_npy(array: FloatArray) -> bytes:
-    """As it travels to a sampler."""
+    """Pack the items as they travel to a sampler."""
     packed = io.BytesIO()
     np.save(packed, array, allow_pickle=False)
     return packed.getvalue()
@@ -68,7 +71,7 @@ def _from_npy(data: bytes, event_shape: Sequence[int]) -> FloatArray:
             f"the file is not a plain .npy array of numbers (nothing is unpickled); expected {_expected(event_shape)}",
         )
     if array.dtype == np.uint8 and is_image(event_shape):
-        array = _scaled(array)
+        array = from_bytes(array)
     return _checked(array, event_shape, location)
 
 
@@ -88,7 +91,7 @@ def _checked(array: npt.NDArray[Any], event_shape: Sequence[int], location: Sequ
 
 
 def _from_image(name: str, data: bytes, event_shape: Sequence[int]) -> FloatArray:
-    """(C, H, W)."""
+    """Read an image file into (C, H, W). Raises Problem."""
     channels, height, width = event_shape
     try:
         with warnings.catch_warnings():
@@ -105,13 +108,7 @@ def _from_image(name: str, data: bytes, event_shape: Sequence[int]) -> FloatArra
         if (pixels != pixels[..., :1]).any():
             raise _refused(name, "is in colour", event_shape)
         pixels = pixels[..., :1]
-    return _scaled(np.moveaxis(pixels, -1, 0))
-
-
-def _scaled(pixels: npt.NDArray[np.uint8]) -> FloatArray:
-    """0…255 -> [−1, 1], the inverse of how samples are written."""
-    scaled: FloatArray = pixels.astype(np.float32) / np.float32(127.5) - 1
-    return scaled
+    return from_bytes(np.moveaxis(pixels, -1, 0))
 
 
 def _refused(name: str, what: str, event_shape: Sequence[int]) -> Problem:

@@ -29,7 +29,6 @@ from torch import Tensor
 from model import data, presets
 from model.chains.diagnostics import LongRun, run_long
 from model.checkpoints.checkpoint import load_model
-from model.data.augmentation import dequantized
 from model.data.planar import PLANAR_DENSITIES
 from model.densities.annealing import AnnealingPath, bound_log_z
 from model.densities.density import calibrate, data_energy, level_energy, normalized
@@ -165,10 +164,9 @@ def digits() -> Digits:
     dataset = data.load("digits")
     model = _trained("density-digits", dataset)
     *_, log_z = calibrate(model, num_chains=1024, max_bridges=64, max_chains=2048)
-    bin_width = torch.tensor(dataset.bin_width)
 
     def dequantize(events: Tensor, seed: int) -> Tensor:
-        return dequantized(events, bin_width, SharedNoise(make_generator(seed)))
+        return dataset.space.dequantized(events, SharedNoise(make_generator(seed)))
 
     held_out = dequantize(dataset.held_out, 0)
     energy = data_energy(model, held_out)

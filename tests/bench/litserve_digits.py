@@ -15,8 +15,9 @@ from fastapi import Response
 
 from model.chains.sampling import descend
 from model.checkpoints.checkpoint import load_model
+from model.event_kinds.pixels import FloatArray
 from model.noise import SharedNoise, make_generator
-from service.work.images import FloatArray, encode_grid, encode_png
+from service.work.images import encode_grid, encode_png
 
 
 class DigitsAPI(ls.LitAPI):  # type: ignore[misc]

@@ -33,6 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from model import data, presets, training
 from model.chains.sampling import descend, sample
 from model.checkpoints.checkpoint import load_model
+from model.conditions import At
 from model.config import (
     ChainConfig,
     NetworkConfig,
@@ -45,11 +46,14 @@ from model.config import (
 from model.data.augmentation import augment
 from model.energies.energy_model import EnergyModel
 from model.evaluation import frechet_distance
+from model.event_kinds.pixels import BIN_WIDTH
 from model.events import CheckpointEvent, StepEvent
 from model.noise import SharedNoise, make_generator
+from model.spaces.affine import AffineSpace
 from model.training import loop
 from model.training.memory import TrialStep
 from model.training.objective import stratified_levels
+from model.training.state import STEP_STREAM
 from tests.bench.plain import PlainModel, plain_copy
 from tests.servers import ACCESS_KEY, BUCKET, SECRET_KEY, running_seaweedfs
 from worker.ids import new_id
@@ -77,7 +81,7 @@ PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 def noise_dataset() -> data.Dataset:
     """Noise in the shape of CIFAR-10: what pixels hold does not change what a step costs."""
     events = torch.rand(256, 3, 32, 32, generator=make_generator(0)) * 2 - 1
-    return data.Dataset("noise", events, events[:8], torch.zeros(()), torch.ones(()), 2 / 255)
+    return data.Dataset("noise", events, events[:8], AffineSpace.discrete((3, 32, 32), BIN_WIDTH))
 
 
 def timed(fn: Callable[[], Any]) -> float:
@@ -121,7 +125,7 @@ def forward_flops(config: TrainConfig) -> float:
     """Of one event through the network."""
     model = EnergyModel(config, (3, 32, 32))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.network(torch.zeros(1, 3, 32, 32), torch.zeros(1, dtype=torch.int64))
+        model.network(torch.zeros(1, 3, 32, 32), At(torch.zeros(1, dtype=torch.int64)))
     return float(counter.get_total_flops())
 
 
@@ -148,9 +152,9 @@ class PlainTraining:
     def __next__(self) -> tuple[float, float]:
         """(loss, gradient norm) of the next step, on the batch and noise that `training.train` takes for it."""
         config, self.step = self.config, self.step + 1
-        noise = SharedNoise(make_generator(config.seed, loop._STEP_STREAM, self.step - 1))
+        noise = SharedNoise(make_generator(config.seed, STEP_STREAM, self.step - 1))
         batch = loop._batch(config, self.dataset.train, self.step - 1)
-        x_data = augment(batch, config, self.model.bin_width, noise)
+        x_data = augment(batch, config, self.model.space, noise)
         level = stratified_levels(self.model.num_levels, x_data, noise)
         return self.plain.train_step(x_data, level, noise, config.chain.num_steps)
 
@@ -227,7 +231,7 @@ def surroundings(step_s: float) -> dict[str, float]:
 
     def fetch() -> None:
         noise = SharedNoise(make_generator(0))
-        augment(loop._batch(BENCH_CONFIG, dataset.train, 3), BENCH_CONFIG, state.model.bin_width, noise)
+        augment(loop._batch(BENCH_CONFIG, dataset.train, 3), BENCH_CONFIG, state.model.space, noise)
 
     every = presets.preset("cifar10-t6").checkpoint_every
     snapshot_s = timed(state.snapshot)
@@ -247,7 +251,7 @@ def upload(state: training.TrainState) -> tuple[float, int]:
     """Seconds to write and commit a checkpoint to SeaweedFS on this machine, with moments as in training; its bytes."""
     for parameter in state.model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    state.optimizer.step()
+    state.energy.optimizer.step()
     snapshot = state.snapshot()
     with tempfile.TemporaryDirectory() as directory, running_seaweedfs(Path(directory) / "weed") as server:
         folder = Path(directory) / "checkpoint"

@@ -13,10 +13,12 @@ import safetensors.torch
 import torch
 
 from model.checkpoints.checkpoint import CONFIG_FILE, EMA_FILE, load_model, read_snapshot
+from model.conditions import At
 from model.config import ChainConfig, NetworkConfig, TrainConfig
 from model.data.datasets import Dataset
 from model.errors import CheckpointError
-from model.training.loop import resume, start
+from model.spaces.affine import AffineSpace
+from model.training.state import resume, start
 
 _CONFIG = TrainConfig(
     network=NetworkConfig(kind="mlp", width=8, num_blocks=1), chain=ChainConfig(num_steps=1), energy="gaussian"
@@ -26,18 +28,29 @@ _CONFIG = TrainConfig(
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     points = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
-    dataset = Dataset("points", points, points, torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
+    space = AffineSpace.standardized((2,), torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
+    dataset = Dataset("points", points, points, space)
     start(_CONFIG, dataset).snapshot().write(tmp_path)
     return tmp_path
 
 
 def test_a_model_comes_back_with_its_energies_units_and_configuration(directory: Path) -> None:
     model, again = load_model(directory), load_model(directory)
-    y, level = torch.randn(4, 2), torch.tensor([0, 1, 2, 5])
-    assert torch.equal(model.energy(y, level), again.energy(y, level))
+    y, at = torch.randn(4, 2), At(torch.tensor([0, 1, 2, 5]))
+    assert torch.equal(model.energy(y, at), again.energy(y, at))
     assert model.config == _CONFIG
     assert model.data_std.tolist() == [3, 4]
     assert not any(p.requires_grad and p.grad is not None for p in model.parameters())
+
+
+def test_the_units_are_stored_under_the_names_that_every_version_reads(directory: Path) -> None:
+    stored = safetensors.torch.load_file(directory / "ema.safetensors")
+    assert (stored["data_mean"].tolist(), stored["data_std"].tolist(), stored["bin_width"].item()) == (
+        [1, 2],
+        [3, 4],
+        0,
+    )
+    assert {stored[name].dtype for name in ("data_mean", "data_std", "bin_width")} == {torch.float32}
 
 
 def test_no_file_is_a_pickle(directory: Path) -> None:

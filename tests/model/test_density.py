@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from model.conditions import At
 from model.config import CalibrationConfig, ChainConfig, NetworkConfig, ScheduleConfig, TrainConfig
 from model.data.datasets import Dataset
 from model.densities.annealing import anneal, bound_log_z
@@ -28,6 +29,7 @@ from model.energies.energy import MixtureEnergy
 from model.energies.energy_model import EnergyModel
 from model.errors import CalibrationError
 from model.noise import SharedNoise
+from model.spaces.affine import AffineSpace
 
 _DATA = MixtureEnergy(
     torch.tensor([[-0.8, 0.0], [0.9, 0.4]], dtype=torch.float64),
@@ -51,11 +53,11 @@ class _Exact(EnergyModel):
 
     offset = 2.5
 
-    def energy(self, y: Tensor, level: Tensor) -> Tensor:
+    def energy(self, y: Tensor, at: At) -> Tensor:
         values = torch.empty(len(y), dtype=torch.float64)
         for t in range(self.num_levels):
             scale = float(self.schedule.scale[t])
-            chosen = level == t
+            chosen = at.level == t
             exact = _DATA.diffused(scale * float(self.schedule.alpha_bar[t]), scale * float(self.schedule.sigma_bar[t]))
             values[chosen] = exact(y[chosen].double())
         return values + self.offset
@@ -101,13 +103,14 @@ def test_log_density_is_that_of_the_blurred_data_in_their_own_units(model: Energ
     torch.testing.assert_close(
         log_density(model, x_data, _log_z(model)), _true_log_density(model, x_data), atol=1e-4, rtol=1e-5
     )
-    model.data_mean, model.data_std = torch.tensor([3.0, -1.0]), torch.tensor([2.0, 0.5])
-    moved = x_data * model.data_std + model.data_mean  # |dx| = 2 · 0.5 = 1 by coordinate scale, so check another
+    mean, std = torch.tensor([3.0, -1.0]), torch.tensor([2.0, 0.5])
+    model.space = AffineSpace.standardized((2,), mean, std)
+    moved = x_data * std + mean  # |dx| = 2 · 0.5 = 1 by coordinate scale, so check another
     torch.testing.assert_close(
         log_density(model, moved, _log_z(model)), _true_log_density(model, x_data), atol=1e-4, rtol=1e-5
     )
-    model.data_std = torch.tensor([2.0, 2.0])
-    moved = x_data * model.data_std + model.data_mean
+    model.space = AffineSpace.standardized((2,), mean, torch.tensor([2.0, 2.0]))
+    moved = x_data * 2 + mean
     torch.testing.assert_close(
         log_density(model, moved, _log_z(model)),
         _true_log_density(model, x_data) - math.log(4),
@@ -133,8 +136,8 @@ def test_an_item_s_path_estimate_does_not_depend_on_the_rest_of_its_batch(model:
 
 
 class _Silent(nn.Module):
-    def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        return 0 * x.flatten(1).sum(1) + 0 * level
+    def forward(self, x: Tensor, at: At) -> Tensor:
+        return 0 * x.flatten(1).sum(1) + 0 * at.level
 
 
 def test_where_only_the_base_speaks_one_bridge_gives_its_normalizer_exactly() -> None:
@@ -212,9 +215,15 @@ def test_the_tolerance_grows_with_the_dimension_and_not_below_the_noise_of_the_c
     assert default_tolerance(3072) == pytest.approx(6.144)
 
 
-def _dataset(bin_width: float | None = None) -> Dataset:
+def _dataset() -> Dataset:
     x = _DATA.sample(3000, torch.Generator().manual_seed(8)).float()
-    return Dataset("mixture", x[:2000], x[2000:], torch.zeros(()), torch.ones(()), bin_width)
+    return Dataset("mixture", x[:2000], x[2000:], AffineSpace.plain((2,)))
+
+
+def _small_dataset(bin_width: float) -> Dataset:
+    """The part of the data that is in [−1, 1], where discrete data are."""
+    train, held_out = (x[(x.abs() <= 1).all(1)] for x in (_dataset().train, _dataset().held_out))
+    return Dataset("mixture", train, held_out, AffineSpace.discrete((2,), bin_width))
 
 
 def test_a_calibration_scores_the_data_and_survives_json(model: EnergyModel) -> None:
@@ -234,8 +243,8 @@ def test_a_calibration_scores_the_data_and_survives_json(model: EnergyModel) -> 
 
 def test_discrete_data_are_dequantized_before_they_are_scored(model: EnergyModel) -> None:
     (log_z,) = calibrate(model, num_chains=64, max_bridges=1, max_chains=64)
-    found = summarize(model, _dataset(bin_width=0.5), log_z, CalibrationConfig(), step=7)
-    continuous = summarize(model, _dataset(), log_z, CalibrationConfig(), step=7)
+    found = summarize(model, _small_dataset(bin_width=0.5), log_z, CalibrationConfig(), step=7)
+    continuous = summarize(model, _small_dataset(bin_width=0.0), log_z, CalibrationConfig(), step=7)
     assert found.held_out_log_density is not None
     assert continuous.held_out_log_density is not None
     assert found.held_out_bits_per_dim == pytest.approx(
@@ -246,7 +255,7 @@ def test_discrete_data_are_dequantized_before_they_are_scored(model: EnergyModel
 
 def test_a_model_of_unknown_data_is_calibrated_without_scores(model: EnergyModel) -> None:
     (log_z,) = calibrate(model, num_chains=64, max_bridges=1, max_chains=64)
-    model.bin_width.fill_(0.5)
+    model.space = AffineSpace.discrete((2,), 0.5)
     found = summarize(model, None, log_z, CalibrationConfig(), step=7)
     assert (found.num_held_out, found.held_out_log_density, found.held_out_bits_per_dim) == (0, None, None)
     assert (found.bin_width, found.train_quantiles, found.log_z) == (0.5, (), log_z)

@@ -88,7 +88,7 @@ def test_pictures_of_several_sizes_are_read_at_one(folder: Path, tmp_path: Path)
             archive.write(path, path.name)
     from_folder = load(str(folder), image_size=(12, 10))
     assert from_folder.event_shape == (3, 12, 10)
-    assert from_folder.bin_width == 1 / 127.5
+    assert from_folder.space.bin_width == 1 / 127.5
     assert torch.equal(from_folder.train, load(str(tmp_path / "pictures.zip"), image_size=(12, 10)).train)
 
 
@@ -116,13 +116,13 @@ def test_a_size_that_is_there_already_changes_nothing(folder: Path, tmp_path: Pa
             map(bytes, torch.cat([first.train, first.held_out]).numpy())
         )
     assert torch.equal(load("digits", image_size=(8, 8)).train, load("digits").train)
-    assert load("digits", image_size=(8, 8)).bin_width == 1 / 8
+    assert load("digits", image_size=(8, 8)).space.bin_width == 1 / 8
 
 
 def test_digits_come_in_any_size() -> None:
     dataset = load("digits", image_size=(28, 28))
     assert dataset.event_shape == (1, 28, 28)
-    assert dataset.bin_width is None  # values in between
+    assert dataset.space.bin_width == 0  # values in between
     small, large = load("digits").train.mean(), dataset.train.mean()
     assert float(large) == pytest.approx(float(small), abs=0.02)
 

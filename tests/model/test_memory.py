@@ -16,6 +16,7 @@ from model.config import NetworkConfig, ScoreMatchingConfig, TrainConfig, from_d
 from model.data.datasets import Dataset, load
 from model.errors import ConfigError
 from model.events import BatchEvent, CheckpointEvent, TrainEvent
+from model.spaces.affine import AffineSpace
 from model.training.loop import train
 from model.training.memory import TrialStep, free_bytes, most_rows, with_rows
 from tests.model.test_training import PAPER
@@ -82,7 +83,7 @@ class _Kept:
 def test_what_a_row_adds_is_what_autograd_keeps_of_it_and_not_much_more() -> None:
     config = replace(PAPER, network=NetworkConfig(width=32, multipliers=(1, 2), num_blocks=2))
     images = torch.zeros(8, 3, 32, 32)
-    step = TrialStep(config, Dataset("images", images, images, torch.zeros(()), torch.ones(())), "cpu")
+    step = TrialStep(config, Dataset("images", images, images, AffineSpace.plain((3, 32, 32))), "cpu")
     peaks, kept = [step.peak_bytes(rows) for rows in (16, 32, 64)], []
     for rows in (16, 32):
         _Kept.peak = 0

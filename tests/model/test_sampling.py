@@ -11,10 +11,12 @@ from scipy import stats
 from torch import Tensor, nn
 
 from model.chains.sampling import descend, draw_conditional, sample
+from model.conditions import At
 from model.config import ChainConfig, NetworkConfig, SamplingConfig, ScheduleConfig, TrainConfig
 from model.energies.energy_model import EnergyModel
 from model.errors import ConfigError
 from model.noise import ChainNoise, SharedNoise
+from model.spaces.affine import AffineSpace
 
 _CONFIG = TrainConfig(
     schedule=ScheduleConfig(kind="log_snr", num_levels=8, log_snr_max=5.0, log_snr_min=-5.0),
@@ -29,8 +31,8 @@ _MEAN, _STD = torch.tensor([0.4, -0.3]), torch.tensor([0.3, 0.8])
 class _Silent(nn.Module):
     """A network without an opinion: the model is then exactly its Gaussian base."""
 
-    def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        return 0 * x.flatten(1).sum(1) + 0 * level
+    def forward(self, x: Tensor, at: At) -> Tensor:
+        return 0 * x.flatten(1).sum(1) + 0 * at.level
 
 
 def _gaussian_model(config: TrainConfig = _CONFIG) -> EnergyModel:
@@ -125,8 +127,9 @@ def test_gradient_evaluations_are_counted_and_levels_kept() -> None:
 def test_data_units_are_restored() -> None:
     model = _gaussian_model()
     plain = sample(model, 2, seed=0).x
-    model.data_mean, model.data_std = torch.tensor([10.0, 0.0]), torch.tensor([2.0, 5.0])
-    torch.testing.assert_close(sample(model, 2, seed=0).x, plain * model.data_std + model.data_mean)
+    mean, std = torch.tensor([10.0, 0.0]), torch.tensor([2.0, 5.0])
+    model.space = AffineSpace.standardized((2,), mean, std)
+    torch.testing.assert_close(sample(model, 2, seed=0).x, plain * std + mean)
 
 
 def test_values_out_of_range_are_refused_with_the_range() -> None:
@@ -148,7 +151,7 @@ def test_the_top_level_is_drawn_without_a_tether() -> None:
     model = _gaussian_model(replace(_CONFIG, schedule=replace(_CONFIG.schedule, log_snr_min=-3.0)))
     noise = SharedNoise(torch.Generator().manual_seed(0))
     far = torch.full((2000, 2), 4.0)
-    draw = draw_conditional(model, far, torch.full((2000,), 7), noise, num_steps=200, start="neighbour")
+    draw = draw_conditional(model, far, At.same(7, far), noise, num_steps=200, start="neighbour")
     alpha_bar = float(model.schedule.alpha_bar[7])
     assert float(draw.y.mean(0)[0]) == pytest.approx(alpha_bar * 0.4, abs=0.15)
     assert descend(model, far, noise, model.config.sampling).x.shape == (2000, 2)

@@ -17,6 +17,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from redis import Redis
 
+from model.event_kinds.pixels import to_bytes
 from service.client import (
     AsyncRecovery,
     BrokenOffError,
@@ -27,7 +28,6 @@ from service.client import (
     RefusedError,
     Samples,
 )
-from service.work.images import to_bytes
 from tests.service.conftest import StandInSampler, calibration
 from worker.jobs.record import JobStatus
 from worker.jobs.records import RecordStore
@@ -154,6 +154,13 @@ def test_both_clients_ask_the_same(wire: Wire, recovery: Recovery, model_id: str
         (method, re.sub("/jobs/0[0-9A-Z]{25}", "/jobs/ID", path), body) for method, path, body in by_blocking
     ]
     assert len(same) == 10
+
+
+def test_a_job_of_any_kind_is_started_by_the_name_of_the_kind(recovery: Recovery, model_id: str) -> None:
+    job = recovery.submit("calibrate", model=model_id, num_chains=64)
+    assert (job.kind, job.model_id, job.status) == ("calibrate", model_id, "queued")
+    with pytest.raises(RefusedError):
+        recovery.submit("distill", teacher=model_id)
 
 
 @pytest.mark.usefixtures("sampler")

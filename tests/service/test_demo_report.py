@@ -13,7 +13,8 @@ from PIL import Image
 from rich.console import Console
 
 from model.data.datasets import load
-from service.commands import demo_report, progress
+from service.client import progress
+from service.commands import demo_report
 
 
 @pytest.fixture(scope="module")

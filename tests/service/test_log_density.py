@@ -15,7 +15,8 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from redis import Redis
 
-from service.work.images import encode_png, to_bytes
+from model.event_kinds.pixels import to_bytes
+from service.work.images import encode_png
 from tests.service.conftest import StandInSampler, calibration, store_model
 from worker.queue.messages import DensityMapReply, DensityReply, DensityRequest, SamplerReply, Timings, input_key
 from worker.storage.artifacts import Artifacts
@@ -241,7 +242,7 @@ def test_pictures_of_points_and_unknown_bodies_are_refused(client: TestClient, p
     picture = send(client, planar, ("a.png", _PNG))
     text = client.post("/log-density", content=b"1,2", headers={"Content-Type": "text/csv"})
 
-    assert (picture.status_code, "scores vectors, not images" in picture.json()["detail"]) == (422, True)
+    assert (picture.status_code, "scores vectors that no image file holds" in picture.json()["detail"]) == (422, True)
     assert (text.status_code, "multipart/form-data" in text.json()["detail"]) == (415, True)
 
 

@@ -19,12 +19,12 @@ from model.errors import DataError
 from tests.servers import wait_until
 from worker.datasets.names import resolve_dataset
 from worker.ids import new_id
-from worker.jobs.record import JobKind
+from worker.jobs.kinds import TRAIN_QUEUE, JobKind
 from worker.jobs.records import RecordStore
 from worker.observe.presence import Presence, WorkerReport, live_workers, worker_reports
 from worker.pictures import picture_of
 from worker.queue.broker import make_app, send_request, wake
-from worker.queue.messages import SAMPLE_QUEUE, TRAIN_QUEUE, SampleRequest
+from worker.queue.messages import SAMPLE_QUEUE, SampleRequest
 from worker.settings import Settings
 from worker.trainer.exits import Exit, death_in_words, read_outcome, write_outcome
 
@@ -61,10 +61,26 @@ def test_a_dataset_is_a_built_in_one_or_a_path_inside_the_folder(tmp_path: Path)
         resolve_dataset("mine.npy", None)
 
 
-@pytest.mark.parametrize("shape", [(5, 1, 8, 8), (4, 3, 6, 5), (9, 2), (9, 1), (3, 7), (2, 1, 30)])
+@pytest.mark.parametrize("shape", [(5, 1, 8, 8), (4, 3, 6, 5), (2, 5, 6, 5), (9, 2), (9, 1), (3, 7), (2, 1, 30, 4)])
 def test_samples_of_any_shape_have_a_picture(shape: tuple[int, ...]) -> None:
     samples = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     assert Image.open(io.BytesIO(picture_of(samples))).width > 200
+
+
+def test_a_training_on_images_with_alpha_is_shown_as_images_with_alpha() -> None:
+    samples = np.stack([np.full((4, 8, 8), value, np.float32) for value in (-1, 0.5)])
+    samples[:, 3] = 1
+    picture = Image.open(io.BytesIO(picture_of(samples)))
+    scale = picture.width // 17
+    assert (picture.mode, picture.size) == ("RGBA", (17 * scale, 8 * scale))
+    assert [picture.getpixel((x * scale, scale)) for x in (1, 10)] == [(0, 0, 0, 255), (191, 191, 191, 255)]
+
+
+def test_images_of_two_channels_are_shown_as_two_grey_ones_side_by_side() -> None:
+    samples = np.stack([np.full((8, 8), value, np.float32) for value in (-1, 1)])[None]
+    picture = Image.open(io.BytesIO(picture_of(samples)))
+    scale = picture.width // 16
+    assert [picture.getpixel((x * scale, scale)) for x in (3, 12)] == [0, 255]
 
 
 def test_a_grid_shows_the_images_row_by_row() -> None:

@@ -63,7 +63,7 @@ def planar_config(model: EnergyModel) -> Generator[None, None, TrainConfig]:
 
 def training_points(dataset: Dataset) -> FloatArray:
     """(N, 2) in the data's units."""
-    points: FloatArray = (dataset.train[:_MAP_POINTS] * dataset.std + dataset.mean).numpy()
+    points: FloatArray = dataset.space.decode(dataset.train[:_MAP_POINTS]).numpy()
     return points
 
 

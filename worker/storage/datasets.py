@@ -19,6 +19,7 @@ from typing import Literal
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from model.event_kinds.registry import KindName
 from model.intake.framing import ImageSize
 from model.intake.limits import Summary
 from worker.ids import ULID_PATTERN, checked_id, new_id
@@ -41,7 +42,7 @@ class StoredDataset(BaseModel):
     version: Literal[1] = 1
     id: str
     name: str | None
-    kind: Literal["images", "vectors"]
+    kind: KindName
     count: int
     event_shape: tuple[int, ...] = Field(description="(C, H, W) or (D,)")
     file_name: str = Field(description="What the client called its file; for people")

@@ -1,0 +1,30 @@
+"""Images (C, H, W) with values in [−1, 1]."""
+
+from __future__ import annotations
+
+from model.event_kinds.kind import EventKind
+from model.event_kinds.pixels import ByteArray, FloatArray, sheet
+
+CHANNELS = (1, 3, 4)
+"""What a file can hold as one picture: grey, RGB, RGB with alpha."""
+
+
+class Images(EventKind):
+    """Pictures, and whatever else has channels on a grid of pixels."""
+
+    name = "images"
+    axes = ("C", "H", "W")
+    networks = ("resnet", "mlp")
+    preset = "digits"
+    standardized_over = ()
+    pictured_channels = CHANNELS
+
+    def sheet(self, samples: FloatArray) -> ByteArray:
+        """A grid. Channels that no file holds together, such as 2 or 5, stand side by side in grey."""
+        count, channels, height, width = samples.shape
+        if channels not in CHANNELS:
+            samples = samples.swapaxes(1, 2).reshape(count, 1, height, channels * width)
+        return sheet(samples)
+
+
+IMAGES = Images()

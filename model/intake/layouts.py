@@ -1,0 +1,148 @@
+"""How arrays in files lie, kind of event by kind: which shapes are taken, what is checked, and how they are stored."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from model.errors import DataError, DataTooLarge
+from model.event_kinds.images import CHANNELS, IMAGES
+from model.event_kinds.kind import EventKind
+from model.event_kinds.vectors import VECTORS
+from model.intake.limits import ReadLimits, require_side
+
+Array = npt.NDArray[Any]
+Shape = tuple[int, ...]
+
+
+class Layout(ABC):
+    """One way in which events lie in an array; the first axis counts them."""
+
+    kind: EventKind
+    told: str
+    """The layout as errors and documents write it."""
+    dtype: np.dtype[Any] = np.dtype(np.float32)
+    """Of the array that is stored."""
+
+    @abstractmethod
+    def fits(self, shape: Shape, dtype: np.dtype[Any]) -> bool:
+        """Whether an array of that shape and dtype is meant so."""
+
+    @abstractmethod
+    def require_shape(self, name: str, shape: Shape, limits: ReadLimits) -> None:
+        """Check the shape, before any data are read. Raises DataError, DataTooLarge."""
+
+    @abstractmethod
+    def require_range(self, name: str, low: Array, high: Array) -> None:
+        """Check the least and the greatest value of every coordinate. Raises DataError."""
+
+    def stored(self, array: Array) -> Array:
+        """The array with the axes that are stored."""
+        return array
+
+    def event_shape(self, stored_shape: Shape) -> Shape:
+        """The shape of one event in an array that is stored."""
+        return stored_shape[1:]
+
+
+class Rows(Layout):
+    """Vectors, one a row."""
+
+    kind = VECTORS
+    told = "(N, D) rows"
+
+    def fits(self, shape: Shape, dtype: np.dtype[Any]) -> bool:  # noqa: ARG002
+        """By two axes."""
+        return len(shape) == 2
+
+    def require_shape(self, name: str, shape: Shape, limits: ReadLimits) -> None:
+        """There are columns, and not too many."""
+        if shape[1] < 1:
+            raise DataError(f"{name} has rows of no columns; expected at least one")
+        if shape[1] > limits.max_columns:
+            raise DataTooLarge(f"{name} has {shape[1]:,} columns; expected at most {limits.max_columns:,}")
+
+    def require_range(self, name: str, low: Array, high: Array) -> None:
+        """Every column varies, since columns are divided by their spread."""
+        with np.errstate(over="ignore"):
+            spread = high - low
+        if (spread == 0).any():
+            column = int(np.argmax(spread == 0))
+            raise DataError(f"{name} has a constant column, {column}; a density cannot be put on it. Remove it")
+        if not np.isfinite(spread).all():
+            column = int(np.argmin(np.isfinite(spread)))
+            raise DataError(f"{name} spreads beyond 32-bit numbers in column {column}; rescale it")
+
+
+class ByteImages(Layout):
+    """Pixels as files hold them; grey images may have no axis of channels."""
+
+    kind = IMAGES
+    told = "(N, H, W[, C]) uint8 images"
+    dtype = np.dtype(np.uint8)
+
+    def fits(self, shape: Shape, dtype: np.dtype[Any]) -> bool:
+        """By bytes on three or four axes."""
+        return dtype == np.uint8 and len(shape) in (3, 4)
+
+    def require_shape(self, name: str, shape: Shape, limits: ReadLimits) -> None:
+        """A number of channels that a picture has, and sides within the limits."""
+        _, height, width, channels = (*shape, 1)[:4]
+        _require_picture(name, shape, channels, "(N, H, W, C) of uint8", height, width, limits)
+
+    def require_range(self, name: str, low: Array, high: Array) -> None:
+        """Every byte is a pixel."""
+
+    def stored(self, array: Array) -> Array:
+        """(N, H, W, C)."""
+        return array[..., None] if array.ndim == 3 else array
+
+    def event_shape(self, stored_shape: Shape) -> Shape:
+        """(C, H, W)."""
+        _, height, width, channels = stored_shape
+        return channels, height, width
+
+
+class FloatImages(Layout):
+    """Images whose values are in [−1, 1] already."""
+
+    kind = IMAGES
+    told = "(N, C, H, W) float images"
+
+    def fits(self, shape: Shape, dtype: np.dtype[Any]) -> bool:
+        """By four axes of other numbers than bytes."""
+        return dtype != np.uint8 and len(shape) == 4
+
+    def require_shape(self, name: str, shape: Shape, limits: ReadLimits) -> None:
+        """A number of channels that a picture has, and sides within the limits."""
+        _, channels, height, width = shape
+        _require_picture(name, shape, channels, "(N, C, H, W) of floats", height, width, limits)
+
+    def require_range(self, name: str, low: Array, high: Array) -> None:
+        """Values are from −1 to 1."""
+        if (largest := max(-low.min(), high.max())) > 1:
+            raise DataError(f"{name} holds float images up to ±{largest:g}; expected values from −1 to 1, or uint8")
+
+
+LAYOUTS: tuple[Layout, ...] = (Rows(), ByteImages(), FloatImages())
+
+
+def layout_of(name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> Layout:
+    """The layout that an array has. Raises DataError where there is none."""
+    for layout in LAYOUTS:
+        if layout.fits(tuple(shape), dtype):
+            return layout
+    *others, last = (layout.told for layout in LAYOUTS)
+    raise DataError(f"{name} has shape {tuple(shape)}; expected {', '.join(others)} or {last}")
+
+
+def _require_picture(
+    name: str, shape: Shape, channels: int, told: str, height: int, width: int, limits: ReadLimits
+) -> None:
+    if channels not in CHANNELS:
+        raise DataError(f"{name} has shape {shape}, {channels} channels as {told}; expected 1, 3 or 4. Move the axis")
+    require_side(f"an image of {name}", width, height, limits)

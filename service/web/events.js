@@ -1,0 +1,38 @@
+// Kinds of events, an event being one item of data: how the page recognises, counts, names and draws them.
+
+import { shape, whole } from "./format.js";
+
+/** By the name that the API gives the kind of a dataset. */
+export const EVENT_KINDS = {
+  images: {
+    axes: 3,
+    preset: "digits",
+    counts: [1, 4, 16, 36, 64, 100],
+    usualCount: 16,
+    hasPixels: true,
+    contents: ({ count, shape: event }) => `${whole(count)} images, ${shape(event)}`,
+  },
+  vectors: {
+    axes: 1,
+    preset: "density-2d",
+    counts: [64, 256],
+    usualCount: 256,
+    hasPixels: false,
+    contents: ({ count, shape: event }) => `${whole(count)} rows of ${shape(event)}`,
+  },
+};
+
+/** The kind of events of a shape: (C, H, W) are images, (D,) are vectors. */
+export function eventKind(eventShape) {
+  return Object.values(EVENT_KINDS).find((kind) => kind.axes === eventShape.length);
+}
+
+/** The kind of events of a model or training, by its network: a configuration does not say the shape. */
+export function eventKindOfConfig(config) {
+  return EVENT_KINDS[config?.network?.kind === "mlp" ? "vectors" : "images"];
+}
+
+/** A byte of a pixel as models see it, in [−1, 1]. */
+export function fromByte(value) {
+  return value / 127.5 - 1;
+}
