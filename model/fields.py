@@ -124,7 +124,7 @@ def _range_problem(hint: Any, value: Any, path: str) -> ConfigError | None:
         return ConfigError(f"{path} is {value!r}; expected one of {', '.join(arguments)}", field=path)
     if origin in (types.UnionType, typing.Union) and value is not None:
         plain, words = _alternatives(arguments)
-        if not isinstance(value, str):
+        if not (words and isinstance(value, str)):
             return _range_problem(plain, value, path)
         if value not in words:
             between = typing.get_args(plain)[1]

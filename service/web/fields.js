@@ -1,6 +1,6 @@
 // Fields of a form, made of the schemas of a request: what the service says of a field is what the form asks for.
 
-import { h, say } from "./dom.js";
+import { freshId, h, say } from "./dom.js";
 
 const NONE = "none";
 
@@ -67,9 +67,15 @@ function expected(schema) {
   return [what, ...others.map((one) => one.const)].join(" or ");
 }
 
+/** A field's name as people read it. */
+export function labelOf(name) {
+  const text = name.replaceAll("_", " ");
+  return text[0].toUpperCase() + text.slice(1);
+}
+
 /** A label, a control, what it is for, and a place for what is wrong with it. */
 export function field(path, label, meaning, control) {
-  const id = `train-${path.replace(".", "-")}`;
+  const id = freshId("field");
   const error = h("p", { class: "field-error", id: `${id}-error`, hidden: true });
   control.id = id;
   control.setAttribute("name", path);
@@ -123,7 +129,7 @@ export function schemaField(path, label, schema, mayBeNone = false) {
       if (options) return { value: JSON.parse(text) };
       const value = typed(text, schema, mayBeNone);
       return value === undefined
-        ? { wrong: `“${text}” is not ${expected(schema)}; expected digits, or an empty field for the preset's.` }
+        ? { wrong: `“${text}” is not ${expected(schema)}; expected digits, or an empty field for the usual value.` }
         : { value };
     },
   };

@@ -6,7 +6,7 @@ import { configurationFields, setAt, valueAt } from "./configuration.js";
 import { contents, title, uploadForm } from "./datasets.js";
 import { h, messagePlace, say } from "./dom.js";
 import { EVENT_KINDS } from "./events.js";
-import { field, properties, schemaField } from "./fields.js";
+import { field, labelOf, properties, schemaField } from "./fields.js";
 import { whole } from "./format.js";
 
 const CHECK_AFTER_MS = 250;
@@ -14,11 +14,6 @@ const OTHER = "…";
 const ASKED_OTHERWISE = ["preset", "config", "dataset"];
 const FIRST = ["name", "steps", "seed"];
 const RANDOM = "random";
-
-function label(name) {
-  const text = name.replaceAll("_", " ");
-  return text[0].toUpperCase() + text.slice(1);
-}
 
 function presetCards(presets, chosen, onChange) {
   return h(
@@ -127,7 +122,7 @@ export async function view(root, { signal, query }) {
   const asked = Object.entries(properties(schemas.TrainRequest, schemas)).filter(
     ([name]) => !ASKED_OTHERWISE.includes(name),
   );
-  const request = Object.fromEntries(asked.map(([name, schema]) => [name, schemaField(name, label(name), schema)]));
+  const request = Object.fromEntries(asked.map(([name, schema]) => [name, schemaField(name, labelOf(name), schema)]));
   const { fields: configuration, element: advanced } = configurationFields(schemas, [...Object.keys(request), "dataset"]);
   const fields = { ...request, ...configuration };
   fields.dataset = field("dataset", "Data", "a tenth is held out, the same tenth every time", h("select", {}));

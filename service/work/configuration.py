@@ -9,6 +9,7 @@ from typing import Any
 from model.config import TrainConfig, from_dict, to_dict
 from model.errors import ConfigError, DataError
 from model.event_kinds.registry import kind_of, taken_by
+from model.fields import types_of
 from model.intake.limits import Summary
 from model.presets import PRESETS, override, preset
 from service.bodies.fields import random_seed
@@ -18,7 +19,7 @@ from worker.datasets.names import require_dataset
 from worker.settings import Settings
 from worker.storage.bucket import Bucket
 
-_OVERRIDES = ("dataset", "seed", "steps", "batch_size", "checkpoint_every", "sample_every", "calibrate")
+_OVERRIDES = [name for name in TrainRequest.model_fields if name in types_of(TrainConfig)]
 
 
 def train_config(request: TrainRequest, settings: Settings, bucket: Bucket) -> TrainConfig:

@@ -94,7 +94,7 @@ def test_the_form_has_every_field_of_the_configuration_with_the_preset_s_value(v
         "gaussian",
         "log_snr",
     ]
-    assert "0 to 10,000" in page.locator("#train-chain-num_steps-note").inner_text()
+    assert "0 to 10,000" in page.locator(".field", has=steps).inner_text()
     assert visitor.faults() == []
     with visitor.refused():
         steps.fill("20000")
