@@ -8,6 +8,7 @@ sample i of a seed does not depend on its batch-mates (sampling).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -67,6 +68,22 @@ class SharedNoise:
         rows = self._rows or Rows.all_of(len(like))
         shape = (rows.count, *like.shape[1:])
         return rows.of(draw_fn(shape, dtype=like.dtype, device=like.device, generator=self.generator))
+
+
+@dataclass(frozen=True)
+class ScaledNoise:
+    """A source whose normals are multiplied by `factor`."""
+
+    source: NoiseSource
+    factor: float
+
+    def normal(self, like: Tensor) -> Tensor:
+        """Normals of standard deviation `factor` in the shape, dtype and device of `like` (B, *event)."""
+        return self.factor * self.source.normal(like)
+
+    def uniform(self, like: Tensor) -> Tensor:
+        """As the source's."""
+        return self.source.uniform(like)
 
 
 _NORMALS_AT_ONCE = 2048

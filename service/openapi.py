@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from service.bodies.events import EventBody
 from service.bodies.sampling import LogDensityBody, LogDensityRequestBody, SampleBody
 from service.door.security import required_scope
 from service.http import errors
@@ -24,7 +25,7 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
     components = document["components"]
     schemas = components["schemas"]
     # Those that routes refer to by name only.
-    for model in (errors.ProblemBody, SampleBody, LogDensityRequestBody, LogDensityBody):
+    for model in (errors.ProblemBody, EventBody, SampleBody, LogDensityRequestBody, LogDensityBody):
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(schema.pop("$defs", {}))
         schemas[model.__name__] = schema

@@ -1,4 +1,8 @@
-"""Fixtures every package's tests share: one Valkey and one SeaweedFS for the whole session, started when first used."""
+"""What the tests of all packages share: the servers and the stack they run on, and which tests a run collects.
+
+Each server, and the stack, is started once in a session, when a test first asks for it. Tests that ask for one of them
+are marked `stack`, so that `make test-fast` can leave them out.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,47 @@ import pytest
 from pydantic import SecretStr
 from redis import Redis
 
+from service.client import Recovery
 from tests.servers import ACCESS_KEY, BUCKET, SECRET_KEY, SeaweedFS, Valkey, running_seaweedfs, running_valkey
+from tests.stack import UpCommand
 from worker.connect import redis_client
 from worker.jobs.records import RecordStore
 from worker.settings import Settings
 from worker.storage.artifacts import Artifacts
+
+SERVERS = frozenset({"valkey", "seaweedfs", "command"})
+"""Fixtures that start processes which other tests of the session share."""
+ASKED_FOR = ("docs", "observability")
+"""Marks of tests that run only when `-m` names them."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests that need a running server, and leave out those that nobody asked for."""
+    for item in items:
+        if SERVERS & set(getattr(item, "fixturenames", ())):
+            item.add_marker("stack")
+    unwanted = [mark for mark in ASKED_FOR if mark not in config.option.markexpr]
+    left_out = [item for item in items if any(item.get_closest_marker(mark) for mark in unwanted)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture(scope="session")
+def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpCommand]:
+    """A running `recovery up` on an empty folder, for every test that does not stop it."""
+    found = UpCommand(tmp_path_factory.mktemp("stack") / "recovery-data")
+    try:
+        found.wait_until_ready().close()
+        yield found
+    finally:
+        assert found.end() == 0, found.output
+
+
+@pytest.fixture(scope="session")
+def recovery(command: UpCommand) -> Iterator[Recovery]:
+    """A client of the running stack."""
+    with Recovery(command.url) as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from model import data
-from model.checkpoints.checkpoint import Snapshot, copy_tensors
+from model.checkpoints.checkpoint import ENERGY, NetworkTensors, Snapshot, copy_tensors
 from model.config import TrainConfig, to_dict
 from model.energies.energy_model import EnergyModel
 from worker.ids import new_id
@@ -30,8 +30,8 @@ def untrained(config: TrainConfig, seed: int = 0) -> EnergyModel:
 def store_untrained(artifacts: Artifacts, config: TrainConfig, seed: int = 0) -> str:
     """Id of such a model, with a checkpoint of step STEP."""
     model, model_id = untrained(config, seed), new_id()
-    weights = copy_tensors(model.state_dict())
-    snapshot = Snapshot(STEP, config, tuple(model.event_shape), weights, {"model.step": torch.tensor(STEP)})
+    tensors = NetworkTensors(copy_tensors(model.state_dict()), {"step": torch.tensor(STEP)})
+    snapshot = Snapshot(STEP, config, tuple(model.event_shape), {ENERGY: tensors})
     artifacts.put_model(model_id, {"dataset": config.dataset, "config": to_dict(config), "job_id": new_id()})
     with tempfile.TemporaryDirectory() as directory:
         snapshot.write(Path(directory))

@@ -17,6 +17,7 @@ import structlog
 from celery import signals
 from redis.exceptions import RedisError
 
+from worker.jobs.kinds import QUEUES, TRAIN_QUEUE
 from worker.jobs.reaper import Reaper
 from worker.jobs.records import RecordStore
 from worker.observe.logs import configure_logging
@@ -24,7 +25,7 @@ from worker.observe.metrics import MetricsServer
 from worker.observe.presence import Presence
 from worker.queue.broker import make_app, wake
 from worker.queue.loads import own_queue
-from worker.queue.messages import QUEUES, SAMPLE_QUEUE, TRAIN_QUEUE
+from worker.queue.messages import SAMPLE_QUEUE
 from worker.sampler.switchboard import Switchboard
 from worker.settings import Settings
 from worker.tasks import register_tasks, start_sampler, stop_sampler
@@ -52,12 +53,11 @@ class Companions:
     def start(self, name: str, kinds: list[str]) -> None:
         """Announce the worker, sweep, and serve metrics."""
         store = RecordStore.connect(settings)
-        queues = {queue for queue, _ in QUEUES.values()}
         trains = TRAIN_QUEUE in kinds
         presence = Presence(
             store.redis, kinds, name, every_s=settings.heartbeat_s, heartbeat_file=settings.heartbeat_file
         )
-        reaper = Reaper(store, name=name, queues=queues, wake_fn=lambda kind, job_id: wake(app, kind, job_id))
+        reaper = Reaper(store, name=name, queues=QUEUES, wake_fn=lambda kind, job_id: wake(app, kind, job_id))
         presence.start()
         reaper.start()
         metrics.start("trainer" if trains else "sampler", *([JobCollector(store, name)] if trains else []))

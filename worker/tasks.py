@@ -17,9 +17,8 @@ from worker.jobs.records import RecordStore
 from worker.observe.metrics import REGISTRY, EngineCollector, observe_reply
 from worker.queue.broker import wake
 from worker.queue.messages import (
-    BULK_TASK,
-    CALIBRATE_TASK,
-    TRAIN_TASK,
+    JOB_TASK,
+    OLDER_JOB_TASKS,
     DensityMapRequest,
     DensityReply,
     DensityRequest,
@@ -83,7 +82,7 @@ def _load_dataset(name: str) -> Dataset:
 
 def register_tasks(app: Celery) -> None:
     """Add the tasks to an application."""
-    for name in (TRAIN_TASK, CALIBRATE_TASK, BULK_TASK):
+    for name in (JOB_TASK, *OLDER_JOB_TASKS):
         app.task(name=name, bind=True, max_retries=0)(run_next)
     # Nobody waits any more for a request that was lost with its sampler: no second delivery.
     for request, answer in ((SampleRequest, sample), (DensityRequest, density), (DensityMapRequest, density_map)):

@@ -1,11 +1,13 @@
 """Descents from x_T to x_0 side by side, each at its own level and step.
 
-This is `model.chains.sampling.descend` cut into single evaluations.
+This is `model.chains.sampling.descend` cut into single evaluations, with the kernels and starts of
+`model.chains.kernels` and `model.chains.starts`.
 
 A row is one chain. Whatever a row does next, it waits for the same thing: the energy and score of
 E_t(y) + precision |x_{t+1} − y|²/2 at its `point` y. One evaluation of all rows therefore serves rows that start a
-level, propose, predict or denoise, and none is wasted. Rows are compact and their arrays never move, so that a captured
-graph can be replayed. What a row does when is counted on the host: nothing waits for the device.
+level, are anywhere in a step of their kernel, or denoise, and none is wasted. Rows are compact and their arrays never
+move, so that a captured graph can be replayed. What a row does when is counted on the host: nothing waits for the
+device.
 """
 
 from __future__ import annotations
@@ -19,11 +21,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.chains.kernels import State, langevin_move, mala_choice, metropolis_choice
-from model.chains.sampling import NUM_LEAPFROG, expected_data, predicted_start
-from model.chains.starts import normal_approximation
+from model.chains.kernels import KERNELS, Adjusted, Flight, State, choose
+from model.chains.sampling import denoising_point, expected_data
+from model.chains.starts import STARTS
+from model.conditions import At
 from model.config import SamplingConfig, TrainConfig
-from model.energies.conditional import recovery_energy, squared_norm
+from model.energies.conditional import recovery_energy
 from model.energies.energy import energy_and_score
 from model.energies.energy_model import EnergyModel
 from model.noise import NoiseRows
@@ -40,20 +43,18 @@ class Waiting(IntEnum):
     """What the evaluation of a row is for."""
 
     start = 0
-    """the state at the start of a level's chain (adjusted kernels)"""
-    move = 1
-    """a step of the chain"""
-    predict = 2
-    """the Gaussian that the chain starts from"""
-    approximate = 3
-    """K = 0: the normal approximation of the conditional"""
-    denoise = 4
+    """the start of a level's chain, which asked for a score"""
+    launch = 1
+    """the first state of the chain, which its first step leaves"""
+    flight = 2
+    """a step of the chain that is under way; for an unadjusted kernel, one that is done"""
+    denoise = 3
     """the expected data"""
 
 
 @dataclass(frozen=True)
 class Chain:
-    """A descent to begin: sample `index` of the stream `seed`."""
+    """A descent that is to begin: that of sample `index` of the stream `seed`."""
 
     seed: int
     index: int
@@ -76,21 +77,18 @@ class Step:
 
     arrivals: list[Arrivals]
     ended: Rows
-    """Rows that are done; they must be removed before the next step."""
+    """the rows that are done, which the caller must remove before the next step"""
     samples: Tensor
-    """(N, *event) theirs, in the data's units"""
+    """(N, *event) the samples of these rows, in the data's units"""
 
 
 def evaluations_per_sample(config: TrainConfig, settings: SamplingConfig) -> int:
     """Gradient evaluations of one descent, the same as `model.chains.sampling.sample` reports."""
-    num_levels = config.schedule.num_levels
-    predictions = num_levels - 1 if settings.start == "predictor" else 0
-    if settings.num_steps == 0:
-        chains = 0 if predictions else num_levels
-    else:
-        per_step = NUM_LEAPFROG if config.chain.kernel == "hmc" else 1
-        chains = num_levels * (settings.num_steps * per_step + (config.chain.kernel != "langevin"))
-    return predictions + chains + settings.denoise
+    num_levels, start = config.schedule.num_levels, STARTS[settings.start]
+    starts = (num_levels - 1) * start.asks(settings.num_steps, False) + start.asks(settings.num_steps, True)
+    kernel = KERNELS[config.chain.kernel]
+    chain = kernel.num_evaluations(settings.num_steps) if settings.num_steps else 0
+    return starts + num_levels * chain + settings.denoise
 
 
 class Descents:
@@ -101,37 +99,34 @@ class Descents:
         self.model = model
         self.capacity = capacity
         self.num_rows = 0
-        self._kernel = {"langevin": self._langevin, "mala": self._mala, "hmc": self._hmc}[model.config.chain.kernel]
+        self._kernel, self._start = KERNELS[model.config.chain.kernel], STARTS[model.config.sampling.start]
         self._noise = NoiseRows(capacity, event, device)
-        schedule = model.schedule
-        self._scale = schedule.scale.float().to(device)
-        self._tether_precision = schedule.tether_precision.float().to(device)
 
         def rows(*shape: int) -> Tensor:
             return torch.zeros(capacity, *shape, device=device)
 
-        self._point, self._x_next, self._position, self._score = (rows(*event) for _ in range(4))
-        self._epsilon, self._momentum = rows(*event), rows(*event)
-        self._energy, self._precision, self._step_size, self._noise_scale = (rows() for _ in range(4))
-        self._network_level = torch.zeros(capacity, dtype=torch.int64, device=device)
+        self._point, self._x_next, self._epsilon = (rows(*event) for _ in range(3))
+        self._flight = Flight(State(rows(*event), rows(), rows(*event)), self._point, rows(*event), rows())
+        self._precision, self._step_size, self._noise_scale = (rows() for _ in range(3))
+        self._at = At(torch.zeros(capacity, dtype=torch.int64, device=device))
         self._level, self._num_steps, self._left, self._leaps = (np.zeros(capacity, np.int64) for _ in range(4))
         self._waiting = np.zeros(capacity, np.int64)
         self._tensors = (
-            *(self._point, self._x_next, self._position, self._score, self._epsilon, self._momentum),
-            *(self._energy, self._precision, self._step_size, self._noise_scale, self._network_level),
+            *(self._x_next, self._precision, self._step_size, self._noise_scale, *self._at.tensors),
+            *(*self._flight.origin, *self._flight[1:]),
         )
         self._counters = (self._level, self._num_steps, self._left, self._leaps, self._waiting)
         self._arrivals: list[Arrivals] = []
         self._ended: list[tuple[Rows, Tensor]] = []
 
     def add(self, chains: Sequence[Chain]) -> list[Arrivals]:
-        """Begin `chains` in the next rows; their arrival at level T, pure noise."""
+        """Begin `chains` in the next rows, and return their arrival at level T, which is pure noise."""
         rows = np.arange(self.num_rows, self.num_rows + len(chains))
         self.num_rows += len(chains)
         for row, chain in zip(rows, chains, strict=True):
             self._noise.append(chain.seed, chain.index)
             self._num_steps[row] = chain.settings.num_steps
-            self._noise_scale[row] = chain.settings.noise_scale
+            self._noise_scale[row] = 1.0 if isinstance(self._kernel, Adjusted) else chain.settings.noise_scale
         self._level[rows] = self.model.num_levels - 1
         x_top = self._noise.normal(rows)
         self._arrivals = [Arrivals(rows, np.full(len(rows), self.model.num_levels), x_top)]
@@ -139,7 +134,7 @@ class Descents:
         return self._arrivals
 
     def remove(self, rows: Rows) -> list[tuple[int, int]]:
-        """Take rows out; the last ones move into their places: [(from, to), …]."""
+        """Take rows out. The last rows move into their places; the moves are returned as [(from, to), …]."""
         left = self.num_rows - len(rows)
         targets = rows[rows < left]
         sources = np.setdiff1d(np.arange(left, self.num_rows), rows)
@@ -155,30 +150,24 @@ class Descents:
     def evaluate(self, num_rows: int) -> tuple[Tensor, Tensor]:
         """(energies (N,), scores (N, *event)) at the points of the first rows: one gradient evaluation."""
         shape = min(_padded(num_rows), self.capacity)
-        level = self._network_level[:shape]
-        conditional = recovery_energy(
-            lambda y: self.model.energy(y, level), self._x_next[:shape], self._precision[:shape]
-        )
+        marginal = self.model.marginal(self._at[:shape])
+        conditional = recovery_energy(marginal, self._x_next[:shape], self._precision[:shape])
         energy, score = energy_and_score(conditional, self._point[:shape])
         return energy[:num_rows], score[:num_rows]
 
     def step(self) -> Step:
-        """One gradient evaluation of all rows, and every row one step on."""
-        waiting = self._waiting[: self.num_rows].copy()
-        energy, score = self.evaluate(self.num_rows)
+        """Evaluate the gradient of all rows once, and bring every row as far as that evaluation takes it."""
+        n = self.num_rows
+        waiting = self._waiting[:n].copy()
+        here = State(self._point[:n], *self.evaluate(n))
         self._arrivals, self._ended = [], []
-        reached = self._kernel(waiting, energy, score)
-        for what, resume in (
-            (Waiting.predict, self._predicted),
-            (Waiting.approximate, self._approximated),
-            (Waiting.denoise, self._denoised),
-        ):
-            rows = np.flatnonzero(waiting == what)
-            if len(rows):
-                resume(rows, score[rows])
-        rows = np.flatnonzero(reached)
-        if len(rows):
-            self._arrive(rows, self._position[rows])
+        reached, ends = self._fly(waiting, here)
+        if len(rows := np.flatnonzero(waiting == Waiting.start)):
+            self._answer(rows, here.score[rows])
+        if len(rows := np.flatnonzero(waiting == Waiting.denoise)):
+            self._ended.append((rows, expected_data(self.model, self._x_next[rows], here.score[rows])))
+        if len(rows := np.flatnonzero(reached)):
+            self._arrive(rows, ends[rows])
         return self._progress()
 
     def _progress(self) -> Step:
@@ -188,135 +177,96 @@ class Descents:
         samples = torch.cat([x for _, x in self._ended])
         return Step(self._arrivals, ended, self.model.space.decode(samples))
 
-    def _langevin(self, waiting: Rows, _energy: Tensor, score: Tensor) -> Mask:
-        """Rows whose chain at this level has ended, as with every kernel."""
-        n, moving = len(waiting), waiting == Waiting.move
-        point = self._point[:n]
-        self._draw(moving)
-        noise_scale = expand(self._noise_scale[:n], point)
-        moved = langevin_move(point, score, self._step_size[:n], self._epsilon[:n], noise_scale=noise_scale)
-        self._position[:n] = moved
-        self._point[:n] = moved
-        self._left[:n] -= moving
-        return _both(moving, self._left[:n] == 0)
+    def _fly(self, waiting: Rows, here: State) -> tuple[Mask, Tensor]:
+        """Bring every chain on by the evaluation `here`: which rows' chains have ended, and where they are (N, *event).
 
-    def _mala(self, waiting: Rows, energy: Tensor, score: Tensor) -> Mask:
-        n, starting, moving = len(waiting), waiting == Waiting.start, waiting == Waiting.move
+        What this writes into rows that are in no chain is overwritten as soon as they are given something to do.
+        """
+        n = len(waiting)
+        starting, flying = waiting == Waiting.launch, waiting == Waiting.flight
+        self._leaps[:n] -= flying
+        landing = flying & (self._leaps[:n] == 0)
+        if isinstance(self._kernel, Adjusted):
+            return self._fly_adjusted(self._kernel, starting, landing, here)
+        self._launch(starting | landing)
+        noise = expand(self._noise_scale[:n], self._epsilon) * self._epsilon[:n]
+        self._point[:n] = self._kernel.launch(here, self._step_size[:n], noise).point
+        return (starting | landing) & (self._left[:n] == 0), self._point
+
+    def _fly_adjusted(self, kernel: Adjusted, starting: Mask, landing: Mask, here: State) -> tuple[Mask, Tensor]:
+        n = len(starting)
+        buffers = Flight(State(*(one[:n] for one in self._flight.origin)), *(one[:n] for one in self._flight[1:]))
         step_size = self._step_size[:n]
-        uniform = self._decisions(starting, moving)
-        proposal = State(self._point[:n], energy, score)
-        state, _ = mala_choice(self._state(n), proposal, step_size, self._epsilon[:n], uniform)
-        self._keep(state)
-        self._left[:n] -= moving
-        reached = _both(moving, self._left[:n] == 0)
-        self._draw((starting | moving) & ~reached)
-        self._point[:n] = langevin_move(state.position, state.score, step_size, self._epsilon[:n])
-        self._waiting[:n][starting] = Waiting.move
-        return reached
+        state, _ = kernel.land(buffers, here, step_size, self._decisions(starting, landing))
+        launching = (starting | landing) & (self._left[:n] > 0)
+        self._launch(launching)
+        flight = kernel.launch(state, step_size, self._epsilon[:n])
+        if kernel.num_leaps > 1:
+            first, leapt = torch.from_numpy(launching).to(self._point.device), kernel.leap(buffers, here, step_size)
+            merged = (choose(first, *both) for both in zip(flight[1:], leapt[1:], strict=True))
+            flight = Flight(state, *merged)
+        for buffer, new in zip((*buffers.origin, *buffers[1:]), (*flight.origin, *flight[1:]), strict=True):
+            buffer.copy_(new)
+        return (starting | landing) & ~launching, state.position
 
-    def _hmc(self, waiting: Rows, energy: Tensor, score: Tensor) -> Mask:
-        n, starting, moving = len(waiting), waiting == Waiting.start, waiting == Waiting.move
-        self._leaps[:n] -= moving
-        leapt = moving & (self._leaps[:n] == 0)
-        point, s = self._point[:n], expand(self._step_size[:n], self._point)
-        momentum = self._momentum[:n] + 0.5 * s * score
-        before = self._state(n)
-        log_ratio = before.energy - energy + (squared_norm(self._epsilon[:n]) - squared_norm(momentum)) / 2
-        decisions = self._decisions(starting, leapt)
-        state, _ = metropolis_choice(before, State(point, energy, score), log_ratio, decisions)
-        self._keep(state)
-        self._left[:n] -= leapt
-        reached = _both(leapt, self._left[:n] == 0)
-        launching = (starting | leapt) & ~reached
-        self._draw(launching)
-        launched = expand(torch.from_numpy(launching).to(point.device), point) > 0
-        momentum = torch.where(launched, self._epsilon[:n], momentum)
-        half = momentum + 0.5 * s * torch.where(launched, state.score, score)
-        self._momentum[:n] = half
-        self._point[:n] = torch.where(launched, state.position, point) + s * half
-        self._leaps[:n][launching] = NUM_LEAPFROG
-        self._waiting[:n][starting] = Waiting.move
-        return reached
-
-    def _state(self, n: int) -> State:
-        return State(self._position[:n], self._energy[:n], self._score[:n])
-
-    def _keep(self, state: State) -> None:
-        n = len(state.energy)
-        self._position[:n], self._energy[:n], self._score[:n] = state
-
-    def _draw(self, drawing: Mask) -> None:
-        """New noise for these rows; the others keep theirs."""
-        rows = np.flatnonzero(drawing)
+    def _launch(self, launching: Mask) -> None:
+        """Begin a step of these rows, with new noise in their places of `_epsilon`."""
+        n, rows = len(launching), np.flatnonzero(launching)
         self._epsilon[rows] = self._noise.normal(rows)
+        self._left[:n] -= launching
+        self._leaps[rows] = self._kernel.num_leaps
+        self._waiting[rows] = Waiting.flight
 
-    def _decisions(self, starting: Mask, deciding: Mask) -> Tensor:
-        """Uniforms for the rows that decide; a start takes the state it has just evaluated, others keep theirs."""
+    def _decisions(self, starting: Mask, landing: Mask) -> Tensor:
+        """Uniforms for the rows that land; those of the others let a start take its state, and the rest keep theirs."""
         uniform = np.where(starting, _ACCEPT, _REJECT)
-        uniform[deciding] = self._noise.uniform(np.flatnonzero(deciding))
-        return torch.from_numpy(uniform).to(self._energy.device)
+        uniform[landing] = self._noise.uniform(np.flatnonzero(landing))
+        return torch.from_numpy(uniform).to(self._point.device)
+
+    def _conditions(self, rows: Rows) -> At:
+        """The conditions of the rows' chains, whatever the rows are asking for at the moment."""
+        return self._at[rows].on(torch.from_numpy(self._level[rows]).to(self._point.device))
 
     def _enter_level(self, rows: Rows, x_next: Tensor) -> None:
         """Begin the chains of the rows' levels from x_{t+1}."""
         self._x_next[rows] = x_next
-        level = torch.from_numpy(self._level[rows]).to(x_next.device)
-        self._step_size[rows] = self.model.step_size[level]
-        predicts = np.full(len(rows), self.model.config.sampling.start == "predictor")
-        predicts &= self._level[rows] < self.model.num_levels - 1
-        if not predicts.all():
-            self._begin_chain(rows[~predicts], x_next[~predicts])
-        if predicts.any():
-            rows, x_next, level = rows[predicts], x_next[predicts], level[predicts] + 1
-            self._wait(rows, Waiting.predict, expand(self._scale[level], x_next) * x_next, level)
+        at, top = self._conditions(rows), self.model.num_levels - 1
+        self._step_size[rows] = self.model.step_size[at.level]
+        steps = zip(self._num_steps[rows].tolist(), self._level[rows].tolist(), strict=True)
+        asks = np.array([self._start.asks(num_steps, level == top) for num_steps, level in steps], np.bool_)
+        if asks.any():
+            self._wait(rows[asks], Waiting.start, *self._start.ask(self.model, x_next[asks], at[asks]))
+        if not asks.all():
+            self._begin_chain(rows[~asks], x_next[~asks])
 
-    def _begin_chain(self, rows: Rows, position: Tensor) -> None:
-        """The chain at the rows' levels, from `position`."""
-        level = torch.from_numpy(self._level[rows]).to(position.device)
+    def _answer(self, rows: Rows, score: Tensor) -> None:
+        epsilon = self._noise.normal(rows)
+        y = self._start.answer(self.model, self._x_next[rows], self._conditions(rows), score, epsilon)
+        self._begin_chain(rows, y)
+
+    def _begin_chain(self, rows: Rows, y: Tensor) -> None:
+        """The chains at the rows' levels, from `y`; a chain of no steps ends there."""
         still = self._num_steps[rows] == 0
         if still.any():
-            self._skip_chain(rows[still], position[still], level[still])
-            rows, position, level = rows[~still], position[~still], level[~still]
-            if not len(rows):
-                return
-        first = Waiting.move if self.model.config.chain.kernel == "langevin" else Waiting.start
-        self._wait(rows, first, position, level)
-        self._precision[rows] = self._tether_precision[level]
-        self._left[rows] = self._num_steps[rows]
+            self._arrive(rows[still], y[still])
+            rows, y = rows[~still], y[~still]
+        if len(rows):
+            at = self._conditions(rows)
+            self._wait(rows, Waiting.launch, y, at)
+            self._precision[rows] = self.model.schedule.tether_precision[at.level].to(y)
+            self._left[rows] = self._num_steps[rows]
 
-    def _skip_chain(self, rows: Rows, position: Tensor, level: Tensor) -> None:
-        """K = 0: what the chain would have started from, or a draw of the normal approximation."""
-        if self.model.config.sampling.start == "predictor":
-            self._arrive(rows, position)
-        else:
-            self._wait(rows, Waiting.approximate, position, level)
-
-    def _wait(self, rows: Rows, what: Waiting, point: Tensor, level: Tensor) -> None:
-        """For the marginal energy at `point`; a chain adds its tether."""
+    def _wait(self, rows: Rows, what: Waiting, point: Tensor, at: At) -> None:
+        """Make the rows wait for the marginal energy at `point`; a chain adds its tether."""
         self._point[rows] = point
-        self._network_level[rows] = level
+        self._at.level[rows] = at.level
         self._precision[rows] = 0.0
         self._waiting[rows] = what
 
-    def _predicted(self, rows: Rows, score: Tensor) -> None:
-        level = torch.from_numpy(self._level[rows]).to(score.device)
-        epsilon = self._noise.normal(rows)
-        marginal_score = expand(self._scale[level + 1], score) * score
-        start = predicted_start(self.model, self._x_next[rows], marginal_score, level, epsilon)
-        self._begin_chain(rows, start)
-
-    def _approximated(self, rows: Rows, score: Tensor) -> None:
-        level = torch.from_numpy(self._level[rows]).to(score.device)
-        sigma = self.model.schedule.sigma[level + 1]
-        epsilon = self._noise.normal(rows)
-        self._arrive(rows, normal_approximation(score, self._x_next[rows], sigma, epsilon))
-
-    def _denoised(self, rows: Rows, score: Tensor) -> None:
-        self._ended.append((rows, expected_data(self.model, self._x_next[rows], self._scale[0] * score)))
-
     def _arrive(self, rows: Rows, y: Tensor) -> None:
-        """x_t = y/α_{t+1}, and on to the level below."""
+        """Tell of the rows' x_t = y/α_{t+1}, and send them on to the level below."""
         levels = self._level[rows]
-        x = y / expand(self._scale[torch.from_numpy(levels).to(y.device)], y)
+        x = y / expand(self.model.schedule.scale[self._conditions(rows).level], y)
         self._arrivals.append(Arrivals(rows, levels, x))
         self._level[rows] -= 1
         down = levels == 0
@@ -326,19 +276,15 @@ class Descents:
             self._touch_down(rows[down], x[down])
 
     def _touch_down(self, rows: Rows, x: Tensor) -> None:
-        """At x_0."""
+        """End the rows at x_0 = `x`, or make them wait for the evaluation that denoises it."""
         if not self.model.config.sampling.denoise:
             self._ended.append((rows, x))
             return
         self._x_next[rows] = x
-        self._wait(rows, Waiting.denoise, self._scale[0] * x, torch.zeros(len(rows), dtype=torch.int64).to(x.device))
+        self._wait(rows, Waiting.denoise, *denoising_point(self.model, x))
 
 
 def _padded(num_rows: int) -> int:
-    """Up to three spare rows: the convolution library keeps memory for every batch size it has ever seen (100 MB for
-    the sizes to 128 of the digits' network)."""
+    """The number of rows to evaluate for `num_rows`, with up to three spare ones: the convolution library keeps memory
+    for every batch size it has ever seen (100 MB for the sizes to 128 of the digits' network)."""
     return num_rows if num_rows <= _EXACT_ROWS else -(-num_rows // _ROWS_MULTIPLE) * _ROWS_MULTIPLE
-
-
-def _both(first: Mask, second: Mask) -> Mask:
-    return np.logical_and(first, second)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from model.chains.sampling import draw_conditional
+from model.conditions import At
 from model.energies.energy_model import EnergyModel
 from model.noise import SharedNoise, make_generator
 
@@ -81,10 +82,11 @@ def run_long(model: EnergyModel, x_data: Tensor, *, num_steps: int, seed: int) -
 
 
 def _run_level(model: EnergyModel, x_data: Tensor, t: int, num_steps: int, noise: SharedNoise) -> LongRun:
-    level = torch.full((len(x_data) * _CHAINS_EACH,), t, device=x_data.device)
-    x, x_next = model.schedule.diffuse_pair(x_data, level[: len(x_data)], noise.normal(x_data), noise.normal(x_data))
+    level = At.same(t, x_data).level
+    x, x_next = model.schedule.diffuse_pair(x_data, level, noise.normal(x_data), noise.normal(x_data))
     x_next = torch.cat([x_next] * _CHAINS_EACH)
-    target = model.conditional(x_next, level)
+    at = At.same(t, x_next)
+    target = model.conditional(x_next, at)
     energies: list[Tensor] = []
     every = max(1, num_steps // _NUM_RECORDS)
 
@@ -94,7 +96,7 @@ def _run_level(model: EnergyModel, x_data: Tensor, t: int, num_steps: int, noise
                 energies.append(target(position).double())
 
     chain = model.config.chain
-    draw = draw_conditional(model, x_next, level, noise, num_steps=num_steps, start=chain.start, watch_fn=record)
+    draw = draw_conditional(model, x_next, at, noise, num_steps=num_steps, start=chain.start, watch_fn=record)
     with torch.no_grad():
         own = target(torch.cat([float(model.schedule.scale[t]) * x] * _CHAINS_EACH)).double()[: len(x_data)]
     kept = torch.stack(energies[len(energies) // 2 :]).reshape(-1, _CHAINS_EACH, len(x_data))

@@ -11,17 +11,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from model.chains.kernels import hmc_step, init, langevin_step, mala_step
-from model.chains.starts import normal_approximation
+from model.chains.kernels import KERNELS, Adjusted
+from model.chains.starts import STARTS, begin
+from model.conditions import At
 from model.config import ChainStart, Precision, SamplingConfig
 from model.energies.energy import energy_and_score
 from model.energies.energy_model import EnergyModel
 from model.errors import ConfigError
-from model.noise import ChainNoise, NoiseSource
+from model.noise import ChainNoise, NoiseSource, ScaledNoise
 from model.schedule import expand
-
-NUM_LEAPFROG = 5
-"""Leapfrog steps of one HMC transition."""
 
 
 @dataclass(frozen=True)
@@ -43,47 +41,34 @@ def _unwatched(_step: int, _position: Tensor) -> None:
 def draw_conditional(
     model: EnergyModel,
     x_next: Tensor,
-    level: Tensor,
+    at: At,
     noise: NoiseSource,
     *,
     num_steps: int,
     start: ChainStart,
     noise_scale: float = 1.0,
+    is_top: bool = False,
     watch_fn: Callable[[int, Tensor], None] = _unwatched,
 ) -> Draw:
-    """y ~ p(y | x_{t+1}) by `num_steps` of the model's kernel from `start`; `level` (B,) may be mixed.
+    """y ~ p(y | x_{t+1}) by `num_steps` of the model's kernel from `start`; without steps, what the start gives.
 
-    Without steps it is the start: from x_{t+1}, a draw of the normal approximation. The caller freezes the model.
-    `watch_fn(step, position)` sees every step.
+    The rows' levels may be mixed; `is_top` says that all of them are the top one, where a start may cost nothing.
+    `noise_scale` multiplies the noise that the steps of an unadjusted kernel inject. `watch_fn(step, position)` sees
+    every step. The caller freezes the model.
     """
-    chain, ones = model.config.chain, torch.ones(len(x_next), device=x_next.device)
-    position, evaluations = x_next, 0
-    if start == "predictor":
-        position, evaluations = _predict(model, x_next, level, noise), 1
+    kernel, way = KERNELS[model.config.chain.kernel], STARTS[start]
+    asks, acceptance = way.asks(num_steps, is_top), torch.zeros(len(x_next), device=x_next.device)
+    y = begin(way, model, x_next, at, noise) if asks else x_next
     if num_steps == 0:
-        return Draw(position, ones, 1) if evaluations else _approximate(model, x_next, level, noise)
-    target, step_size = model.conditional(x_next, level), model.step_size[level]
-    if chain.kernel == "langevin":
-        for step in range(num_steps):
-            position = langevin_step(position, target, step_size, noise, noise_scale=noise_scale)
-            watch_fn(step, position)
-        return Draw(position, ones, evaluations + num_steps)
-    state, acceptance = init(position, target), torch.zeros_like(ones)
+        return Draw(y, acceptance + 1, int(asks))
+    target, step_size = model.conditional(x_next, at), model.step_size[at.level]
+    injected = noise if noise_scale == 1 or isinstance(kernel, Adjusted) else ScaledNoise(noise, noise_scale)
+    state = kernel.init(y, target)
     for step in range(num_steps):
-        if chain.kernel == "mala":
-            state, info = mala_step(state, target, step_size, noise)
-        else:
-            state, info = hmc_step(state, target, step_size, noise, num_leapfrog=NUM_LEAPFROG)
+        state, info = kernel.step(state, target, step_size, injected)
         acceptance += info.acceptance_probability
         watch_fn(step, state.position)
-    per_step = 1 if chain.kernel == "mala" else NUM_LEAPFROG
-    return Draw(state.position, acceptance / num_steps, evaluations + 1 + num_steps * per_step)
-
-
-def _approximate(model: EnergyModel, x_next: Tensor, level: Tensor, noise: NoiseSource) -> Draw:
-    _, score = energy_and_score(lambda y: model.energy(y, level), x_next)
-    y = normal_approximation(score, x_next, model.schedule.sigma[level + 1], noise.normal(x_next))
-    return Draw(y, torch.ones(len(y), device=y.device), 1)
+    return Draw(state.position, acceptance / num_steps, asks + kernel.num_evaluations(num_steps))
 
 
 @dataclass(frozen=True)
@@ -131,7 +116,7 @@ def chosen_settings(
     if num_steps is not None:
         settings = replace(settings, num_steps=num_steps)
     if noise_scale is not None:
-        if model.config.chain.kernel != "langevin" and noise_scale != 1:
+        if isinstance(KERNELS[model.config.chain.kernel], Adjusted) and noise_scale != 1:
             raise ConfigError(
                 f"noise_scale is {noise_scale:g}, but this model's kernel '{model.config.chain.kernel}' is adjusted "
                 "and takes noise of scale 1 only; leave noise_scale out"
@@ -159,70 +144,37 @@ def descend(
     kept = {top: x_top.cpu()} if top in levels else {}
     with model.frozen(precision):
         for t in range(top - 1, -1, -1):
-            level = torch.full((len(x),), t, device=x.device)
-            draw = _draw(model, x, level, noise, settings, is_top=t == top - 1)
+            at = At.same(t, x)
+            draw = draw_conditional(
+                model,
+                x,
+                at,
+                noise,
+                num_steps=settings.num_steps,
+                start=settings.start,
+                noise_scale=settings.noise_scale,
+                is_top=t == top - 1,
+            )
             evaluations += draw.gradient_evaluations
-            x = draw.y / expand(model.schedule.scale[level], x)
+            x = draw.y / expand(model.schedule.scale[at.level], x)
             if t in levels:
                 kept[t] = x.cpu()
             if progress_fn is not None:
                 progress_fn(t)
         if settings.denoise:
-            x, evaluations = _denoise(model, x), evaluations + 1
+            point, at = denoising_point(model, x)
+            x, evaluations = expected_data(model, x, energy_and_score(model.marginal(at), point)[1]), evaluations + 1
     return Samples(model.space.decode(x).cpu(), kept, evaluations)
 
 
-def _draw(
-    model: EnergyModel, x_next: Tensor, level: Tensor, noise: NoiseSource, settings: SamplingConfig, *, is_top: bool
-) -> Draw:
-    """`draw_conditional` without the evaluation that predicts nothing: at the top level the start is x_T itself."""
-    start, predicts = settings.start, settings.start == "predictor"
-    if is_top and predicts:
-        if settings.num_steps == 0:
-            return Draw(x_next, torch.ones(len(x_next), device=x_next.device), 0)
-        start = "neighbour"
-    return draw_conditional(
-        model,
-        x_next,
-        level,
-        noise,
-        num_steps=settings.num_steps,
-        start=start,
-        noise_scale=settings.noise_scale,
-    )
-
-
-def _marginal_score(model: EnergyModel, x: Tensor, level: Tensor) -> Tensor:
-    """∇ log p(x_t) at x = x_t: the score of y_t = α_{t+1} x_t times α_{t+1}."""
-    scale = expand(model.schedule.scale[level], x)
-    _, score = energy_and_score(lambda y: model.energy(y, level), scale * x)
-    return scale * score
-
-
-def _predict(model: EnergyModel, x_next: Tensor, level: Tensor, noise: NoiseSource) -> Tensor:
-    """A draw of `predicted_start`; x_T itself at the top level."""
-    top = model.num_levels - 1
-    score = _marginal_score(model, x_next, (level + 1).clamp(max=top))
-    drawn = predicted_start(model, x_next, score, level, noise.normal(x_next))
-    return torch.where(expand(level, x_next) == top, x_next, drawn)
-
-
-def predicted_start(model: EnergyModel, x_next: Tensor, score: Tensor, level: Tensor, epsilon: Tensor) -> Tensor:
-    """y from a Gaussian of the posterior mean x_{t+1} + σ_{t+1}² ∇ log p(x_{t+1}) (Tweedie) and the variance
-    (σ_{t+1} σ̄_t/σ̄_{t+1})² it would have were x_data known (Ho et al. 2020, eq. 7); `score` is ∇ log p(x_{t+1})."""
-    schedule = model.schedule
-    sigma = schedule.sigma[level + 1]
-    std = sigma * schedule.sigma_bar[level] / schedule.sigma_bar[level + 1]
-    mean = x_next + expand(sigma**2, x_next) * score
-    return mean + expand(std, x_next) * epsilon
-
-
-def _denoise(model: EnergyModel, x: Tensor) -> Tensor:
-    level = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    return expected_data(model, x, _marginal_score(model, x, level))
+def denoising_point(model: EnergyModel, x: Tensor) -> tuple[Tensor, At]:
+    """Where `expected_data` of x_0 = `x` (B, *event) needs the score of the marginal energy: y_0, at level 0."""
+    at = At.same(0, x)
+    return expand(model.schedule.scale[at.level], x) * x, at
 
 
 def expected_data(model: EnergyModel, x: Tensor, score: Tensor) -> Tensor:
-    """E[x_data | x_0] = (x_0 + σ̄_0² ∇ log p(x_0))/ᾱ_0 (Tweedie); `score` is ∇ log p(x_0)."""
-    mean = x + model.schedule.sigma_bar[0].item() ** 2 * score
-    return mean / model.schedule.alpha_bar[0].item()
+    """E[x_data | x_0] = (x_0 + σ̄_0² ∇ log p(x_0))/ᾱ_0 (Tweedie), given the score −∇E_0 at `denoising_point`."""
+    schedule = model.schedule
+    marginal_score = schedule.scale[0].to(score) * score
+    return (x + schedule.sigma_bar[0].item() ** 2 * marginal_score) / schedule.alpha_bar[0].item()

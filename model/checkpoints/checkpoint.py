@@ -2,23 +2,25 @@
 
     config.json          version, step, rollbacks, event shape, training configuration
     ema.safetensors      averaged weights, which is all that sampling and densities need
-    state.safetensors    weights and optimiser moments, which resuming needs besides
+    state.safetensors    `model.*` weights and `optimizer.*` moments, which resuming needs besides
 
-A directory is complete or refused: reading is strict about versions, names, shapes and finiteness.
+Both files hold every network of a training. The tensors of the energy have the names of its module; those of a further
+network have its name and a slash before them. A directory is complete or refused: reading is strict about versions,
+names, shapes and finiteness.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.config import TrainConfig, from_dict, to_dict
 from model.energies.energy_model import EnergyModel
@@ -30,9 +32,23 @@ EMA_FILE = "ema.safetensors"
 STATE_FILE = "state.safetensors"
 SAMPLING_FILES = (CONFIG_FILE, EMA_FILE)
 """All that `load_model` reads."""
+ENERGY = "energy"
+"""The name of the network that every training has."""
 _DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "U8", "BOOL")
 _OF_THE_DATA = ("data_mean", "data_std")
 """scalar for images, (D,) for vectors; the configuration does not say which"""
+
+
+@dataclass(frozen=True)
+class NetworkTensors:
+    """Copies of what a checkpoint holds of one network."""
+
+    average: dict[str, Tensor]
+    """its averaged weights; the weights themselves where no average is kept"""
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    """empty where training cannot go on from them"""
+    moments: dict[str, Tensor] = field(default_factory=dict)
+    """its optimiser's, named `{index of the parameter}.{moment}`"""
 
 
 @dataclass(frozen=True)
@@ -42,16 +58,27 @@ class Snapshot:
     step: int
     config: TrainConfig
     event_shape: tuple[int, ...]
-    ema: dict[str, Tensor]
-    state: dict[str, Tensor]
-    """`model.*` weights and `optimizer.*` moments"""
+    networks: Mapping[str, NetworkTensors]
+    """by their names, ENERGY among them"""
     rollbacks: int = 0
-    """How often the run had gone back after a divergence"""
+    """how often the run had gone back after a divergence"""
+
+    @property
+    def energy(self) -> NetworkTensors:
+        """What it holds of the energy."""
+        return self.networks[ENERGY]
 
     def write(self, directory: Path) -> None:
         """Write the three files into `directory`, which exists; the JSON file comes last."""
-        safetensors.torch.save_file(self.ema, directory / EMA_FILE)
-        safetensors.torch.save_file(self.state, directory / STATE_FILE)
+        ema: dict[str, Tensor] = {}
+        state: dict[str, Tensor] = {}
+        for network, tensors in self.networks.items():
+            prefix = "" if network == ENERGY else f"{network}/"
+            ema |= {f"{prefix}{name}": tensor for name, tensor in tensors.average.items()}
+            state |= {f"{prefix}model.{name}": tensor for name, tensor in tensors.weights.items()}
+            state |= {f"{prefix}optimizer.{name}": tensor for name, tensor in tensors.moments.items()}
+        safetensors.torch.save_file(ema, directory / EMA_FILE)
+        safetensors.torch.save_file(state, directory / STATE_FILE)
         description = {
             "version": VERSION,
             "step": self.step,
@@ -78,11 +105,30 @@ def load_model(directory: Path, device: str = "cpu") -> EnergyModel:
 def read_snapshot(directory: Path) -> Snapshot:
     """Everything a checkpoint holds. Raises CheckpointError."""
     config, event_shape, step, rollbacks = _read_description(directory)
-    ema, state = _read_tensors(directory / EMA_FILE), _read_tensors(directory / STATE_FILE)
-    return Snapshot(step, config, event_shape, ema, state, rollbacks)
+    averages, states = (_by_network(_read_tensors(directory / file)) for file in (EMA_FILE, STATE_FILE))
+    networks = {
+        network: NetworkTensors(
+            average, _below("model.", states.get(network, {})), _below("optimizer.", states.get(network, {}))
+        )
+        for network, average in averages.items()
+    }
+    return Snapshot(step, config, event_shape, networks, rollbacks)
 
 
-def load_weights(model: EnergyModel, weights: dict[str, Tensor]) -> None:
+def _by_network(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """A file's tensors by the network that they belong to."""
+    found: dict[str, dict[str, Tensor]] = {ENERGY: {}}
+    for name, tensor in tensors.items():
+        network, _, own = name.rpartition("/")
+        found.setdefault(network or ENERGY, {})[own] = tensor
+    return found
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     """Copy `weights` into `model`, whose names and shapes they must match exactly. Raises CheckpointError."""
     for name in _OF_THE_DATA:
         if name in weights and weights[name].shape != getattr(model, name).shape:
@@ -114,9 +160,13 @@ def _read_description(directory: Path) -> tuple[TrainConfig, tuple[int, ...], in
 
 
 def _read_tensors(path: Path, *, like: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """All tensors of a file; with `like`, only those of the energy, whose state `like` is. Raises CheckpointError."""
     try:
-        _check_header(path, like)
-        tensors = safetensors.torch.load_file(path)
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if like is None or "/" not in name]  # noqa: SIM118 (no dict)
+            for name in names:  # by the header alone, before a tensor takes memory
+                _require_meant(path, name, file.get_slice(name), like)
+            tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     broken = [name for name, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
@@ -125,20 +175,15 @@ def _read_tensors(path: Path, *, like: Mapping[str, Tensor] | None = None) -> di
     return tensors
 
 
-def _check_header(path: Path, like: Mapping[str, Tensor] | None) -> None:
-    """Refuse by its header alone what cannot be meant, before a tensor takes memory. Raises CheckpointError.
+def _require_meant(path: Path, name: str, tensor: Any, like: Mapping[str, Tensor] | None) -> None:
+    """Refuse what its entry in the header says cannot be meant. Raises CheckpointError.
 
     safetensors itself refuses, when it opens a file, a header that promises more than the file holds.
     """
-    with safe_open(path, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118 (no dict)
-            tensor = file.get_slice(name)
-            if tensor.get_dtype() not in _DTYPES:
-                raise CheckpointError(f"{path} holds {name} as {tensor.get_dtype()}; expected {', '.join(_DTYPES)}")
-            if like is None or name in _OF_THE_DATA:
-                continue
-            if name not in like or list(like[name].shape) != tensor.get_shape():
-                shape = tensor.get_shape()
-                raise CheckpointError(
-                    f"the weights do not belong to this configuration: {path} holds {name} of shape {shape}"
-                )
+    if tensor.get_dtype() not in _DTYPES:
+        raise CheckpointError(f"{path} holds {name} as {tensor.get_dtype()}; expected {', '.join(_DTYPES)}")
+    if like is None or name in _OF_THE_DATA:
+        return
+    shape = tensor.get_shape()
+    if name not in like or list(like[name].shape) != shape:
+        raise CheckpointError(f"the weights do not belong to this configuration: {path} holds {name} of shape {shape}")

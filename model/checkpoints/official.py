@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.checkpoints.checkpoint import Snapshot, copy_tensors
+from model.checkpoints.checkpoint import ENERGY, NetworkTensors, Snapshot, copy_tensors
 from model.checkpoints.tensor_bundle import TensorBundle
 from model.config import UNKNOWN_DATASET, NetworkConfig, ScheduleConfig, TrainConfig
 from model.energies.energy_model import EnergyModel
@@ -58,7 +58,8 @@ def read_snapshot(
     It has no training state: moments, and weights that were not averaged, stay behind. Raises CheckpointError.
     """
     model, step = _read(ckpt_prefix, num_levels, image_size, dataset)
-    return Snapshot(step, model.config, model.event_shape, copy_tensors(model.state_dict()), {})
+    networks = {ENERGY: NetworkTensors(copy_tensors(model.state_dict()))}
+    return Snapshot(step, model.config, model.event_shape, networks)
 
 
 def _read(ckpt_prefix: Path | str, num_levels: int, image_size: int | None, dataset: str) -> tuple[EnergyModel, int]:

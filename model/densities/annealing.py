@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from model.chains.kernels import Info, State, adapt_step_size, hmc_step, init
+from model.chains.kernels import HMC, Info, State, adapt_step_size, evaluate
 from model.energies.energy import EnergyFn
 from model.noise import NoiseSource
 
@@ -139,7 +139,7 @@ class _Walker:
         steps = self._path.step_sizes
         step_size = (steps[index] ** (1 - beta) * steps[index + 1] ** beta).expand(len(self.position))
         target = _bridge(start, end, beta)
-        state = init(self.position, target)
+        state = evaluate(self.position, target)
         state, info = _move(state, target, step_size, self._path.num_leapfrog, self._noise, self._stop_fn)
         self.position = state.position
         self._acceptance += float(info.acceptance_probability.mean())
@@ -156,7 +156,7 @@ def _move(
     """One adjusted move, before which `stop_fn` is asked. Raises WalkStopped."""
     if stop_fn():
         raise WalkStopped
-    return hmc_step(state, target, step_size, noise, num_leapfrog=num_leapfrog)
+    return HMC(num_leapfrog).step(state, target, step_size, noise)
 
 
 def _bridge(start: EnergyFn, end: EnergyFn, beta: float) -> EnergyFn:
@@ -216,7 +216,7 @@ def tune(
         for step in range(-num_steps // 2, num_steps // 2):
             bridge = _bridge(start, end, min(1.0, 1 + (step + 1) / (num_steps // 2)))
             state, info = _move(
-                init(position, bridge), bridge, step_sizes[index].expand(count), path.num_leapfrog, noise, stop_fn
+                evaluate(position, bridge), bridge, step_sizes[index].expand(count), path.num_leapfrog, noise, stop_fn
             )
             position = state.position
             acceptance = info.acceptance_probability.mean()
@@ -328,7 +328,7 @@ def resample(
     places = (torch.arange(count, device=weights.device) + offset) / count
     chosen = torch.searchsorted(weights, places.to(weights)).clamp(max=count - 1)
     target, step_size = path.energies[-1], path.step_sizes[-1].expand(count)
-    state = init(walk.position[chosen], target)
+    state = evaluate(walk.position[chosen], target)
     for _ in range(num_steps):
         state, _ = _move(state, target, step_size, path.num_leapfrog, noise, stop_fn)
     return state.position

@@ -18,6 +18,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from model.conditions import At
 from model.config import CalibrationConfig
 from model.densities.annealing import AnnealingPath, LogZ, bound_log_z
 from model.energies.bases import MixtureBase
@@ -40,7 +41,7 @@ def level_energy(model: EnergyModel, t: int) -> EnergyFn:
     scale = float(model.schedule.scale[t])
 
     def energy(x: Tensor) -> Tensor:
-        return model.energy(scale * x, torch.full((len(x),), t, device=x.device))
+        return model.energy(scale * x, At.same(t, x))
 
     return energy
 

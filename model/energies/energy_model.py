@@ -25,6 +25,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from model.conditions import At
 from model.config import Precision, TrainConfig
 from model.energies.bases import GaussianBase, MixtureBase
 from model.energies.conditional import recovery_energy
@@ -38,11 +39,11 @@ from model.spaces.space import Space
 
 
 class EnergyModel(nn.Module):
-    """Energies of every level, with their schedule and step sizes."""
+    """The energies of all levels, with their schedule and step sizes."""
 
     schedule: Schedule
     step_size: Tensor
-    """(T,) float32 Langevin step of each level, in the units of y; adapted in training when asked for"""
+    """(T,) float32 step of each level's chain, in the units of y; training adapts it where the configuration says so"""
     loss_weight: Tensor
     """(T,) w_t of the contrastive loss, which brings energies back to the network's output scale"""
     data_mean: Tensor
@@ -68,7 +69,7 @@ class EnergyModel(nn.Module):
 
     @property
     def num_levels(self) -> int:
-        """T."""
+        """The number of levels T."""
         return self.schedule.num_levels
 
     @property
@@ -87,36 +88,39 @@ class EnergyModel(nn.Module):
         if self.base is not None:
             self.base.fit(events)
 
-    def net_output(self, y: Tensor, level: Tensor) -> Tensor:
-        """The network's bare output at y (B, *event), level (B,): (B,)."""
-        output: Tensor = self.network(y, level)
+    def net_output(self, y: Tensor, at: At) -> Tensor:
+        """The network's bare output (B,) at y (B, *event)."""
+        output: Tensor = self.network(y, at)
         return output
 
-    def energy(self, y: Tensor, level: Tensor) -> Tensor:
-        """E_t(y) in nats: (B,)."""
+    def energy(self, y: Tensor, at: At) -> Tensor:
+        """E_t(y) (B,) in nats, at y (B, *event)."""
         if self.base is None:
-            return -self.net_output(y, level) / self.step_size[level] ** 2
-        x = y / expand(self.schedule.scale[level], y)
+            return -self.net_output(y, at) / self.step_size[at.level] ** 2
+        x = y / expand(self.schedule.scale[at.level], y)
         if self.config.energy == "log_snr":
-            return self.energy_at(x, self.log_snr[level])
-        base_energy, features, output_scale = self.base(x, level)
-        energy: Tensor = base_energy - output_scale * self.net_output(features, level)
+            return self.continuous_energy(x, at.on(self.log_snr[at.level]))
+        base_energy, features, output_scale = self.base(x, at.level)
+        energy: Tensor = base_energy - output_scale * self.net_output(features, at)
         return energy
 
-    def energy_at(self, x: Tensor, log_snr: Tensor) -> Tensor:
-        """Form `log_snr`: −log p of x = x_λ at any λ (B,), up to what training left of log Z: (B,)."""
+    def continuous_energy(self, x: Tensor, at: At) -> Tensor:
+        """−log p (B,) of x = x_λ, up to what training left of log Z; form `log_snr` only, `at.level` any log-SNR λ."""
         assert self.base is not None
-        energy, features, alpha_bar, noise_std = self.base.normalized(x, log_snr)
-        output: Tensor = energy - alpha_bar * self.network(features, log_snr, noise_std)
+        energy, features, alpha_bar, noise_std = self.base.normalized(x, at.level)
+        output: Tensor = energy - alpha_bar * self.network(features, at, noise_std)
         return output
 
     log_snr: Tensor
     """(T,) log(ᾱ²/σ̄²) of the levels"""
 
-    def conditional(self, x_next: Tensor, level: Tensor) -> EnergyFn:
-        """E_t(y | x_{t+1}) as a function of y, for `x_next` (B, *event) and `level` (B,)."""
-        precision = self.schedule.tether_precision[level]
-        return recovery_energy(lambda y: self.energy(y, level), x_next, precision)
+    def marginal(self, at: At) -> EnergyFn:
+        """E_t(y) as a function of y."""
+        return lambda y: self.energy(y, at)
+
+    def conditional(self, x_next: Tensor, at: At) -> EnergyFn:
+        """E_t(y | x_{t+1}) as a function of y, for `x_next` (B, *event)."""
+        return recovery_energy(self.marginal(at), x_next, self.schedule.tether_precision[at.level])
 
     def frozen(self, precision: Precision | None = None) -> contextlib.AbstractContextManager[None]:
         """Fix the network's weights while a chain runs; see `model.networks.freezing.frozen`."""
@@ -124,7 +128,7 @@ class EnergyModel(nn.Module):
 
     @property
     def memory_bytes(self) -> int:
-        """Of the weights, and of what is kept of them in other forms while they are frozen."""
+        """The size of the weights, and of what is kept of them in other forms while they are frozen."""
         own = sum(tensor.numel() * tensor.element_size() for tensor in (*self.parameters(), *self.buffers()))
         return own + sum(module.frozen_bytes for module in self.network.modules() if isinstance(module, Weighted))
 

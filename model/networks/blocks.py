@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from model.conditions import At
 from model.config import NetworkConfig, Precision
 from model.networks.layers import Conv3x3, Dense
 
@@ -42,7 +43,7 @@ def level_width_of(config: NetworkConfig) -> int:
 
 
 class LevelEmbedding(nn.Module):
-    """Sinusoidal code of the level through two dense layers: (B,) -> (B, 4 width or `level_width`)."""
+    """What a network is asked under, as vectors: a sinusoidal code of the level through two dense layers."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -52,8 +53,9 @@ class LevelEmbedding(nn.Module):
         self.dense0 = Dense(config.width, width, spectral_norm=config.spectral_norm)
         self.dense1 = Dense(width, width, spectral_norm=config.spectral_norm)
 
-    def forward(self, level: Tensor) -> Tensor:
-        code = sinusoidal_embedding(level, self.width).to(self.dense0.weight.dtype)
+    def forward(self, at: At) -> Tensor:
+        """(B, 4 width or `level_width`)."""
+        code = sinusoidal_embedding(at.level, self.width).to(self.dense0.weight.dtype)
         embedding: Tensor = self.dense1(self.activation(self.dense0(code)))
         return embedding
 

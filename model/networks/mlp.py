@@ -8,13 +8,14 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from model.conditions import At
 from model.config import NetworkConfig
 from model.networks.blocks import EnergyNetwork, ResidualBlock
 from model.networks.layers import Dense
 
 
 class MLPEnergy(EnergyNetwork):
-    """Residual blocks of dense layers: events of any shape (B, *event), flattened, and levels (B,) -> (B,)."""
+    """Residual blocks of dense layers: events of any shape (B, *event), flattened, and their conditions -> (B,)."""
 
     def __init__(self, config: NetworkConfig, event_shape: tuple[int, ...]) -> None:
         super().__init__(config, config.width)
@@ -30,10 +31,10 @@ class MLPEnergy(EnergyNetwork):
     frequencies: Tensor
     """(D, `fourier_features`) wave vectors"""
 
-    def forward(self, x: Tensor, level: Tensor, noise_std: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, at: At, noise_std: Tensor | None = None) -> Tensor:
         """`noise_std` (B,): what of the input is noise; it damps a wave of frequency ω by exp(−(ω std)²/2), the mean
         of the wave over the noise (Barron et al. 2021)."""
-        embedding = self.embedding(level)
+        embedding = self.embedding(at)
         h = x.flatten(1)
         if self.config.fourier_features:
             phase = h @ self.frequencies

@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from model.conditions import At
 from model.config import NetworkConfig
 from model.networks.blocks import EnergyNetwork, FrozenInput, ResidualBlock
 from model.networks.layers import Conv3x3, Dense
 
 
 class ResNetEnergy(EnergyNetwork):
-    """The paper's network: images (B, C, H, W) and levels (B,) -> (B,)."""
+    """The paper's network: images (B, C, H, W) and their conditions -> (B,)."""
 
     def __init__(self, config: NetworkConfig, event_shape: tuple[int, ...]) -> None:
         channels, height, width = event_shape
@@ -49,8 +50,8 @@ class ResNetEnergy(EnergyNetwork):
     grid: Tensor
     """(2, H, W) rows and columns from −1 to 1"""
 
-    def forward(self, x: Tensor, level: Tensor, _noise_std: Tensor | None = None) -> Tensor:
-        embedding = self.embedding(level)
+    def forward(self, x: Tensor, at: At, _noise_std: Tensor | None = None) -> Tensor:
+        embedding = self.embedding(at)
         if self.config.coordinates:
             x = torch.cat([x, self.grid.to(x.dtype).expand(len(x), -1, -1, -1)], dim=1)
         if self.conv_in.is_frozen:

@@ -13,11 +13,10 @@ learning rate and is saved with the state, so that this, too, happens in the sam
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -26,131 +25,35 @@ from torch import Tensor
 
 from model.chains.kernels import adapt_step_size
 from model.chains.sampling import sample
-from model.checkpoints.checkpoint import Snapshot, copy_tensors, load_weights
+from model.checkpoints.checkpoint import Snapshot, load_weights
 from model.config import TrainConfig
 from model.data.augmentation import augment
 from model.data.datasets import Dataset
 from model.energies.energy_model import EnergyModel
-from model.errors import CheckpointError, ConfigError, DivergenceError, ShapeError
+from model.errors import ConfigError, DivergenceError, ShapeError
 from model.event_kinds.images import IMAGES
-from model.events import CheckpointEvent, DoneEvent, Phase, RollbackEvent, SampleEvent, TrainEvent
+from model.events import BatchEvent, CheckpointEvent, DoneEvent, RollbackEvent, SampleEvent, TrainEvent
 from model.networks.freezing import iterate_power
 from model.noise import SharedNoise, derive_seed, make_generator
 from model.training.memory import with_batch_size
 from model.training.meter import Meter, sums_by_level
-from model.training.objective import Objective, stratified_levels
+from model.training.objective import stratified_levels
 from model.training.ranks import ALONE, Ranks
+from model.training.state import (
+    ORDER_STREAM,
+    PREVIEW_STREAM,
+    STEP_STREAM,
+    TrainState,
+    make_optimizer,
+    resume,
+    start,
+)
 
-_INIT_STREAM, _STEP_STREAM, _ORDER_STREAM, _PREVIEW_STREAM = range(4)
 _MAX_LOSS = 1e4
-"""On the network's output scale, where a healthy run stays within a few units; DRL's release gives up at −1e6."""
+"""A larger loss is a divergence. It is on the network's output scale, where a healthy run stays within a few units;
+DRL's release gives up at −1e6."""
 MAX_ROLLBACKS = 3
-_ROLLBACK_FACTOR = 0.5
-"""On the learning rate, for each time the run went back."""
-_MOMENT_EVENTS = 10_000
-"""Training events, as augmented, whose mean and covariance the Gaussian base takes."""
-_EMA_POWER_ITERATIONS = 20  # bring the singular vectors of averaged weights to convergence before they are used
-
-
-@dataclass
-class TrainState:
-    """Everything that changes while a model trains."""
-
-    config: TrainConfig
-    model: EnergyModel
-    ema: EnergyModel
-    optimizer: torch.optim.Optimizer
-    step: int = 0
-    rollbacks: int = 0
-    """How often this run went back to an earlier checkpoint."""
-    ranks: Ranks = ALONE
-    """Who computes the steps, together."""
-
-    def __post_init__(self) -> None:
-        self.objective = self.ranks.averaging(Objective(self.model))
-
-    @property
-    def learning_rate_factor(self) -> float:
-        """On what the configuration asks for."""
-        return _ROLLBACK_FACTOR**self.rollbacks
-
-    @property
-    def phase(self) -> Phase:
-        """What the next step does."""
-        return "score_matching" if self.step < self.config.score_matching.steps else "recovery"
-
-    def averaged(self) -> EnergyModel:
-        """A copy of the averaged model for use: its spectral norms brought to convergence."""
-        averaged = copy.deepcopy(self.ema)
-        iterate_power(averaged.network, _EMA_POWER_ITERATIONS)
-        return averaged
-
-    def snapshot(self) -> Snapshot:
-        """Copies of all of it."""
-        state = {f"model.{name}": t for name, t in self.model.state_dict().items()}
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            state |= {f"optimizer.{index}.{name}": t for name, t in moments.items()}
-        return Snapshot(
-            self.step,
-            self.config,
-            self.model.event_shape,
-            copy_tensors(self.averaged().state_dict()),
-            copy_tensors(state),
-            self.rollbacks,
-        )
-
-
-def start(config: TrainConfig, dataset: Dataset, device: str = "cpu", ranks: Ranks = ALONE) -> TrainState:
-    """The state before the first step; weights come from `config.seed`. To be called by all ranks."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(config.seed, _INIT_STREAM))
-        model = EnergyModel(config, dataset.event_shape)
-    noise = SharedNoise(make_generator(config.seed, _INIT_STREAM))
-    some = dataset.train[:_MOMENT_EVENTS]
-    augmented = config.affine_jitter > 0 or config.horizontal_flips or config.dequantize
-    rounds = max(1, _MOMENT_EVENTS // len(some)) if augmented else 1
-    model.space = dataset.space
-    model.fit_base(torch.cat([augment(some, config, model.space, noise) for _ in range(rounds)]))
-    model.to(device)
-    model.network.precision = config.precision
-    average = copy.deepcopy(model).requires_grad_(False)
-    return TrainState(config, model, average, _make_optimizer(config, model), ranks=ranks)
-
-
-def resume(snapshot: Snapshot, config: TrainConfig, device: str = "cpu", ranks: Ranks = ALONE) -> TrainState:
-    """The state a snapshot holds, to go on under `config`, which may ask for more steps. Raises CheckpointError.
-
-    To be called by all ranks.
-    """
-    model = EnergyModel(config, snapshot.event_shape)
-    prefix = "model."
-    load_weights(model, {n[len(prefix) :]: t for n, t in snapshot.state.items() if n.startswith(prefix)})
-    ema = copy.deepcopy(model).requires_grad_(False)
-    load_weights(ema, snapshot.ema)
-    model.to(device)
-    model.network.precision = ema.network.precision = config.precision
-    optimizer = _make_optimizer(config, model)
-    state = TrainState(config, model, ema.to(device), optimizer, snapshot.step, snapshot.rollbacks, ranks)
-    _restore_moments(state.optimizer, snapshot.state)
-    return state
-
-
-def _restore_moments(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        kind, _, rest = name.partition(".")
-        if kind == "optimizer":
-            index, _, moment = rest.partition(".")
-            moments.setdefault(int(index), {})[moment] = tensor.clone()  # the optimiser would change the snapshot's
-    try:
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-    except (ValueError, KeyError) as error:
-        raise CheckpointError(f"the optimiser's moments do not belong to this configuration: {error}") from error
-
-
-def _make_optimizer(config: TrainConfig, model: EnergyModel) -> torch.optim.Optimizer:
-    settings = config.optimizer
-    return torch.optim.Adam(model.parameters(), lr=0.0, betas=(settings.beta1, settings.beta2), fused=True)
+"""How often a run goes back to a checkpoint before it gives up."""
 
 
 def train(
@@ -174,11 +77,7 @@ def train(
     yields the same events, but only the leading one draws samples; any of them can stop all.
     Raises DivergenceError (the fourth time), CheckpointError, ConfigError, ShapeError, RankError.
     """
-    _require_images_to_augment(config, dataset)
-    if snapshot is not None and config.batch_size == "auto":
-        config = replace(config, batch_size=snapshot.config.batch_size, microbatch_size=snapshot.config.microbatch_size)
-    config, decision = with_batch_size(config, dataset, device, ranks)
-    _require_rows_for_all(config, ranks)
+    config, decision = _decided(config, dataset, snapshot, device, ranks)
     if decision is not None:
         yield decision
     state = resume(snapshot, config, device, ranks) if snapshot else start(config, dataset, device, ranks)
@@ -192,13 +91,7 @@ def train(
             good = _last_regular(config, error.step, good, earlier_fn)
             state = _roll_back(state, good, dataset, device, error)
             meter = Meter(state.model.num_levels, device)
-            yield RollbackEvent(
-                step=error.step,
-                to_step=state.step,
-                rollbacks=state.rollbacks,
-                learning_rate_factor=state.learning_rate_factor,
-                reason=str(error),
-            )
+            yield _told(state, error)
             continue
         last = state.step == config.steps
         if state.step % config.log_every == 0 or last:
@@ -211,6 +104,19 @@ def train(
             yield CheckpointEvent(step=state.step, write=good.write)
     yield CheckpointEvent(step=state.step, write=state.snapshot().write)
     yield DoneEvent(step=state.step, stopped=state.step < config.steps)
+
+
+def _decided(
+    config: TrainConfig, dataset: Dataset, snapshot: Snapshot | None, device: str, ranks: Ranks
+) -> tuple[TrainConfig, BatchEvent | None]:
+    """`config` with its batch decided, now or when `snapshot` was taken, and what was measured now. Raises what `train`
+    raises of a configuration that cannot be trained."""
+    _require_images_to_augment(config, dataset)
+    if snapshot is not None and config.batch_size == "auto":
+        config = replace(config, batch_size=snapshot.config.batch_size, microbatch_size=snapshot.config.microbatch_size)
+    config, decision = with_batch_size(config, dataset, device, ranks)
+    _require_rows_for_all(config, ranks)
+    return config, decision
 
 
 def _require_images_to_augment(config: TrainConfig, dataset: Dataset) -> None:
@@ -258,9 +164,20 @@ def _roll_back(
     return again
 
 
+def _told(state: TrainState, error: DivergenceError) -> RollbackEvent:
+    return RollbackEvent(
+        step=error.step,
+        to_step=state.step,
+        rollbacks=state.rollbacks,
+        learning_rate_factor=state.learning_rate_factor,
+        reason=str(error),
+    )
+
+
 def _preview(state: TrainState) -> npt.NDArray[np.float32]:
-    seed = derive_seed(state.config.seed, _PREVIEW_STREAM)
-    samples: npt.NDArray[np.float32] = sample(state.averaged(), state.config.num_preview_samples, seed=seed).x.numpy()
+    seed = derive_seed(state.config.seed, PREVIEW_STREAM)
+    drawn = sample(state.energy.averaged(), state.config.num_preview_samples, seed=seed)
+    samples: npt.NDArray[np.float32] = drawn.x.numpy()
     return samples
 
 
@@ -269,24 +186,24 @@ def _train_step(state: TrainState, events: Tensor, meter: Meter) -> None:
     if state.step == config.score_matching.steps > 0:
         _begin_recovery(state)
     again = (state.rollbacks,) if state.rollbacks else ()
-    noise = SharedNoise(make_generator(config.seed, _STEP_STREAM, state.step, *again, device=events.device))
+    noise = SharedNoise(make_generator(config.seed, STEP_STREAM, state.step, *again, device=events.device))
     # Of the whole batch, by every rank: what is drawn does not depend on who computes which rows, and it costs little.
     x_data = augment(_batch(config, events, state.step), config, state.model.space, noise)
     level = stratified_levels(state.model.num_levels, x_data, noise)
     iterate_power(state.model)
     loss = _accumulate_gradient(state, x_data, level, noise, meter)
     learning_rate = _learning_rate(config, state.step) * state.learning_rate_factor
-    gradient_norm = _descend_gradient(state, learning_rate)
-    _update_average(state)
+    gradient_norm = state.energy.descend(learning_rate, config.optimizer.max_gradient_norm)
+    state.energy.update_average(_decay(config, state.step))
     state.step += 1
     meter.add(loss=loss, gradient_norm=gradient_norm, learning_rate=learning_rate)
     _check(loss, gradient_norm, state.step)
 
 
 def _accumulate_gradient(state: TrainState, x_data: Tensor, level: Tensor, noise: SharedNoise, meter: Meter) -> float:
-    """The loss of the batch; its gradient is left in the parameters, computed by all ranks, some rows at a time."""
+    """Compute the batch's loss and leave its gradient in the parameters: by all ranks, some rows at a time."""
     model, phase, ranks = state.model, state.phase, state.ranks
-    state.optimizer.zero_grad()
+    state.energy.optimizer.zero_grad()
     loss, acceptance = x_data.new_zeros(()), x_data.new_zeros(2, model.num_levels)
     pieces = ranks.rows(len(x_data)).pieces(state.config.microbatch_size)
     for rows in pieces:
@@ -303,7 +220,7 @@ def _accumulate_gradient(state: TrainState, x_data: Tensor, level: Tensor, noise
 
 
 def _adapt_step_sizes(model: EnergyModel, acceptance: Tensor, count: Tensor) -> None:
-    """Towards the acceptance rate that is asked for, at the levels that had chains; sums and numbers of them (T,)."""
+    """Adapt the steps of the levels that had chains; `acceptance` (T,) is the sum of `count` (T,) acceptance rates."""
     target = model.config.chain.target_acceptance
     assert target is not None
     adapted = adapt_step_size(model.step_size, acceptance / count.clamp(min=1), target=target)
@@ -311,31 +228,16 @@ def _adapt_step_sizes(model: EnergyModel, acceptance: Tensor, count: Tensor) -> 
 
 
 def _begin_recovery(state: TrainState) -> None:
-    """Leave score matching: go on from the averaged weights with fresh moments."""
-    load_weights(state.model, state.ema.state_dict())
-    state.optimizer = _make_optimizer(state.config, state.model)
+    """Leave score matching, and go on from the averaged weights with fresh moments."""
+    assert state.energy.average is not None
+    load_weights(state.model, state.energy.average.state_dict())
+    state.energy.optimizer = make_optimizer(state.config.optimizer, state.model)
 
 
-def _descend_gradient(state: TrainState, learning_rate: float) -> float:
-    """One optimiser step; the norm of the gradient before clipping."""
-    for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate
-    limit, gradients = state.config.optimizer.max_gradient_norm, [p.grad for p in state.model.parameters()]
-    norm = torch.nn.utils.get_total_norm([g for g in gradients if g is not None])
-    if limit is not None:
-        torch.nn.utils.clip_grads_with_norm_(state.model.parameters(), limit, norm)
-    state.optimizer.step()
-    return float(norm)
-
-
-@torch.no_grad()
-def _update_average(state: TrainState) -> None:
-    """EMA of the parameters, with a memory shorter than the phase's steps so far; buffers are copied."""
-    index = _phase_index(state.config, state.step)
-    decay = min(state.config.optimizer.ema_decay, (1 + index) / (10 + index))
-    torch._foreach_lerp_(list(state.ema.parameters()), list(state.model.parameters()), 1 - decay)
-    for averaged, buffer in zip(state.ema.buffers(), state.model.buffers(), strict=True):
-        averaged.copy_(buffer)
+def _decay(config: TrainConfig, step: int) -> float:
+    """The decay of the average, whose memory is shorter than the phase's steps so far."""
+    index = _phase_index(config, step)
+    return min(config.optimizer.ema_decay, (1 + index) / (10 + index))
 
 
 def _check(loss: float, gradient_norm: float, step: int) -> None:
@@ -363,7 +265,7 @@ def _batch(config: TrainConfig, events: Tensor, step: int) -> Tensor:
 
 @functools.lru_cache(maxsize=4)
 def _epoch_order(seed: int, epoch: int, count: int) -> Tensor:
-    return torch.randperm(count, generator=make_generator(seed, _ORDER_STREAM, epoch))
+    return torch.randperm(count, generator=make_generator(seed, ORDER_STREAM, epoch))
 
 
 def _learning_rate(config: TrainConfig, step: int) -> float:
@@ -379,5 +281,5 @@ def _learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def _phase_index(config: TrainConfig, step: int) -> int:
-    """How many steps of its own phase came before `step`."""
+    """The number of steps of its own phase that came before `step`."""
     return step if step < config.score_matching.steps else step - config.score_matching.steps

@@ -1,7 +1,7 @@
 """The losses of training: recovery likelihood, score matching, and what may be added to them.
 
-Source: DRL (Gao et al. 2021) sections 3.2 to 3.5. Losses are means over the batch of what their docstrings state; no
-gradient flows through sampled positions.
+Source: DRL (Gao et al. 2021) sections 3.2 to 3.5. Every loss returns one value for each row of the batch, (B,);
+`model.training.objective` takes their mean. No gradient flows through sampled positions.
 """
 
 from __future__ import annotations
@@ -12,77 +12,76 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from model.conditions import At
 from model.energies.conditional import squared_norm
 from model.schedule import expand
 
-LevelEnergyFn = Callable[[Tensor, Tensor], Tensor]
-"""(y (B, *event), level (B,)) -> energies (B,) in nats."""
+ConditionedEnergyFn = Callable[[Tensor, At], Tensor]
+"""(y (B, *event), the rows' conditions) -> energies (B,) in nats."""
 
 
 def contrastive_loss(positive_energy: Tensor, negative_energy: Tensor, weight: Tensor) -> Tensor:
-    """mean w_t (E_t(y⁺) − E_t(y⁻)), all (B,): its gradient is that of the negative log recovery likelihood."""
-    return (weight * (positive_energy - negative_energy)).mean()
+    """w_t (E_t(y⁺) − E_t(y⁻)): in expectation, its gradient is that of the negative log recovery likelihood."""
+    return weight * (positive_energy - negative_energy)
 
 
 def energy_penalty(positive_energy: Tensor, negative_energy: Tensor, weight: Tensor) -> Tensor:
-    """mean (w_t E_t(y⁺))² + (w_t E_t(y⁻))², all (B,) (Du & Mordatch 2019, with the weights of the contrastive loss).
+    """(w_t E_t(y⁺))² + (w_t E_t(y⁻))² (Du & Mordatch 2019, with the weights of the contrastive loss).
 
     It fixes the constant that the contrastive loss leaves free in every E_t, and holds back energies that run away.
     """
-    return ((weight * positive_energy) ** 2 + (weight * negative_energy) ** 2).mean()
+    return (weight * positive_energy) ** 2 + (weight * negative_energy) ** 2
 
 
 def recovery_score_matching_loss(
-    energy_fn: LevelEnergyFn, y: Tensor, x_next: Tensor, level: Tensor, sigma: Tensor
+    energy_fn: ConditionedEnergyFn, y: Tensor, x_next: Tensor, at: At, sigma: Tensor
 ) -> Tensor:
-    """mean |y⁺ − x_next + σ² ∇E_t(x_next)|²/(2σ²): the score-matching form of K = 0 (DRL section 3.5)."""
+    """|y⁺ − x_next + σ² ∇E_t(x_next)|²/(2σ²): the score-matching form of K = 0 (DRL section 3.5); `sigma` is (B,)."""
     s = expand(sigma, x_next)
-    residual = (y - x_next) / s + s * _energy_gradient(energy_fn, x_next, level)
-    return squared_norm(residual).mean() / 2
+    residual = (y - x_next) / s + s * _energy_gradient(energy_fn, x_next, at)
+    return squared_norm(residual) / 2
 
 
 def marginal_score_matching_loss(
-    energy_fn: LevelEnergyFn,
+    energy_fn: ConditionedEnergyFn,
     y: Tensor,
     noise: Tensor,
-    level: Tensor,
+    at: At,
     noise_std: Tensor,
     *,
     weigh_fn: Callable[[Tensor, Tensor], Tensor] = lambda residual, _: residual,
 ) -> Tensor:
-    """mean of weigh_fn(std ∇E_t(y) − ε, level)² per coordinate for y = mean + std ε (Vincent 2011).
+    """Mean over the coordinates of weigh_fn(std ∇E_t(y) − ε, level)² for y = mean + std ε (Vincent 2011).
 
     Its minimiser is the energy of y_t itself, for any invertible linear `weigh_fn` of the residual (B, *event).
     """
-    residual = expand(noise_std, y) * _energy_gradient(energy_fn, y, level) - noise
-    return weigh_fn(residual, level).square().mean()
+    residual = expand(noise_std, y) * _energy_gradient(energy_fn, y, at) - noise
+    return weigh_fn(residual, at.level).square().flatten(1).mean(1)
 
 
-def dual_score_matching_loss(
-    energy_fn: Callable[[Tensor, Tensor], Tensor], x_data: Tensor, log_snr: Tensor, noise: Tensor
-) -> Tensor:
-    """mean of |σ̄ ∇E − ε|² + (∂E/∂λ + ∂ log p(x_λ | x_data)/∂λ)² at x_λ = ᾱ x_data + σ̄ ε, λ = `log_snr` (B,).
+def dual_score_matching_loss(energy_fn: ConditionedEnergyFn, x_data: Tensor, at: At, noise: Tensor) -> Tensor:
+    """|σ̄ ∇E − ε|² + (∂E/∂λ + ∂ log p(x_λ | x_data)/∂λ)² at x_λ = ᾱ x_data + σ̄ ε, where λ is `at.level`.
 
     Both terms are least at E(x, λ) = −log p_λ(x) + constant: the first fixes every λ up to its own constant, the second
     ties neighbouring λ together, constants included (Guth et al. 2025, dual score matching).
     """
-    alpha_bar, sigma_bar = (expand(torch.sigmoid(sign * log_snr).sqrt(), x_data) for sign in (1, -1))
+    alpha_bar, sigma_bar = (expand(torch.sigmoid(sign * at.level).sqrt(), x_data) for sign in (1, -1))
     x = (alpha_bar * x_data + sigma_bar * noise).requires_grad_()
-    level = log_snr.detach().requires_grad_()
-    gradient, rate = torch.autograd.grad(energy_fn(x, level).sum(), (x, level), create_graph=True)
+    log_snr = at.level.detach().requires_grad_()
+    gradient, rate = torch.autograd.grad(energy_fn(x, at.on(log_snr)).sum(), (x, log_snr), create_graph=True)
     conditional_rate = alpha_bar * sigma_bar / 2 * noise * x_data + alpha_bar**2 / 2 * (
         1 - noise**2
     )  # of every coordinate
-    return (squared_norm(sigma_bar * gradient - noise) + (rate + conditional_rate.flatten(1).sum(1)) ** 2).mean()
+    return squared_norm(sigma_bar * gradient - noise) + (rate + conditional_rate.flatten(1).sum(1)) ** 2
 
 
 def noise_contrastive_loss(data_log_ratio: Tensor, noise_log_ratio: Tensor) -> Tensor:
-    """The logistic loss of telling data from noise by log p_model/p_noise at each (Gutmann & Hyvärinen 2010)."""
-    return F.softplus(-data_log_ratio).mean() + F.softplus(noise_log_ratio).mean()
+    """The logistic loss of telling data from noise by log p_model/p_noise (B,) at each (Gutmann & Hyvärinen 2010)."""
+    return F.softplus(-data_log_ratio) + F.softplus(noise_log_ratio)
 
 
-def _energy_gradient(energy_fn: LevelEnergyFn, position: Tensor, level: Tensor) -> Tensor:
+def _energy_gradient(energy_fn: ConditionedEnergyFn, position: Tensor, at: At) -> Tensor:
     """∇E_t at `position`, differentiable in the parameters."""
     y = position.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(energy_fn(y, level).sum(), y, create_graph=True)
+    (gradient,) = torch.autograd.grad(energy_fn(y, at).sum(), y, create_graph=True)
     return gradient

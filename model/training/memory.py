@@ -27,9 +27,9 @@ from model.training.objective import Objective, stratified_levels
 from model.training.ranks import Ranks
 
 _GPU_SHARE, _CPU_SHARE = 0.85, 0.5
-"""Of the free memory: a GPU is this process's own, the rest of a machine is there for others too."""
+"""What share of the free memory a step may take: a GPU is this process's own, a machine's memory is for others too."""
 _NUM_MOMENTS = 2
-"""Tensors of the parameters' size that Adam makes at its first step."""
+"""The number of tensors of the parameters' size that Adam makes at its first step."""
 
 
 def with_batch_size(
@@ -133,7 +133,7 @@ class TrialStep:
 
 
 def free_bytes(device: str) -> int:
-    """Memory that can be had on a device. Raises ConfigError where it cannot be found out."""
+    """The memory that can be had on a device. Raises ConfigError where it cannot be found out."""
     if device.startswith("cuda"):
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept

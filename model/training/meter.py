@@ -12,7 +12,7 @@ from model.training.ranks import Ranks
 
 
 class Meter:
-    """Sums since the last report, kept on the device; those of levels are of this rank's pairs."""
+    """Sums since the last report, kept on the device; the sums by level are of this rank's pairs alone."""
 
     _NAMES = ("positive_energy", "negative_energy", "displacement", "acceptance_rate")
 
@@ -31,7 +31,7 @@ class Meter:
         self._since, self._timed_steps = time.monotonic(), 0
 
     def add(self, *, loss: float, gradient_norm: float, learning_rate: float) -> None:
-        """One step's scalars."""
+        """Take in the scalars of one step."""
         self._steps += 1
         self._timed_steps += 1
         self._loss += loss
@@ -39,12 +39,12 @@ class Meter:
         self._learning_rate = learning_rate
 
     def add_levels(self, level: Tensor, values: Tensor) -> None:
-        """Values (4, B) of pairs, in the order of `_NAMES`."""
+        """Take in the values (4, B) of pairs, in the order of `_NAMES`."""
         self._sums.index_add_(1, level, values.float())
         self._counts.index_add_(0, level, torch.ones_like(level, dtype=torch.float32))
 
     def report(self, ranks: Ranks, *, step: int, total_steps: int, phase: Phase) -> StepEvent:
-        """Means since the last report. To be called by all ranks."""
+        """The means since the last report. To be called by all ranks."""
         ranks.sum(self._sums)
         ranks.sum(self._counts)
         seen = (self._counts > 0).tolist()
@@ -68,6 +68,6 @@ class Meter:
 
 
 def sums_by_level(values: Tensor, level: Tensor, num_levels: int) -> Tensor:
-    """(2, T): the sums of values (B,) by level, and of how many."""
+    """(2, T): by level, the sum of the values (B,) and their number."""
     both = torch.stack([values.detach().float(), torch.ones_like(values, dtype=torch.float32)])
     return torch.zeros(2, num_levels, device=values.device).index_add_(1, level, both)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from model.chains.sampling import draw_conditional
+from model.conditions import At
 from model.energies.conditional import squared_norm
 from model.energies.energy_model import EnergyModel
 from model.events import Phase
@@ -34,16 +35,16 @@ data (1.5 times in two dimensions), yet stays near enough in many to say somethi
 
 
 class PartialLoss(NamedTuple):
-    """What some rows add to a batch."""
+    """The part that some rows have in the loss of a batch."""
 
     loss: Tensor
-    """() their part of the batch's mean"""
+    """() what they add to the mean over the batch"""
     levels: Tensor | None
     """(4, B) in recovery: E_t(y⁺), E_t(y⁻), displacement and acceptance rate of each row, without gradient"""
 
 
 class Objective(nn.Module):
-    """A model's loss; one module, so that DistributedDataParallel can wrap it."""
+    """A model's loss, the mean over a batch's rows. It is one module, so that DistributedDataParallel can wrap it."""
 
     def __init__(self, model: EnergyModel) -> None:
         super().__init__()
@@ -51,21 +52,25 @@ class Objective(nn.Module):
 
     def forward(self, rows: Rows, x_data: Tensor, level: Tensor, noise: SharedNoise, phase: Phase) -> PartialLoss:
         """`x_data` (B, *event) and `level` (B,) are those of the whole batch, `noise` what is drawn for it."""
-        x, t, own = rows.of(x_data), rows.of(level), noise.at(rows)
+        x, at, own = rows.of(x_data), At(rows.of(level)), noise.at(rows)
         if phase == "score_matching":
-            return PartialLoss(rows.share * score_matching_loss(self.model, x, t, own), None)
-        loss, levels = recovery_loss(self.model, x, t, own)
-        loss = rows.share * loss
+            return PartialLoss(_mean(score_matching_losses(self.model, x, at, own), rows), None)
+        losses, levels = recovery_losses(self.model, x, at, own)
+        loss = _mean(losses, rows)
         matching = self.model.config.score_matching
         if matching.recovery_weight > 0:
             stride = max(1, len(x_data) // matching.batch_size)
             some = rows.every(stride)
             if len(some):
-                matched = score_matching_loss(
-                    self.model, some.of(x_data[::stride]), some.of(level[::stride]), own.at(some)
-                )
-                loss = loss + matching.recovery_weight * some.share * matched
+                x, at = some.of(x_data[::stride]), At(some.of(level[::stride]))
+                losses = score_matching_losses(self.model, x, at, own.at(some))
+                loss = loss + matching.recovery_weight * _mean(losses, some)
         return PartialLoss(loss, levels)
+
+
+def _mean(losses: Tensor, rows: Rows) -> Tensor:
+    """What the losses (B,) of some rows add to the mean over the batch that the rows are of."""
+    return rows.share * losses.mean()
 
 
 def stratified_levels(num_levels: int, x_data: Tensor, noise: SharedNoise) -> Tensor:
@@ -73,53 +78,53 @@ def stratified_levels(num_levels: int, x_data: Tensor, noise: SharedNoise) -> Te
     return (noise.spread(x_data) * num_levels).long().clamp(max=num_levels - 1)
 
 
-def score_matching_loss(model: EnergyModel, x_data: Tensor, level: Tensor, noise: SharedNoise) -> Tensor:
-    """The configuration's score-matching loss, a mean over the rows."""
-    schedule, epsilon = model.schedule, noise.normal(x_data)
+def score_matching_losses(model: EnergyModel, x_data: Tensor, at: At, noise: SharedNoise) -> Tensor:
+    """The configuration's score-matching loss of every row, (B,)."""
+    schedule, level, epsilon = model.schedule, at.level, noise.normal(x_data)
     if model.config.score_matching.form == "dual":
-        log_snr = _stratified_log_snr(model, x_data, noise)
-        loss = dual_score_matching_loss(model.energy_at, x_data, log_snr, epsilon)
+        at = at.on(_stratified_log_snr(model, x_data, noise))
+        losses = dual_score_matching_loss(model.continuous_energy, x_data, at, epsilon)
         if (weight := model.config.score_matching.noise_contrast) > 0:
-            loss = loss + weight * _noise_contrast(model, x_data, log_snr, epsilon, noise)
-        return loss
+            losses = losses + weight * _noise_contrast(model, x_data, at, epsilon, noise)
+        return losses
     scale = schedule.scale[level]
     if model.config.score_matching.form == "marginal":
         y = expand(scale, x_data) * schedule.diffuse(x_data, level, epsilon)
         return marginal_score_matching_loss(
-            model.energy, y, epsilon, level, scale * schedule.sigma_bar[level], weigh_fn=model.weigh_residual
+            model.energy, y, epsilon, at, scale * schedule.sigma_bar[level], weigh_fn=model.weigh_residual
         )
     x, x_next = schedule.diffuse_pair(x_data, level, epsilon, noise.normal(x_data))
-    return recovery_score_matching_loss(model.energy, expand(scale, x) * x, x_next, level, schedule.sigma[level + 1])
+    return recovery_score_matching_loss(model.energy, expand(scale, x) * x, x_next, at, schedule.sigma[level + 1])
 
 
-def recovery_loss(model: EnergyModel, x_data: Tensor, level: Tensor, noise: SharedNoise) -> tuple[Tensor, Tensor]:
-    """The contrastive loss of pairs, a mean over the rows, and what `PartialLoss.levels` says of them."""
-    config, chain, schedule = model.config, model.config.chain, model.schedule
+def recovery_losses(model: EnergyModel, x_data: Tensor, at: At, noise: SharedNoise) -> tuple[Tensor, Tensor]:
+    """The contrastive loss of every pair, (B,), and what `PartialLoss.levels` says of them."""
+    config, chain, schedule, level = model.config, model.config.chain, model.schedule, at.level
     if config.shared_noise:
         x, x_next = schedule.diffuse_together(x_data, level, noise.normal(x_data))
     else:
         x, x_next = schedule.diffuse_pair(x_data, level, noise.normal(x_data), noise.normal(x_data))
     y_positive = expand(schedule.scale[level], x) * x
     with model.frozen():
-        draw = draw_conditional(model, x_next, level, noise, num_steps=chain.num_steps, start=chain.start)
-    energy = model.energy(torch.cat([y_positive, draw.y]), torch.cat([level, level]))
+        draw = draw_conditional(model, x_next, at, noise, num_steps=chain.num_steps, start=chain.start)
+    energy = model.energy(torch.cat([y_positive, draw.y]), At.joined([at, at]))
     positive, negative = energy.chunk(2)
     displacement = (squared_norm(draw.y - x_next) / x[0].numel()).sqrt()
     levels = torch.stack([positive.detach(), negative.detach(), displacement, draw.acceptance])
     loss_weight = model.loss_weight[level]
-    loss = contrastive_loss(positive, negative, loss_weight)
+    losses = contrastive_loss(positive, negative, loss_weight)
     if config.energy_penalty > 0:
-        loss = loss + config.energy_penalty * energy_penalty(positive, negative, loss_weight)
-    return loss, levels
+        losses = losses + config.energy_penalty * energy_penalty(positive, negative, loss_weight)
+    return losses, levels
 
 
-def _noise_contrast(model: EnergyModel, x_data: Tensor, log_snr: Tensor, epsilon: Tensor, noise: SharedNoise) -> Tensor:
+def _noise_contrast(model: EnergyModel, x_data: Tensor, at: At, epsilon: Tensor, noise: SharedNoise) -> Tensor:
     assert model.base is not None
-    signal, spread = (expand(torch.sigmoid(sign * log_snr).sqrt(), x_data) for sign in (1, -1))
+    signal, spread = (expand(torch.sigmoid(sign * at.level).sqrt(), x_data) for sign in (1, -1))
     x = signal * x_data + spread * epsilon
     factor = math.exp(_CONTRAST_NATS / x_data[0].numel())
-    other, noise_energy = model.base.widened(log_snr, x_data, noise, factor)
-    energy = model.energy_at(torch.cat([x, other]), torch.cat([log_snr, log_snr]))
+    other, noise_energy = model.base.widened(at.level, x_data, noise, factor)
+    energy = model.continuous_energy(torch.cat([x, other]), At.joined([at, at]))
     ours, theirs = energy.chunk(2)
     return noise_contrastive_loss(noise_energy(x) - ours, noise_energy(other) - theirs)
 

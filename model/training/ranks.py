@@ -20,11 +20,11 @@ from model.errors import RankError
 from model.rows import Rows
 
 _TIMEOUT = timedelta(days=1)
-"""Ranks wait while one of them waits for its stores; that one died, torchrun notices and ends the others."""
+"""How long a rank waits for another. One may itself wait for its stores; if one dies, torchrun ends the others."""
 
 
 class Ranks:
-    """Which of how many processes this is, and what they do together. On its own it is one process alone.
+    """This process among those that train together, and what they do together. Without arguments it is one alone.
 
     Calls that say so must be made by all ranks, in the same order. They raise RankError when another rank is gone.
     """
@@ -39,11 +39,11 @@ class Ranks:
         return self.index == 0
 
     def rows(self, count: int) -> Rows:
-        """This rank's part of a batch of `count`."""
+        """The rows of a batch of `count` that this rank computes."""
         return Rows.all_of(count).part(self.index, self.count)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """`tensor` added up over the ranks, in place and the same bits on each. To be called by all."""
+        """Add `tensor` up over the ranks, in place and to the same bits on each. To be called by all."""
         if self.count > 1:
             with _told_apart():
                 dist.all_reduce(tensor)
@@ -63,7 +63,7 @@ class Ranks:
         return int(found)
 
     def wait(self) -> None:
-        """Until all ranks have called it."""
+        """Wait until all ranks have called this."""
         self.any(False)
 
     @contextlib.contextmanager
@@ -84,13 +84,13 @@ class Ranks:
             return DistributedDataParallel(module, forward_sync_buffers=False, find_unused_parameters=True)
 
     def part_of_a_step(self, module: nn.Module, *, is_last: bool) -> contextlib.AbstractContextManager[None]:
-        """Forward and backward of some rows: the gradients stay here until those of the last rows were added."""
+        """Enclose a pass over some rows: their gradients stay on this rank until those of the last rows are added."""
         if is_last or not isinstance(module, DistributedDataParallel):
             return contextlib.nullcontext()
         return module.no_sync()
 
     def backward(self, loss: Tensor) -> None:
-        """Add this loss's gradient to the parameters', in the sum over the ranks. To be called by all."""
+        """Add the gradient of this loss, summed over the ranks, to the parameters'. To be called by all."""
         if self.count == 1:
             loss.backward()  # type: ignore[no-untyped-call]
             return
@@ -99,12 +99,12 @@ class Ranks:
 
 
 ALONE = Ranks()
-"""One process."""
+"""A process that trains by itself."""
 
 
 @contextlib.contextmanager
 def _told_apart() -> Iterator[None]:
-    """torch's error of a broken connection as ours."""
+    """Raise torch's error of a broken connection as RankError."""
     try:
         yield
     except torch.OutOfMemoryError:

@@ -12,8 +12,9 @@ from model.config import CalibrationConfig
 from model.presets import ALIASES, PRESET_SUMMARIES
 from service.bodies.datasets import DATASET_NAMES
 from worker.ids import ULID_PATTERN
-from worker.jobs.record import JobKind, JobRecord, JobStatus
-from worker.observe.redaction import redact, redact_all
+from worker.jobs.kinds import KindName, kind_of
+from worker.jobs.record import JobRecord, JobStatus
+from worker.observe.redaction import redact
 
 _JOB_ID = "01JD3Z6M3Q4R5S6T7V8W9X0Y1Z"
 MODEL_ID = "01JD3Z6M3QMDE0N5K7C2B8F4GH"
@@ -229,7 +230,7 @@ class JobBody(BaseModel):
     """A job."""
 
     id: str = Field(examples=[_JOB_ID])
-    kind: JobKind
+    kind: KindName
     status: JobStatus = Field(examples=["running"])
     name: str | None = Field(examples=["my first model"])
     model_id: str | None = Field(
@@ -257,16 +258,18 @@ class JobBody(BaseModel):
     @classmethod
     def of(cls, record: JobRecord, *, queue_position: int | None) -> JobBody:
         """The public view of a record."""
-        config = record.spec.get("config")
+        kind = kind_of(record.kind)
+        spec = record.spec if kind is None else kind.spec.completed(record.spec)
+        config = spec.get("config")
         known = config if isinstance(config, dict) else {}
         return cls(
             **record.model_dump(include=_SHARED_FIELDS),
             progress=ProgressBody(**record.progress.model_dump(), queue_position=queue_position),
-            model_step=record.spec.get("step"),
-            seed=known.get("seed"),
+            model_step=spec.get("step"),
+            seed=spec.get("seed", known.get("seed")),
             dataset=known.get("dataset"),
-            device=record.spec.get("device"),
-            num_gpus=record.spec.get("num_gpus", 1) if record.kind is JobKind.train else None,
+            device=spec.get("device"),
+            num_gpus=spec.get("num_gpus"),
             config=config,
         )
 
@@ -281,18 +284,6 @@ class JobPageBody(BaseModel):
     next_cursor: str | None = Field(
         description="Give it as `cursor` for the page after; null on the last", examples=[None]
     )
-
-
-class EventBody(BaseModel):
-    """Something that happened in a job; also the `data` of the event stream."""
-
-    id: str = Field(description="Orders events; resume after it with Last-Event-ID", examples=["1732392000000-0"])
-    type: str = Field(
-        description="status, started, batch, step, sample, checkpoint, rollback, calibration, calibrated, or a notice",
-        examples=["step"],
-    )
-    at: datetime
-    data: Annotated[dict[str, Any], AfterValidator(redact_all)] = Field(examples=[{"step": 20, "loss": 0.4}])
 
 
 class LogZBody(BaseModel):

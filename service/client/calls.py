@@ -38,13 +38,18 @@ class Calls(Generic[J, M]):
     model_of: Callable[[Json], M]
 
     @described
+    def submit(self, kind: str, /, *, idempotency_key: str | None = None, **fields: Any) -> Call[J]:
+        """Start a job of any kind that the service knows. `fields` are those of POST /jobs/KIND."""
+        return self.job_of((yield from requests.create_job(kind, given(**fields), idempotency_key)))
+
+    @described
     def train(
         self, preset: str | None = None, *, idempotency_key: str | None = None, **options: Unpack[TrainOptions]
     ) -> Call[J]:
         """Start a training job. Options: config, dataset, name, seed, steps, batch_size, checkpoint_every,
         sample_every, calibrate, device, num_gpus."""
         body = given(preset=preset, **options)
-        return self.job_of((yield from requests.create("/jobs/train", body, idempotency_key)))
+        return self.job_of((yield from requests.create_job("train", body, idempotency_key)))
 
     @described
     def jobs(self, *, status: str | None = None) -> Call[list[J]]:
@@ -136,7 +141,7 @@ class Calls(Generic[J, M]):
     ) -> Call[J]:
         """Start an estimate of log Z of a checkpoint. Options as POST /jobs/calibrate."""
         body = given(model=model, **options)
-        return self.job_of((yield from requests.create("/jobs/calibrate", body, idempotency_key)))
+        return self.job_of((yield from requests.create_job("calibrate", body, idempotency_key)))
 
     @described
     def sample_in_bulk(
@@ -144,7 +149,7 @@ class Calls(Generic[J, M]):
     ) -> Call[J]:
         """Start a job that draws many samples into storage. Options as POST /jobs/sample."""
         body = given(model=model, num_images=num_images, **options)
-        return self.job_of((yield from requests.create("/jobs/sample", body, idempotency_key)))
+        return self.job_of((yield from requests.create_job("sample", body, idempotency_key)))
 
     @described
     def shards(self, job_id: str) -> Call[Json]:

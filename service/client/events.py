@@ -20,32 +20,32 @@ class Event(TypedDict):
     id: str
     """orders events; `after` takes it"""
     type: str
-    """status, started, step, sample, checkpoint, rollback, calibration, calibrated, or a notice"""
+    """what happened; GET /openapi.json says under EventBody which types there are and what the data of each are"""
     at: str
     data: dict[str, Any]
 
 
 @dataclass
 class EventFeed:
-    """Where a reader of a job's events has got to."""
+    """How far a reader of a job's events has come."""
 
     job_id: str
     last_id: str | None = None
     failures: int = 0
-    """in a row, without an event between them"""
+    """broken connections in a row, without an event between them"""
 
     @property
     def path(self) -> str:
-        """Of the stream."""
+        """The path of the stream."""
         return f"/jobs/{quoted(self.job_id)}/events"
 
     @property
     def headers(self) -> dict[str, str]:
-        """To go on after the last event."""
+        """The headers with which the stream goes on after the last event."""
         return {"Accept": "text/event-stream", **({"Last-Event-ID": self.last_id} if self.last_id else {})}
 
     def read(self, line: str) -> Event | None:
-        """The event of a line, if it is one. Raises httpx2.ReadError when the server says that it must stop."""
+        """The event in a line of the stream, if it is one. Raises httpx2.ReadError when the server must stop."""
         # Every event carries itself, id and type included, in its data, on one line.
         if not line.startswith("data: "):
             return None
@@ -56,7 +56,7 @@ class EventFeed:
         return event
 
     def pause_after_failure_s(self, url: str) -> float:
-        """How long to wait before the stream is opened again. Raises ClientError after too many failures."""
+        """Seconds to wait before the stream is opened again. Raises ClientError after too many failures."""
         self.failures += 1
         if self.failures >= _MOST_FAILURES:
             raise ClientError(

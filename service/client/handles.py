@@ -116,14 +116,14 @@ class ModelCalls(Answer, ModelBody, Generic[J]):
     def calibrate(self, *, step: int | None = None, **options: Unpack[CalibrateOptions]) -> Call[J]:
         """Start an estimate of log Z, which log_density needs. Options as POST /jobs/calibrate."""
         body = given(model=self.at(step), **options)
-        job: J = self._client.job_of((yield from requests.create("/jobs/calibrate", body, None)))
+        job: J = self._client.job_of((yield from requests.create_job("calibrate", body, None)))
         return job
 
     @described
     def sample_in_bulk(self, num_images: int, *, step: int | None = None, **options: Unpack[BulkOptions]) -> Call[J]:
         """Start a job that draws many samples into storage. Options as POST /jobs/sample."""
         body = given(model=self.at(step), num_images=num_images, **options)
-        job: J = self._client.job_of((yield from requests.create("/jobs/sample", body, None)))
+        job: J = self._client.job_of((yield from requests.create_job("sample", body, None)))
         return job
 
     @described

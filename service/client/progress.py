@@ -17,14 +17,14 @@ _PHASES = {"score_matching": "score matching", "recovery": "recovery likelihood"
 
 
 def progress_console() -> Console:
-    """Standard output; in a notebook, which says that it is a terminal and cannot redraw a line, plain text."""
+    """The console of standard output; plain text in a notebook, which says that it can redraw a line and cannot."""
     if "ipykernel" in sys.modules:
         return Console(highlight=False, force_jupyter=False, force_terminal=False)
     return Console(highlight=False)
 
 
 class Bar:
-    """The bar of one job, within a `with` block. Where nothing can be redrawn, a line per tenth of a training."""
+    """The bar of one job, for a `with` block. Where nothing can be redrawn, it prints a line a tenth of a training."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -50,7 +50,7 @@ class Bar:
 
 
 def show(events: Iterable[E], console: Console) -> list[E]:
-    """Draw the bar until the stream ends; every event that came."""
+    """Draw the bar until the stream ends; returns every event that came."""
     seen: list[E] = []
     with Bar(console) as bar:
         for event in events:
@@ -113,7 +113,7 @@ def _draw(bar: Progress, task: TaskID, event: Event) -> None:
 
 
 def _detail(data: Event) -> str:
-    """`loss 0.0123 · 31.4 steps/s · ETA 1:12`; what is not known is left out."""
+    """A line like `loss 0.0123 · 31.4 steps/s · ETA 1:12`; what is not known is left out."""
     parts = []
     if (loss := data.get("loss")) is not None:
         parts.append(f"loss {loss:.4g}")

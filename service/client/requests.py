@@ -146,10 +146,12 @@ def read_bytes(path: str) -> Call[bytes]:
     return content
 
 
-def create(path: str, body: Json, idempotency_key: str | None) -> Call[Json]:
-    """A new job. Its key makes it safe to ask again when the answer got lost."""
+def create_job(kind: str, body: Json, idempotency_key: str | None) -> Call[Json]:
+    """A new job of a kind. The idempotency key makes it safe to ask again when the answer got lost."""
     headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
-    reply = yield from answered(Send("POST", path, {"json": body, "headers": headers}, repeatable=True))
+    reply = yield from answered(
+        Send("POST", f"/jobs/{quoted(kind)}", {"json": body, "headers": headers}, repeatable=True)
+    )
     made: Json = reply.json()
     return made
 

@@ -228,6 +228,26 @@ def calibrate(
         _started(job, wait=wait, as_json=as_json)
 
 
+@application.command(
+    rich_help_panel=JOBS_PANEL,
+    epilog=examples("recovery submit calibrate --set model=MODEL --set num_chains=1024 --wait"),
+)
+def submit(
+    kind: Annotated[str, typer.Argument(help="Kind of job, as in POST /jobs/KIND", show_default=False)],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="One field of the request, field=value; may be repeated")
+    ] = None,
+    wait: Wait = False,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Start a job of any kind that the service knows; prints its id."""
+    with Recovery(url, api_key=api_key) as client:
+        job = client.submit(kind, **_changes(None, settings or []))
+        _started(job, wait=wait, as_json=as_json)
+
+
 def _started(job: Job, *, wait: bool, as_json: bool) -> None:
     if not as_json:
         print_line(job.id)

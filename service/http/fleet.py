@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from worker.jobs.kinds import TRAIN_QUEUE
 from worker.jobs.record import now
 from worker.jobs.records import RecordStore
 from worker.jobs.tally import Tally, read_tally
 from worker.observe.presence import live_workers
 from worker.queue.loads import LOADS_KEY, own_queue
-from worker.queue.messages import SAMPLE_QUEUE, TRAIN_QUEUE
+from worker.queue.messages import SAMPLE_QUEUE
 
 _QUEUES = (TRAIN_QUEUE, SAMPLE_QUEUE)
 

@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 from starlette.types import Scope
 
 from service.http.fleet import Fleet
-from worker.jobs.tally import ATTEMPT_DURATION, JOB_DURATION, JOBS, STARTED
+from worker.jobs.tally import BOUNDS_S
 from worker.observe.probe import PATIENCE_S, Probe
 from worker.observe.series import Series
 from worker.storage.artifacts import ArtifactError
@@ -54,6 +54,22 @@ QUEUE_AGE = Series(
     ("queue",),
 )
 WORKERS = Series("recovery_workers", "gauge", "Workers that give signs of life", ("kind",))
+JOBS = Series("recovery_jobs", "gauge", "Jobs by kind and status", ("kind", "status"))
+STARTED = Series("recovery_job_attempts_started_total", "counter", "Attempts that began", ("kind",))
+ATTEMPT_DURATION = Series(
+    "recovery_job_attempt_duration_seconds",
+    "histogram",
+    "From the start of an attempt to its end, by how it ended",
+    ("kind", "outcome"),
+    BOUNDS_S,
+)
+JOB_DURATION = Series(
+    "recovery_job_duration_seconds",
+    "histogram",
+    "From when a job was given, or resumed, to its end",
+    ("kind", "status"),
+    BOUNDS_S,
+)
 
 
 class RequestMetrics:

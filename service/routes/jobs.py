@@ -1,24 +1,22 @@
-"""Jobs: start, look at, follow, cancel, resume."""
+"""The routes of jobs: start one of a kind, look at it, follow, cancel and resume it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
 from dataclasses import fields
-from typing import Annotated, Any
+from typing import Annotated
 
-import structlog
 from fastapi import APIRouter, Header, Path, Query, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
-from kombu.exceptions import OperationalError
 from starlette.concurrency import run_in_threadpool
 
 from model.config import CalibrationConfig, to_dict
+from service.bodies.events import EventBody
 from service.bodies.jobs import (
     BulkSampleRequest,
     CalibrateRequest,
-    EventBody,
     JobBody,
     JobPageBody,
     ResumeRequest,
@@ -29,25 +27,33 @@ from service.bodies.jobs import (
 from service.door.limits import JobSlot
 from service.http.accept import preferred
 from service.http.errors import Problem, documented, field_problem, not_acceptable
-from service.http.idempotency import IdempotencyKeyDependency
-from service.http.preference import PreferredWait, WaitDependency
+from service.http.preference import WaitDependency
 from service.routes.models import checkpoint_step, describe, parse_model
 from service.stores import Stores, StoresDependency
 from service.work.configuration import train_config, with_steps
+from service.work.submission import SubmissionDependency, Wanted, job_body, making_a_job, queue
 from worker.ids import ULID_PATTERN
+from worker.jobs.event import JobEvent
 from worker.jobs.events import follow_events
-from worker.jobs.record import JobEvent, JobKind, JobRecord, JobStatus
-from worker.queue.broker import wake
+from worker.jobs.kinds import CalibrateSpec, JobKind, SampleSpec, TrainSpec
+from worker.jobs.record import JobRecord, JobStatus
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
-log = structlog.get_logger(__name__)
 
 _SSE = "text/event-stream"
 _JSON_LINES = "application/jsonl"
 _SSE_SCHEMA = {
     "type": "object",
     "description": "One event of the stream",
-    "properties": {name: {"type": "string"} for name in ("id", "event", "data")},
+    "properties": {
+        "id": {"type": "string"},
+        "event": {"type": "string"},
+        "data": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": {"$ref": "#/components/schemas/EventBody"},
+        },
+    },
     "examples": [{"id": "1732392000000-0", "event": "step", "data": '{"id":"1732392000000-0","type":"step", …}'}],
 }
 _LINE = '{"id":"1732392000000-0","type":"step","at":"2026-11-24T09:30:00Z","data":{"step":20,"loss":0.4}}\n'
@@ -69,34 +75,16 @@ LastEventId = Annotated[
     ),
 ]
 
-_ENDED_ALREADY: dict[int | str, dict[str, Any]] = {
-    200: {"model": JobBody, "description": "It ended within the time that `Prefer: wait` gave it"}
-}
 
-
-@router.post(
-    "/train",
-    operation_id="train",
-    status_code=202,
-    summary="Start a training job",
-    responses={**_ENDED_ALREADY, **documented(409)},
-    dependencies=[JobSlot],
-)
-async def train(
-    request: TrainRequest,
-    response: Response,
-    stores: StoresDependency,
-    key: IdempotencyKeyDependency,
-    wait: WaitDependency,
-) -> JobBody:
+@router.post("/train", operation_id="train", summary="Start a training job", **making_a_job(409))
+async def train(request: TrainRequest, submission: SubmissionDependency) -> JobBody:
     """Checks the request, stores the job and queues it. `Location` is where to look at it; its events tell the rest."""
 
-    def submit() -> JobRecord:
-        config = train_config(request, stores.settings, stores.artifacts)
-        spec = {"config": to_dict(config), "device": request.device, "num_gpus": request.num_gpus}
-        return key.create(stores, request, lambda job_id: _create(stores, job_id, JobKind.train, spec, request.name))
+    def wanted() -> Wanted:
+        config = train_config(request, submission.stores.settings, submission.stores.artifacts)
+        return Wanted(spec=TrainSpec(config=config, device=request.device, num_gpus=request.num_gpus))
 
-    return await _answer(stores, response, await run_in_threadpool(submit), wait)
+    return await submission.answer(JobKind.train, request, wanted)
 
 
 @router.post("/train/check", operation_id="check_training", summary="Check a training request without starting it")
@@ -105,67 +93,42 @@ def check_training(request: TrainRequest, stores: StoresDependency) -> TrainChec
     return TrainCheckBody(config=to_dict(train_config(request, stores.settings, stores.artifacts)))
 
 
-@router.post(
-    "/calibrate",
-    operation_id="calibrate",
-    status_code=202,
-    summary="Estimate log Z of a checkpoint",
-    responses={**_ENDED_ALREADY, **documented(404, 409)},
-    dependencies=[JobSlot],
-)
-async def calibrate(
-    request: CalibrateRequest,
-    response: Response,
-    stores: StoresDependency,
-    key: IdempotencyKeyDependency,
-    wait: WaitDependency,
-) -> JobBody:
+@router.post("/calibrate", operation_id="calibrate", summary="Estimate log Z of a checkpoint", **making_a_job(404, 409))
+async def calibrate(request: CalibrateRequest, submission: SubmissionDependency) -> JobBody:
     """Annealed importance sampling from both sides, in rounds, until they meet; POST /log-density needs it."""
 
-    def submit() -> JobRecord:
-        model_id, wanted = parse_model(request.model)
-        describe(stores, model_id)
-        step = checkpoint_step(stores, model_id, wanted)
-        options = request.model_dump(include={field.name for field in fields(CalibrationConfig)})
-        spec = {"config": to_dict(CalibrationConfig(**options)), "step": step, "device": request.device}
-        return key.create(
-            stores,
-            request,
-            lambda job_id: _create(stores, job_id, JobKind.calibrate, spec, request.name, model_id),
-        )
+    def wanted() -> Wanted:
+        model_id, step = _checkpoint(submission.stores, request.model)
+        config = CalibrationConfig(**request.model_dump(include={field.name for field in fields(CalibrationConfig)}))
+        return Wanted(spec=CalibrateSpec(config=config, step=step, device=request.device), model_id=model_id)
 
-    return await _answer(stores, response, await run_in_threadpool(submit), wait)
+    return await submission.answer(JobKind.calibrate, request, wanted)
 
 
 @router.post(
-    "/sample",
-    operation_id="sample_in_bulk",
-    status_code=202,
-    summary="Draw many samples into storage",
-    responses={**_ENDED_ALREADY, **documented(404, 409)},
-    dependencies=[JobSlot],
+    "/sample", operation_id="sample_in_bulk", summary="Draw many samples into storage", **making_a_job(404, 409)
 )
-async def sample_in_bulk(
-    request: BulkSampleRequest,
-    response: Response,
-    stores: StoresDependency,
-    key: IdempotencyKeyDependency,
-    wait: WaitDependency,
-) -> JobBody:
+async def sample_in_bulk(request: BulkSampleRequest, submission: SubmissionDependency) -> JobBody:
     """Shards of .npy, drawn by a trainer; GET /jobs/{id}/shards lists them when all are there."""
 
-    def submit() -> JobRecord:
-        model_id, wanted = parse_model(request.model)
-        describe(stores, model_id)
-        step = checkpoint_step(stores, model_id, wanted)
-        seed = random_seed() if request.seed is None else request.seed
-        spec = request.model_dump(include={"num_images", "shard_images", "noise_scale", "device"})
-        spec |= {"step": step, "seed": seed, "num_steps": request.steps}
-        return key.create(
-            stores, request, lambda job_id: _create(stores, job_id, JobKind.sample, spec, request.name, model_id)
+    def wanted() -> Wanted:
+        model_id, step = _checkpoint(submission.stores, request.model)
+        spec = SampleSpec(
+            **request.model_dump(include={"num_images", "shard_images", "noise_scale", "device"}),
+            step=step,
+            seed=random_seed() if request.seed is None else request.seed,
+            num_steps=request.steps,
         )
+        return Wanted(spec=spec, model_id=model_id)
 
-    return await _answer(stores, response, await run_in_threadpool(submit), wait)
+    return await submission.answer(JobKind.sample, request, wanted)
+
+
+def _checkpoint(stores: Stores, text: str) -> tuple[str, int]:
+    """(model id, step) of the checkpoint that `id` or `id@step` names. Raises Problem."""
+    model_id, wanted = parse_model(text)
+    describe(stores, model_id)
+    return model_id, checkpoint_step(stores, model_id, wanted)
 
 
 @router.get("", operation_id="list_jobs", summary="List jobs, newest first")
@@ -178,14 +141,14 @@ def list_jobs(
 ) -> JobPageBody:
     """One page of jobs."""
     page = stores.records.list(status=status, kind=kind, cursor=cursor, limit=limit)
-    return JobPageBody(jobs=[_body(stores, record) for record in page.records], next_cursor=page.next_cursor)
+    return JobPageBody(jobs=[job_body(stores, record) for record in page.records], next_cursor=page.next_cursor)
 
 
 @router.get("/{job_id}", operation_id="get_job", summary="Look at a job", responses=documented(404))
 async def get_job(job_id: JobId, stores: StoresDependency, wait: WaitDependency) -> JobBody:
     """The job as it stands, or with `Prefer: wait=N` as it ended."""
     record = await wait.record(stores, await run_in_threadpool(stores.records.find, job_id))
-    return await run_in_threadpool(_body, stores, record)
+    return await run_in_threadpool(job_body, stores, record)
 
 
 @router.get(
@@ -199,7 +162,7 @@ async def get_job(job_id: JobId, stores: StoresDependency, wait: WaitDependency)
             "a type and, as `data`, an EventBody",
             "content": {
                 _SSE: {"schema": _SSE_SCHEMA},
-                _JSON_LINES: {"schema": {"type": "string", "examples": [_LINE]}},
+                _JSON_LINES: {"schema": {"type": "string", "description": "An EventBody a line", "examples": [_LINE]}},
             },
         },
         **documented(404, 406),
@@ -237,7 +200,7 @@ def cancel_job(job_id: JobId, response: Response, stores: StoresDependency) -> J
     record = stores.records.request_cancel(job_id)
     if before.status.is_terminal:
         response.status_code = 200
-    return _body(stores, record)
+    return job_body(stores, record)
 
 
 @router.post(
@@ -254,47 +217,17 @@ def resume_job(job_id: JobId, stores: StoresDependency, request: ResumeRequest |
     if request is not None and request.steps is not None:
         spec = _longer_spec(before, request.steps)
     record = stores.records.resume(job_id, spec=spec)
-    _wake(stores, record)
-    return _body(stores, record)
-
-
-def _create(
-    stores: Stores, job_id: str, kind: JobKind, spec: dict[str, Any], name: str | None, model_id: str | None = None
-) -> JobRecord:
-    record = stores.records.create(kind, spec, name=name, model_id=model_id, job_id=job_id)
-    _wake(stores, record)
-    return record
-
-
-async def _answer(stores: Stores, response: Response, record: JobRecord, wait: PreferredWait) -> JobBody:
-    """To a request that made a job, after the wait that the client prefers."""
-    response.headers["Location"] = f"/jobs/{record.id}"
-    record = await wait.record(stores, record)
-    if wait.seconds is not None and record.status.is_terminal:
-        response.status_code = 200
-    return await run_in_threadpool(_body, stores, record)
+    queue(stores, record)
+    return job_body(stores, record)
 
 
 def _longer_spec(record: JobRecord, steps: int) -> dict[str, object]:
-    if record.kind is not JobKind.train:
+    if record.kind != JobKind.train:
         raise field_problem(["body", "steps"], f"job {record.id} is no training ({record.kind}); leave `steps` out")
     done = record.last_checkpoint or 0
     if steps <= done:
         raise field_problem(["body", "steps"], f"{done} steps are done already; give more, or leave `steps` out")
     return {**record.spec, "config": to_dict(with_steps(record.spec["config"], steps))}
-
-
-def _wake(stores: Stores, record: JobRecord) -> None:
-    try:
-        wake(stores.broker, record.kind, record.id)
-    except OperationalError:
-        # The record is the truth and is stored: the reaper sends the message again.
-        log.warning("wake_up_not_sent", job_id=record.id)
-
-
-def _body(stores: Stores, record: JobRecord) -> JobBody:
-    position = stores.records.queue_position(record) if record.status is JobStatus.queued else None
-    return JobBody.of(record, queue_position=position)
 
 
 async def _events(stores: Stores, job_id: str, after: str) -> AsyncIterator[JobEvent | None]:

@@ -11,9 +11,9 @@ from service.http.errors import Problem, documented
 from service.http.examples import BINARY
 from service.routes.jobs import JobId
 from service.stores import Stores, StoresDependency
-from worker.jobs.record import JobKind
+from worker.jobs.kinds import kind_of
 from worker.storage.artifacts import ArtifactMissing
-from worker.storage.shards import get_manifest, get_shard
+from worker.storage.shards import Manifest, get_manifest, get_shard
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -25,9 +25,9 @@ _NPY = "application/x-npy"
 )
 def list_shards(job_id: JobId, stores: StoresDependency) -> BulkManifestBody:
     """Its files in order, once all are there."""
-    _require_bulk(stores, job_id)
+    _require_shards(stores, job_id)
     try:
-        return BulkManifestBody.model_validate(get_manifest(stores.artifacts, job_id))
+        return BulkManifestBody.model_validate(get_manifest(stores.artifacts, job_id).model_dump())
     except ArtifactMissing:
         detail = f"job {job_id} has not drawn all its samples; follow GET /jobs/{job_id}/events to its end"
         raise Problem(409, "not-finished", detail) from None
@@ -44,7 +44,7 @@ def get_one_shard(
     job_id: JobId, index: Annotated[int, Path(ge=0, le=1_000_000, examples=[0])], stores: StoresDependency
 ) -> Response:
     """Also while the job still runs, as soon as it is stored."""
-    _require_bulk(stores, job_id)
+    _require_shards(stores, job_id)
     try:
         return Response(get_shard(stores.artifacts, job_id, index), media_type=_NPY)
     except ArtifactMissing:
@@ -52,10 +52,11 @@ def get_one_shard(
         raise Problem(404, "unknown-shard", detail) from None
 
 
-def _require_bulk(stores: Stores, job_id: str) -> None:
-    """Raises JobNotFound, or Problem 404 for a job of another kind."""
+def _require_shards(stores: Stores, job_id: str) -> None:
+    """Raises JobNotFound, or Problem 404 for a job of a kind that leaves no shards."""
     record = stores.records.get(job_id)
-    if record.kind is not JobKind.sample:
+    kind = kind_of(record.kind)
+    if kind is None or kind.result is not Manifest:
         raise Problem(
             404, "unknown-shard", f"job {job_id} is no bulk sampling ({record.kind}); POST /jobs/sample starts one"
         )

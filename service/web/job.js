@@ -9,13 +9,15 @@ import { calibrationChart, curves, gridStrip } from "./training.js";
 
 const MAX_LOG = 200;
 
-/** A line of the log for an event; null for those that are curves. */
+/** A line of the log for an event: null for those that are curves, its type for those that this page does not know. */
 function told({ type, data }) {
   switch (type) {
     case "status":
       return `${data.status}${data.error ? `: ${data.error}` : ""}`;
     case "started":
       return data.step ? `goes on from step ${whole(data.step)}` : `started${data.device ? ` on ${data.device}` : ""}`;
+    case "batch":
+      return `batches of ${whole(data.batch_size)}`;
     case "checkpoint":
       return `checkpoint of step ${whole(data.step)} stored`;
     case "sample":
@@ -126,6 +128,7 @@ export async function view(root, { id, signal }) {
   const files = h("div", {});
   const log = eventLog();
   let drawn = "";
+  let hasFiles = false;
 
   const follow_ = () => keepFollowing().catch((error) => error.name !== "AbortError" && report(error));
 
@@ -181,8 +184,6 @@ export async function view(root, { id, signal }) {
       );
     }
     actions.replaceChildren(...parts);
-    if (job.kind === "sample" && job.status === "succeeded")
-      shardList(job, signal, report).then((element) => files.replaceChildren(element), report);
   };
 
   const take = (event) => {
@@ -192,6 +193,7 @@ export async function view(root, { id, signal }) {
     if (type === "started") charts?.cut(data.step);
     if (type === "rollback") charts?.cut(data.to_step);
     if (type === "sample") grids?.add(data.step);
+    if (type === "shard") hasFiles = true;
     if (type === "calibration") {
       if (bounds.isEmpty) boundsPlace.append(bounds.element);
       bounds.add(data);
@@ -207,6 +209,7 @@ export async function view(root, { id, signal }) {
     }
     job = await get(`/jobs/${id}`, signal);
     refresh();
+    if (hasFiles && job.status === "succeeded") files.replaceChildren(await shardList(job, signal, report));
   }
 
   async function keepLooking() {

@@ -6,19 +6,24 @@ import { empty, h, problem, say } from "./dom.js";
 import { eventKindOfConfig } from "./events.js";
 import { ago, duration, facts, number, whole } from "./format.js";
 
-const KINDS = { train: "Training", calibrate: "Calibration", sample: "Bulk sampling" };
+/** What a kind is called, and what its progress counts. A kind that is not here is called by its own name. */
+const KINDS = {
+  train: { name: "Training", unit: "steps" },
+  calibrate: { name: "Calibration", unit: "rounds" },
+  sample: { name: "Bulk sampling", unit: "samples" },
+};
 const MARKS = { queued: "○", running: "◐", succeeded: "✓", failed: "✕", cancelled: "–" };
 const BUSY_MS = 1500;
 const IDLE_MS = 8000;
 
 /** What a job is called. */
 export function title(job) {
-  return job.name ?? `${KINDS[job.kind] ?? job.kind} ${job.id.slice(-6)}`;
+  return job.name ?? `${kindOf(job)} ${job.id.slice(-6)}`;
 }
 
 /** The kind of a job in words. */
 export function kindOf(job) {
-  return KINDS[job.kind] ?? job.kind;
+  return KINDS[job.kind]?.name ?? job.kind;
 }
 
 /** Show a status in an element: by sign, word and colour. */
@@ -45,9 +50,7 @@ export function progressBar() {
 function told(job) {
   const { step, total_steps: total, steps_per_second: rate, eta_seconds: eta, queue_position: place } = job.progress;
   if (job.status === "queued") return place ? `${place === 1 ? "next" : `${place}.`} in the queue` : "waiting";
-  const steps = total
-    ? `${whole(step)} of ${whole(total)} ${job.kind === "train" ? "steps" : job.kind === "calibrate" ? "rounds" : "samples"}`
-    : "starting";
+  const steps = total ? `${whole(step)} of ${whole(total)} ${KINDS[job.kind]?.unit ?? ""}`.trim() : "starting";
   if (job.status !== "running" || !total) return steps;
   return facts(
     steps,

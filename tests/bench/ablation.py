@@ -172,9 +172,9 @@ def _distances(
         checkpoint.write(Path(directory))
         snapshot = read_snapshot(Path(directory))
     real = digits.held_out.numpy()
-    last = {n.removeprefix("model."): t for n, t in snapshot.state.items() if n.startswith("model.")}
     distances: list[float | None] = []
-    for weights in (snapshot.ema, last) if last_too else (snapshot.ema,):
+    energy = snapshot.energy
+    for weights in (energy.average, energy.weights) if last_too else (energy.average,):
         model = EnergyModel(snapshot.config, snapshot.event_shape).eval()
         load_weights(model, weights)
         iterate_power(model.network, 20)

@@ -25,6 +25,7 @@ from torch import Tensor
 from model import training
 from model.chains.sampling import descend
 from model.checkpoints.checkpoint import read_snapshot
+from model.conditions import At
 from model.config import Precision, SamplingConfig, TrainConfig
 from model.energies.energy import energy_and_score
 from model.energies.energy_model import EnergyModel
@@ -87,11 +88,11 @@ def chain(console: Console, peak: float, precision: Precision, model: EnergyMode
     flops = 2 * _BATCH * forward_flops(BENCH_CONFIG)
 
     def evaluate(x: Tensor) -> tuple[Tensor, Tensor]:
-        return energy_and_score(lambda z: model.energy(z, level), x)
+        return energy_and_score(lambda z: model.energy(z, At(level)), x)
 
     def compiled() -> Callable[[], Any]:
         energy = torch.compile(model.energy)
-        return lambda: energy_and_score(lambda x: energy(x, level), y)
+        return lambda: energy_and_score(lambda x: energy(x, At(level)), y)
 
     ways: dict[str, Callable[[], Callable[[], Any]]] = {
         "eager": lambda: lambda: evaluate(y),

@@ -30,6 +30,7 @@ from rich.table import Table
 
 from model.chains.sampling import sample
 from model.checkpoints.checkpoint import SAMPLING_FILES, load_model
+from model.conditions import At
 from model.energies.energy import energy_and_score
 from model.energies.energy_model import EnergyModel
 from model.presets import preset
@@ -113,7 +114,7 @@ def one_at_a_time(model: EnergyModel, count: int) -> float:
 def bare_rate(model: EnergyModel, rows: int, evaluations: int = 30) -> float:
     """Row evaluations a second of the network's gradient and nothing else."""
     x, level = torch.randn(rows, *model.event_shape), torch.randint(0, model.num_levels, (rows,))
-    conditional = model.conditional(x, level)
+    conditional = model.conditional(x, At(level))
     energy_and_score(conditional, x)
     began_at = time.perf_counter()
     for _ in range(evaluations):

@@ -33,6 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from model import data, presets, training
 from model.chains.sampling import descend, sample
 from model.checkpoints.checkpoint import load_model
+from model.conditions import At
 from model.config import (
     ChainConfig,
     NetworkConfig,
@@ -52,6 +53,7 @@ from model.spaces.affine import AffineSpace
 from model.training import loop
 from model.training.memory import TrialStep
 from model.training.objective import stratified_levels
+from model.training.state import STEP_STREAM
 from tests.bench.plain import PlainModel, plain_copy
 from tests.servers import ACCESS_KEY, BUCKET, SECRET_KEY, running_seaweedfs
 from worker.ids import new_id
@@ -123,7 +125,7 @@ def forward_flops(config: TrainConfig) -> float:
     """Of one event through the network."""
     model = EnergyModel(config, (3, 32, 32))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.network(torch.zeros(1, 3, 32, 32), torch.zeros(1, dtype=torch.int64))
+        model.network(torch.zeros(1, 3, 32, 32), At(torch.zeros(1, dtype=torch.int64)))
     return float(counter.get_total_flops())
 
 
@@ -150,7 +152,7 @@ class PlainTraining:
     def __next__(self) -> tuple[float, float]:
         """(loss, gradient norm) of the next step, on the batch and noise that `training.train` takes for it."""
         config, self.step = self.config, self.step + 1
-        noise = SharedNoise(make_generator(config.seed, loop._STEP_STREAM, self.step - 1))
+        noise = SharedNoise(make_generator(config.seed, STEP_STREAM, self.step - 1))
         batch = loop._batch(config, self.dataset.train, self.step - 1)
         x_data = augment(batch, config, self.model.space, noise)
         level = stratified_levels(self.model.num_levels, x_data, noise)
@@ -249,7 +251,7 @@ def upload(state: training.TrainState) -> tuple[float, int]:
     """Seconds to write and commit a checkpoint to SeaweedFS on this machine, with moments as in training; its bytes."""
     for parameter in state.model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    state.optimizer.step()
+    state.energy.optimizer.step()
     snapshot = state.snapshot()
     with tempfile.TemporaryDirectory() as directory, running_seaweedfs(Path(directory) / "weed") as server:
         folder = Path(directory) / "checkpoint"

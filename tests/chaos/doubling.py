@@ -10,7 +10,7 @@ import uuid
 from redis import Redis
 from redis.exceptions import RedisError
 
-from worker.queue.messages import TRAIN_QUEUE
+from worker.jobs.kinds import TRAIN_QUEUE
 
 
 class Doubler:

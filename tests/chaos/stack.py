@@ -125,7 +125,8 @@ class Stack:
         for process in self.processes():
             with contextlib.suppress(psutil.Error, ValueError):
                 command = process.cmdline()
-                found[command[command.index("worker.kinds.train") + 1]] = process
+                _, job_id, *_ = command[command.index("worker.trainer.attempt") + 1 :]
+                found[job_id] = process
         return found
 
     def processes(self) -> list[psutil.Process]:

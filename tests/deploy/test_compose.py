@@ -144,6 +144,7 @@ def _seconds(text: str) -> float:
     return float(text[:-1])
 
 
+@pytest.mark.stack
 def test_valkey_takes_the_configuration_keeps_everything_and_asks_for_the_password(
     compose: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -172,6 +173,7 @@ def _pings(client: Redis) -> bool:
         return False
 
 
+@pytest.mark.stack
 def test_seaweedfs_takes_the_command_and_stores_in_the_bucket_with_those_keys_only(
     compose: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from model import data
 from model.checkpoints.checkpoint import load_model
+from model.conditions import At
 from model.config import TrainConfig
 from model.energies.energy_model import EnergyModel
 from model.errors import DivergenceError
@@ -64,7 +65,7 @@ def _energies(model: EnergyModel, x: torch.Tensor, level: int) -> torch.Tensor:
     """Of x = y / α, nats: (N,)."""
     y = x * model.schedule.scale[level]
     with torch.no_grad():
-        return model.energy(y.float(), torch.full((len(x),), level))
+        return model.energy(y.float(), At.same(level, x))
 
 
 def draw_levels(model: EnergyModel, points: torch.Tensor, path: Path) -> None:
@@ -94,7 +95,7 @@ def draw_conditional(model: EnergyModel, path: Path, level: int = 8) -> None:
     x_next = torch.tensor([[-0.2, 0.4]])
     y = (grid * model.schedule.scale[level]).float()
     with torch.no_grad():
-        energy_fn = model.conditional(x_next.expand(len(y), -1), torch.full((len(y),), level))
+        energy_fn = model.conditional(x_next.expand(len(y), -1), At.same(level, y))
         tethered = -energy_fn(y).reshape(_CELLS, _CELLS)
     marginal = -_energies(model, grid, level).reshape(_CELLS, _CELLS)
     figure = Figure(figsize=(7, 3.6), layout="constrained")

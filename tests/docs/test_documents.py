@@ -11,7 +11,7 @@ import pytest
 
 from tests.docs.blocks import DATA, PAGES, REASONS, ROOT, RUN, Block, blocks_of, commands_of, pattern_of
 from tests.docs.executor import Page
-from tests.integration.stack import UpCommand
+from tests.stack import UpCommand
 
 MOST_NOT_RUN = 12
 
@@ -52,14 +52,14 @@ def test_an_answer_is_compared_loosely_but_not_blindly() -> None:
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if _to_be_run(page)], ids=lambda page: str(page.relative_to(ROOT))
 )
-def test_a_page_does_what_it_says(page: Path, stack: UpCommand, tmp_path: Path) -> None:
+def test_a_page_does_what_it_says(page: Path, command: UpCommand, tmp_path: Path) -> None:
     folder = tmp_path / "work"
     folder.mkdir()
     # As beside a person's own `recovery up`: its data folder is here.
-    (folder / "recovery-data").symlink_to(stack.data)
+    (folder / "recovery-data").symlink_to(command.data)
     for name in ("tests", "docs"):
         (folder / name).symlink_to(ROOT / name)
-    reader = Page(folder, stack.url)
+    reader = Page(folder, command.url)
     try:
         for block in _to_be_run(page):
             reader.run(block)
@@ -70,8 +70,8 @@ def test_a_page_does_what_it_says(page: Path, stack: UpCommand, tmp_path: Path) 
 @pytest.mark.docs
 @pytest.mark.timeout(300)
 @pytest.mark.filterwarnings("ignore")  # of the notebook's own machinery
-def test_the_notebook_runs(stack: UpCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RECOVERY_URL", stack.url)
+def test_the_notebook_runs(command: UpCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECOVERY_URL", command.url)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     notebook = nbformat.read(ROOT / "docs" / "notebook.ipynb", as_version=4)  # type: ignore[no-untyped-call]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from service.client import Recovery
-from tests.integration.stack import TINY, UpCommand
 from tests.servers import wait_until
+from tests.stack import TINY, UpCommand
 from worker.connect import redis_client
 from worker.storage.artifacts import Artifacts
 

@@ -19,7 +19,7 @@ from model.checkpoints.checkpoint import load_model
 from model.densities.density import bits_per_dim, log_density
 from service.client import Job, Recovery, RefusedError
 from service.work.images import encode_png
-from tests.integration.stack import TINY, UpCommand
+from tests.stack import TINY, UpCommand
 from worker.storage.artifacts import Artifacts
 
 pytestmark = pytest.mark.timeout(240)

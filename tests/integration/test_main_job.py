@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from service.client import Job, Recovery, RefusedError
-from tests.integration.stack import TINY, UpCommand, follow_to_a_step
+from tests.stack import TINY, UpCommand, follow_to_a_step
 from worker.ids import new_id
 
 STEPS = 30

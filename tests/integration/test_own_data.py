@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from service.client import Job, Recovery, RefusedError
-from tests.integration.stack import TINY, UpCommand
+from tests.stack import TINY, UpCommand
 
 pytestmark = pytest.mark.timeout(240)
 _TINY_PLANAR = {**TINY, "network": {"width": 8, "num_blocks": 1}, "calibrate": True}

@@ -14,8 +14,8 @@ import pytest
 
 from model.presets import preset
 from service.client import Recovery
-from tests.integration.stack import UpCommand
 from tests.servers import wait_until
+from tests.stack import UpCommand
 from tests.stored import store_untrained
 from worker.connect import redis_client
 from worker.queue.loads import LOADS_KEY, fresh_loads

@@ -9,9 +9,9 @@ import pytest
 
 from service.client import RefusedError
 from service.stack import tether
-from tests.integration.stack import TINY, UpCommand, follow_to_a_step, survivors
+from tests.stack import TINY, UpCommand, follow_to_a_step, survivors
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(240)]
 
 
 def test_a_second_up_finds_everything_and_nothing_outlives_either(
@@ -47,7 +47,7 @@ def test_a_second_up_finds_everything_and_nothing_outlives_either(
             client.sample(finished["model_id"], 64, seed=3)
         follow_to_a_step(client, going_on["id"], after=at)
         below = second.children()
-        assert any("worker.kinds.train" in " ".join(process.cmdline()) for process in below)
+        assert any("worker.trainer.attempt" in " ".join(process.cmdline()) for process in below)
 
     second.process.send_signal(signal.SIGKILL)
     second.process.wait()

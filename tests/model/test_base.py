@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, distributions, nn
 
+from model.conditions import At
 from model.config import NetworkConfig, ScheduleConfig, TrainConfig
 from model.densities.annealing import anneal
 from model.densities.density import annealing_path
@@ -79,8 +80,8 @@ def test_draws_of_the_base_have_the_density_it_gives_for_them(model: EnergyModel
 class _Tilt(nn.Module):
     """A network whose effect on log Z is known: it moves a Gaussian, or every component of a mixture."""
 
-    def forward(self, features: Tensor, log_snr: Tensor, noise_std: Tensor) -> Tensor:
-        return features.sum(1) + 0 * (log_snr + noise_std)
+    def forward(self, features: Tensor, at: At, noise_std: Tensor) -> Tensor:
+        return features.sum(1) + 0 * (at.level + noise_std)
 
 
 def test_a_mixture_is_annealed_straight_to_the_model(model: EnergyModel) -> None:

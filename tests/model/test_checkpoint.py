@@ -13,11 +13,12 @@ import safetensors.torch
 import torch
 
 from model.checkpoints.checkpoint import CONFIG_FILE, EMA_FILE, load_model, read_snapshot
+from model.conditions import At
 from model.config import ChainConfig, NetworkConfig, TrainConfig
 from model.data.datasets import Dataset
 from model.errors import CheckpointError
 from model.spaces.affine import AffineSpace
-from model.training.loop import resume, start
+from model.training.state import resume, start
 
 _CONFIG = TrainConfig(
     network=NetworkConfig(kind="mlp", width=8, num_blocks=1), chain=ChainConfig(num_steps=1), energy="gaussian"
@@ -35,8 +36,8 @@ def directory(tmp_path: Path) -> Path:
 
 def test_a_model_comes_back_with_its_energies_units_and_configuration(directory: Path) -> None:
     model, again = load_model(directory), load_model(directory)
-    y, level = torch.randn(4, 2), torch.tensor([0, 1, 2, 5])
-    assert torch.equal(model.energy(y, level), again.energy(y, level))
+    y, at = torch.randn(4, 2), At(torch.tensor([0, 1, 2, 5]))
+    assert torch.equal(model.energy(y, at), again.energy(y, at))
     assert model.config == _CONFIG
     assert model.data_std.tolist() == [3, 4]
     assert not any(p.requires_grad and p.grad is not None for p in model.parameters())

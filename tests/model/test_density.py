@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from model.conditions import At
 from model.config import CalibrationConfig, ChainConfig, NetworkConfig, ScheduleConfig, TrainConfig
 from model.data.datasets import Dataset
 from model.densities.annealing import anneal, bound_log_z
@@ -52,11 +53,11 @@ class _Exact(EnergyModel):
 
     offset = 2.5
 
-    def energy(self, y: Tensor, level: Tensor) -> Tensor:
+    def energy(self, y: Tensor, at: At) -> Tensor:
         values = torch.empty(len(y), dtype=torch.float64)
         for t in range(self.num_levels):
             scale = float(self.schedule.scale[t])
-            chosen = level == t
+            chosen = at.level == t
             exact = _DATA.diffused(scale * float(self.schedule.alpha_bar[t]), scale * float(self.schedule.sigma_bar[t]))
             values[chosen] = exact(y[chosen].double())
         return values + self.offset
@@ -118,6 +119,7 @@ def test_log_density_is_that_of_the_blurred_data_in_their_own_units(model: Energ
     )
 
 
+@pytest.mark.slow
 def test_the_path_estimate_agrees_without_log_z(model: EnergyModel) -> None:
     x_data = _DATA.sample(300, torch.Generator().manual_seed(3)).float()
     estimate = path_log_density(model, x_data, seed=4, num_paths=4, num_inner=128)
@@ -135,8 +137,8 @@ def test_an_item_s_path_estimate_does_not_depend_on_the_rest_of_its_batch(model:
 
 
 class _Silent(nn.Module):
-    def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        return 0 * x.flatten(1).sum(1) + 0 * level
+    def forward(self, x: Tensor, at: At) -> Tensor:
+        return 0 * x.flatten(1).sum(1) + 0 * at.level
 
 
 def test_where_only_the_base_speaks_one_bridge_gives_its_normalizer_exactly() -> None:
@@ -167,6 +169,7 @@ def test_bits_per_dim_of_eight_bit_data_is_the_usual_formula() -> None:
     assert float(bits_per_dim(uniform, 64, 2 / 256)) == pytest.approx(8)
 
 
+@pytest.mark.slow
 def test_calibration_runs_until_the_sides_meet_and_repeats_with_its_seed(model: EnergyModel) -> None:
     rounds = list(calibrate(model, seed=1, num_chains=400, tolerance=0.05, max_bridges=8))
     again = list(calibrate(model, seed=1, num_chains=400, tolerance=0.05, max_bridges=8))
@@ -179,6 +182,7 @@ def test_calibration_runs_until_the_sides_meet_and_repeats_with_its_seed(model: 
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+@pytest.mark.slow
 def test_once_the_bridges_are_at_their_most_the_chains_double_and_are_pooled(model: EnergyModel) -> None:
     rounds = list(calibrate(model, seed=1, num_chains=100, tolerance=1e-6, max_bridges=2))
     assert [log_z.num_bridges for log_z in rounds] == [1, 2, 2, 2]
@@ -202,6 +206,7 @@ def test_chains_are_not_added_to_sides_that_disagree(model: EnergyModel) -> None
     assert len(rounds) == 1
 
 
+@pytest.mark.slow
 def test_a_calibration_stops_before_its_next_move_and_forgets_the_round(model: EnergyModel) -> None:
     calls = itertools.count()
     assert len(list(calibrate(model, num_chains=16, max_bridges=1, max_chains=16))) == 1

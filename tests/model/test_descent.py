@@ -12,6 +12,7 @@ from torch import Tensor
 
 from model.chains.descent import Chain, Descents, evaluations_per_sample
 from model.chains.sampling import sample
+from model.conditions import At
 from model.config import ChainConfig, NetworkConfig, SamplingConfig, ScheduleConfig, TrainConfig
 from model.energies.energy_model import EnergyModel
 
@@ -144,13 +145,13 @@ def model() -> Iterator[EnergyModel]:
 def test_a_network_of_lower_precision_differs_a_little_and_its_gaussian_not_at_all() -> None:
     exact, lower = _model(), _model()
     lower.network.precision = "bfloat16"
-    x, level = torch.randn(50, 3), torch.arange(50) % 4
+    x, at = torch.randn(50, 3), At(torch.arange(50) % 4)
     with exact.frozen(), lower.frozen():
-        difference = lower.energy(x, level) - exact.energy(x, level)
-        assert 0 < float(difference.abs().max()) < 0.05 * float(exact.energy(x, level).std())
+        difference = lower.energy(x, at) - exact.energy(x, at)
+        assert 0 < float(difference.abs().max()) < 0.05 * float(exact.energy(x, at).std())
         assert exact.base is not None
         assert lower.base is not None
-        torch.testing.assert_close(lower.base(x, level), exact.base(x, level), rtol=0, atol=0)
+        torch.testing.assert_close(lower.base(x, at.level), exact.base(x, at.level), rtol=0, atol=0)
         samples = sample(lower, 4, seed=0).x
     assert samples.dtype == torch.float32
     assert not torch.equal(samples, sample(exact, 4, seed=0).x)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from model.chains.diagnostics import effective_sample_size, run_long, split_r_hat
+from model.conditions import At
 from model.config import ChainConfig, NetworkConfig, ScheduleConfig, TrainConfig
 from model.energies.energy_model import EnergyModel
 
@@ -53,10 +54,10 @@ class _Tilted(EnergyModel):
 
     tilt = 0.0
 
-    def energy(self, y: Tensor, level: Tensor) -> Tensor:
+    def energy(self, y: Tensor, at: At) -> Tensor:
         assert self.base is not None
-        x = y / self.schedule.scale[level].to(y)[:, None]
-        energy: Tensor = self.base(x, level)[0] + self.tilt * y.sum(1) * (level == 0)
+        x = y / self.schedule.scale[at.level].to(y)[:, None]
+        energy: Tensor = self.base(x, at.level)[0] + self.tilt * y.sum(1) * (at.level == 0)
         return energy
 
 

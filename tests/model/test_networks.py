@@ -8,6 +8,7 @@ from typing import cast
 import pytest
 import torch
 
+from model.conditions import At
 from model.config import Activation, NetworkConfig, NetworkKind, Precision
 from model.errors import ShapeError
 from model.event_kinds.registry import kind_of
@@ -38,11 +39,11 @@ def test_one_energy_for_each_event_at_its_own_level(config: NetworkConfig, event
     torch.manual_seed(0)
     network = make_network(config, event)
     x, level = torch.randn(6, *event), torch.tensor([0, 5, 2, 3, 1, 4])
-    together = network(x, level)
+    together = network(x, At(level))
     assert together.shape == (6,)
-    alone = torch.cat([network(x[i : i + 1], level[i : i + 1]) for i in range(6)])
+    alone = torch.cat([network(x[i : i + 1], At(level[i : i + 1])) for i in range(6)])
     torch.testing.assert_close(together, alone)
-    assert not torch.allclose(together, network(x, level.flip(0)))
+    assert not torch.allclose(together, network(x, At(level.flip(0))))
 
 
 def test_images_are_required_where_convolutions_are_asked_for() -> None:
@@ -54,7 +55,7 @@ def test_every_kind_of_event_has_its_networks_and_no_other_shape_has_any() -> No
     for shape in ((1, 8, 8), (3,)):
         for name in kind_of(shape).networks:
             network = make_network(replace(_SMALL, kind=cast(NetworkKind, name)), shape)
-            assert network(torch.zeros(2, *shape), torch.tensor([0, 1])).shape == (2,)
+            assert network(torch.zeros(2, *shape), At(torch.tensor([0, 1]))).shape == (2,)
     with pytest.raises(ShapeError, match=r"expected images \(C, H, W\) or vectors"):
         make_network(replace(_SMALL, kind="mlp"), (3, 4))
 
@@ -70,11 +71,11 @@ def test_the_length_of_a_stored_vector_does_not_scale_the_weights() -> None:
     torch.manual_seed(0)
     network = make_network(_SMALL, (1, 8, 8))
     x, level = torch.randn(3, 1, 8, 8), torch.arange(3)
-    expected = network(x, level)
+    expected = network(x, At(level))
     for name, buffer in network.named_buffers():
         if name.endswith("left_vector"):
             buffer *= 0.3
-    torch.testing.assert_close(network(x, level), expected)
+    torch.testing.assert_close(network(x, At(level)), expected)
 
 
 def test_power_iteration_brings_every_leading_singular_value_to_one() -> None:
@@ -108,7 +109,7 @@ def test_gradients_pass_through_the_singular_value() -> None:
     torch.manual_seed(0)
     network = MLPEnergy(NetworkConfig(kind="mlp", width=8, num_blocks=1), (4,)).double()
     iterate_power(network, 200)
-    network(torch.randn(5, 4, dtype=torch.float64), torch.zeros(5, dtype=torch.int64)).sum().backward()
+    network(torch.randn(5, 4, dtype=torch.float64), At(torch.zeros(5, dtype=torch.int64))).sum().backward()
     weight, gradient = network.dense_in.weight.detach(), network.dense_in.weight.grad
     assert gradient is not None
     assert float(gradient.norm()) > 0
@@ -119,9 +120,9 @@ def test_a_frozen_network_computes_the_same_and_takes_no_weight_gradient() -> No
     torch.manual_seed(0)
     network = ResNetEnergy(_SMALL, (1, 8, 8))
     x, level = torch.randn(3, 1, 8, 8, requires_grad=True), torch.tensor([0, 1, 2])
-    free = network(x, level)
+    free = network(x, At(level))
     with frozen(network):
-        fixed = network(x, level)
+        fixed = network(x, At(level))
         (gradient,) = torch.autograd.grad(fixed.sum(), x)
         assert all(not p.requires_grad for p in network.parameters())
     torch.testing.assert_close(fixed, free)
@@ -129,7 +130,7 @@ def test_a_frozen_network_computes_the_same_and_takes_no_weight_gradient() -> No
     assert all(p.requires_grad for p in network.parameters())
     with torch.no_grad():
         network.conv_in.bias.add_(1.0)
-    assert not torch.allclose(network(x, level), fixed)
+    assert not torch.allclose(network(x, At(level)), fixed)
 
 
 @pytest.mark.parametrize("activation", ["leaky_relu", "silu"])
@@ -140,9 +141,9 @@ def test_the_gradient_written_out_for_frozen_blocks_is_that_of_autograd(activati
         parameter.data += 0.1 * torch.randn_like(parameter)
     iterate_power(network, 5)
     x, level = torch.randn(3, 2, 8, 6, dtype=torch.float64, requires_grad=True), torch.tensor([0, 1, 2])
-    (free,) = torch.autograd.grad(network(x, level).sum(), x)
+    (free,) = torch.autograd.grad(network(x, At(level)).sum(), x)
     with frozen(network):
-        (fixed,) = torch.autograd.grad(network(x, level).sum(), x)
+        (fixed,) = torch.autograd.grad(network(x, At(level)).sum(), x)
     torch.testing.assert_close(fixed, free)
 
 
@@ -166,7 +167,7 @@ def test_bfloat16_layers_answer_near_float32_and_in_it(
 
     def answers(precision: Precision) -> tuple[torch.Tensor, torch.Tensor]:
         with frozen(network, precision):
-            output = network(x, level)
+            output = network(x, At(level))
             return output.detach(), torch.autograd.grad(output.sum(), x)[0]
 
     tolerances = (0.02, score_tolerance)

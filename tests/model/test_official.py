@@ -13,6 +13,7 @@ import torch
 from model.chains.sampling import sample
 from model.checkpoints import official
 from model.checkpoints.checkpoint import load_model
+from model.conditions import At
 from model.errors import CheckpointError
 from tests.model.bundle_writer import Array, write_bundle
 from tests.model.official import CHECKPOINT, golden, images
@@ -28,7 +29,7 @@ def test_a_loaded_checkpoint_answers_with_the_release_s_numbers() -> None:
     model = official.load(str(CHECKPOINT))
     assert not model.training
     assert model.event_shape == (3, 32, 32)
-    output = model.net_output(images("net_input_nhwc"), torch.from_numpy(golden()["net_t"]).long()).detach().numpy()
+    output = model.net_output(images("net_input_nhwc"), At(torch.from_numpy(golden()["net_t"]).long())).detach().numpy()
     recorded = golden()["net_output"]
     assert abs(output - recorded).max() <= 1e-4 * abs(recorded).max()
 
@@ -36,8 +37,8 @@ def test_a_loaded_checkpoint_answers_with_the_release_s_numbers() -> None:
 def test_its_energy_is_the_negative_output_over_the_squared_step() -> None:
     model, x = official.load(f"{CHECKPOINT}.index"), images("net_input_nhwc")
     level = torch.arange(6)
-    expected = -model.net_output(x, level) / model.schedule.step_size(2e-4**0.5)[level].float() ** 2
-    torch.testing.assert_close(model.energy(x, level), expected)
+    expected = -model.net_output(x, At(level)) / model.schedule.step_size(2e-4**0.5)[level].float() ** 2
+    torch.testing.assert_close(model.energy(x, At(level)), expected)
 
 
 def _conv_shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -147,7 +148,7 @@ def test_another_width_and_depth_is_inferred_and_computes_what_the_release_does(
     release = ReleaseNetwork(weights)
     recorded = np.array([release(image, level) for image, level in zip(x, (0, 3, 5), strict=True)])
     with torch.no_grad():
-        output = model.net_output(torch.from_numpy(np.moveaxis(x, 3, 1)).float(), torch.tensor([0, 3, 5])).numpy()
+        output = model.net_output(torch.from_numpy(np.moveaxis(x, 3, 1)).float(), At(torch.tensor([0, 3, 5]))).numpy()
     network = model.config.network
     assert (network.width, network.multipliers, network.num_blocks) == (_WIDTH, _MULTIPLIERS, _NUM_BLOCKS)
     assert abs(output - recorded).max() <= 1e-4 * abs(recorded).max()

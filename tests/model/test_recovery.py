@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.chains.kernels import init, mala_step
+from model.chains.kernels import MALA, evaluate
 from model.chains.starts import normal_approximation
+from model.conditions import At
 from model.config import ScheduleConfig
 from model.energies.conditional import recovery_energy
 from model.energies.energy import GaussianEnergy, MixtureEnergy, energy_and_score
@@ -85,13 +86,13 @@ def _gradient_z_scores(t: int, *, alpha_factor: float) -> list[float]:
     target = recovery_energy(frozen, x_next, schedule.tether_precision[level])
     spread = schedule.scale[t] * schedule.sigma_bar[t]
     width = (spread**-2 + schedule.tether_precision[t]).rsqrt()
-    state = init(schedule.scale[t] * x, target)  # starts exact, so that it stays exact
+    state = evaluate(schedule.scale[t] * x, target)  # starts exact, so that it stays exact
     for _ in range(40):
-        state, _ = mala_step(state, target, (0.8 * width).expand(count), noise)
-    loss = contrastive_loss(energy(y_positive), energy(state.position), torch.ones(count))
+        state, _ = MALA().step(state, target, (0.8 * width).expand(count), noise)
+    losses = contrastive_loss(energy(y_positive), energy(state.position), torch.ones(count))
     scores = []
-    for gradient in torch.autograd.grad(loss, [shift, sharpness]):
-        per_sample = gradient.flatten() * count
+    for gradient in torch.autograd.grad(losses.sum(), [shift, sharpness]):
+        per_sample = gradient.flatten()
         scores.append(float(per_sample.mean() / per_sample.std() * math.sqrt(count)))
     return scores
 
@@ -129,8 +130,8 @@ def _pair_gradients(t: int, *, shared_noise: bool, chain: bool = True) -> list[T
     sharpness = torch.ones(count, dtype=torch.float64, requires_grad=True)
     energy = _level_energy(schedule, t, shift, sharpness)
     y_negative = _posterior(t, x_next, schedule, noise) if chain else x_next
-    loss = contrastive_loss(energy(float(schedule.scale[t]) * x), energy(y_negative), torch.ones(count))
-    return [gradient.flatten() * count for gradient in torch.autograd.grad(loss, [shift, sharpness])]
+    losses = contrastive_loss(energy(float(schedule.scale[t]) * x), energy(y_negative), torch.ones(count))
+    return [gradient.flatten() for gradient in torch.autograd.grad(losses.sum(), [shift, sharpness])]
 
 
 @pytest.mark.parametrize("t", [0, 3, 5])
@@ -160,11 +161,39 @@ def test_the_energy_penalty_moves_the_constant_that_the_contrastive_loss_leaves_
     generator = torch.Generator().manual_seed(3)
     positive, negative, weight = torch.randn(3, 50, generator=generator, dtype=torch.float64)
     constant = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
-    (contrastive,) = torch.autograd.grad(contrastive_loss(positive + constant, negative + constant, weight), constant)
+    contrasts = contrastive_loss(positive + constant, negative + constant, weight)
+    (contrastive,) = torch.autograd.grad(contrasts.sum(), constant)
     assert abs(float(contrastive)) < 1e-12
-    (gradient,) = torch.autograd.grad(energy_penalty(positive + constant, negative + constant, weight), constant)
+    (gradient,) = torch.autograd.grad(energy_penalty(positive + constant, negative + constant, weight).mean(), constant)
     expected = 2 * (weight**2 * (positive + negative + 2 * 0.7)).mean()
     torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-12)
+
+
+def _all_losses(rows: slice) -> dict[str, Tensor]:
+    """Of the same 6 events of two coordinates, (B,) for the chosen rows."""
+    generator = torch.Generator().manual_seed(4)
+    y, x_next, epsilon = torch.randn(3, 6, 2, generator=generator, dtype=torch.float64)[:, rows]
+    positive, negative, weight = torch.randn(3, 6, generator=generator, dtype=torch.float64)[:, rows]
+    at, std = At(torch.tensor([0, 1, 2, 3, 4, 5])[rows]), weight.exp()
+
+    def energy(x: Tensor, at: At) -> Tensor:
+        return (x**4).sum(1) * (1 + at.level)
+
+    return {
+        "contrastive": contrastive_loss(positive, negative, weight),
+        "penalty": energy_penalty(positive, negative, weight),
+        "recovery": recovery_score_matching_loss(energy, y, x_next, at, std),
+        "marginal": marginal_score_matching_loss(energy, y, epsilon, at, std),
+        "dual": dual_score_matching_loss(energy, y, At(weight), epsilon),
+        "contrast": noise_contrastive_loss(positive, negative),
+    }
+
+
+def test_every_loss_is_one_value_for_each_row_whatever_the_others_are() -> None:
+    whole, first, second = _all_losses(slice(0, 6)), _all_losses(slice(0, 2)), _all_losses(slice(2, 6))
+    for name, losses in whole.items():
+        assert losses.shape == (6,), name
+        torch.testing.assert_close(torch.cat([first[name], second[name]]), losses, rtol=1e-12, atol=1e-12)
 
 
 def test_marginal_score_matching_is_least_at_the_true_energy() -> None:
@@ -180,9 +209,9 @@ def test_marginal_score_matching_is_least_at_the_true_energy() -> None:
             schedule, t, torch.tensor(shift, dtype=torch.float64), torch.tensor(sharpness, dtype=torch.float64)
         )
         value = marginal_score_matching_loss(
-            lambda y, _: energy(y), y, epsilon, level, scale * schedule.sigma_bar[level]
+            lambda y, _: energy(y), y, epsilon, At(level), scale * schedule.sigma_bar[level]
         )
-        return float(value.detach())
+        return float(value.detach().mean())
 
     least = loss(0.0, 1.0)
     for shift, sharpness in ((0.15, 1.0), (-0.15, 1.0), (0.0, 0.8), (0.0, 1.2), (0.0, -1.0)):
@@ -201,9 +230,9 @@ def test_recovery_score_matching_is_least_at_the_energy_of_the_noisier_neighbour
 
     def loss(factor: float) -> float:
         value = recovery_score_matching_loss(
-            lambda z, _: factor * neighbour(z), y, x_next, level, schedule.sigma[level + 1]
+            lambda z, _: factor * neighbour(z), y, x_next, At(level), schedule.sigma[level + 1]
         )
-        return float(value.detach())
+        return float(value.detach().mean())
 
     assert loss(1.0) < min(loss(0.85), loss(1.15), loss(-1.0), loss(2**0.5))
     # at the minimum the loss is the conditional variance of y⁺ over 2σ²
@@ -229,10 +258,10 @@ def test_dual_score_matching_is_least_at_the_normalized_energy_of_every_noise_le
     epsilon = noise.normal(x_data)
 
     def loss(scale: float, drift: float, shift: float) -> float:
-        def energy(x: Tensor, level: Tensor) -> Tensor:
-            return scale * _exact_energy_at(x - shift, level) + drift * level
+        def energy(x: Tensor, at: At) -> Tensor:
+            return scale * _exact_energy_at(x - shift, at.level) + drift * at.level
 
-        return float(dual_score_matching_loss(energy, x_data, log_snr, epsilon).detach())
+        return float(dual_score_matching_loss(energy, x_data, At(log_snr), epsilon).detach().mean())
 
     least = loss(1.0, 0.0, 0.0)
     for changed in ((1.0, 0.1, 0.0), (1.0, -0.1, 0.0), (0.9, 0.0, 0.0), (1.1, 0.0, 0.0), (1.0, 0.0, 0.1)):
@@ -248,5 +277,7 @@ def test_noise_contrast_is_least_at_the_true_log_ratio() -> None:
     def log_ratio(x: Tensor, offset: float) -> Tensor:
         return widened(x) + widened.log_z - _DATA(x) + offset
 
-    losses = {c: float(noise_contrastive_loss(log_ratio(data, c), log_ratio(other, c))) for c in (-0.1, 0.0, 0.1)}
-    assert losses[0.0] < min(losses[-0.1], losses[0.1])
+    def loss(offset: float) -> float:
+        return float(noise_contrastive_loss(log_ratio(data, offset), log_ratio(other, offset)).mean())
+
+    assert loss(0.0) < min(loss(-0.1), loss(0.1))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from model.chains.sampling import descend
+from model.conditions import At
 from model.config import SamplingConfig, ScheduleConfig
 from model.energies.energy import energy_and_score
 from model.energies.energy_model import EnergyModel
@@ -43,7 +44,7 @@ def test_the_published_schedule_is_the_release_s() -> None:
 
 def test_the_network_computes_the_release_s_output_and_input_gradient(model: EnergyModel) -> None:
     x, level = images("net_input_nhwc"), torch.from_numpy(golden()["net_t"]).long()
-    negative_output, gradient = energy_and_score(lambda y: -model.net_output(y, level), x)
+    negative_output, gradient = energy_and_score(lambda y: -model.net_output(y, At(level)), x)
     assert_close(-negative_output, torch.from_numpy(golden()["net_output"]))
     assert_close(gradient, images("net_input_gradient"))
 
@@ -78,9 +79,9 @@ def test_progressive_sampling_follows_the_release_s_run_through_every_level(mode
 def test_the_training_loss_and_its_gradient_norm_are_the_release_s(model: EnergyModel) -> None:
     level = torch.from_numpy(golden()["loss_t"]).long()
     scale = model.schedule.scale[level].float().reshape(-1, 1, 1, 1)
-    positive = model.energy(scale * images("loss_x_pos"), level)
-    negative = model.energy(scale * images("loss_x_neg"), level)
-    loss = contrastive_loss(positive, negative, model.loss_weight[level])
+    positive = model.energy(scale * images("loss_x_pos"), At(level))
+    negative = model.energy(scale * images("loss_x_neg"), At(level))
+    loss = contrastive_loss(positive, negative, model.loss_weight[level]).mean()
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     norm = torch.stack([g.double().square().sum() for g in gradients]).sum().sqrt()
     assert_close(loss.detach().reshape(()), torch.tensor(golden()["loss"]).reshape(()))

@@ -11,6 +11,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from model.chains.sampling import descend, draw_conditional, sample
+from model.conditions import At
 from model.config import ChainConfig, NetworkConfig, SamplingConfig, ScheduleConfig, TrainConfig
 from model.energies.energy_model import EnergyModel
 from model.errors import ConfigError
@@ -30,8 +31,8 @@ _MEAN, _STD = torch.tensor([0.4, -0.3]), torch.tensor([0.3, 0.8])
 class _Silent(nn.Module):
     """A network without an opinion: the model is then exactly its Gaussian base."""
 
-    def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        return 0 * x.flatten(1).sum(1) + 0 * level
+    def forward(self, x: Tensor, at: At) -> Tensor:
+        return 0 * x.flatten(1).sum(1) + 0 * at.level
 
 
 def _gaussian_model(config: TrainConfig = _CONFIG) -> EnergyModel:
@@ -85,6 +86,7 @@ def test_one_normal_draw_a_level_suffices_when_steps_are_many() -> None:
         assert float(samples.x[:, axis].std()) == pytest.approx(float(_STD[axis]), rel=0.08)
 
 
+@pytest.mark.slow
 def test_the_expected_data_are_less_noisy_than_x_0() -> None:
     config = replace(_CONFIG, schedule=replace(_CONFIG.schedule, log_snr_max=0.5))
     noisy = _gaussian_model(config)
@@ -150,7 +152,7 @@ def test_the_top_level_is_drawn_without_a_tether() -> None:
     model = _gaussian_model(replace(_CONFIG, schedule=replace(_CONFIG.schedule, log_snr_min=-3.0)))
     noise = SharedNoise(torch.Generator().manual_seed(0))
     far = torch.full((2000, 2), 4.0)
-    draw = draw_conditional(model, far, torch.full((2000,), 7), noise, num_steps=200, start="neighbour")
+    draw = draw_conditional(model, far, At.same(7, far), noise, num_steps=200, start="neighbour")
     alpha_bar = float(model.schedule.alpha_bar[7])
     assert float(draw.y.mean(0)[0]) == pytest.approx(alpha_bar * 0.4, abs=0.15)
     assert descend(model, far, noise, model.config.sampling).x.shape == (2000, 2)

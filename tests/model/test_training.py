@@ -13,6 +13,7 @@ from torch import Tensor
 
 from model.chains.sampling import sample
 from model.checkpoints.checkpoint import Snapshot, load_model, read_snapshot
+from model.conditions import At
 from model.config import (
     ChainConfig,
     NetworkConfig,
@@ -30,7 +31,8 @@ from model.errors import DivergenceError
 from model.events import CheckpointEvent, DoneEvent, RollbackEvent, SampleEvent, StepEvent, TrainEvent
 from model.noise import SharedNoise
 from model.spaces.affine import AffineSpace
-from model.training.loop import start, train
+from model.training.loop import train
+from model.training.state import start
 from tests.bench.train import BENCH_CONFIG, PlainTraining, noise_dataset
 
 PAPER = TrainConfig(
@@ -113,7 +115,7 @@ def _first_step(config: TrainConfig, dataset: Dataset, directory: Path) -> tuple
 
 def _first_moments(snapshot: Snapshot) -> Tensor:
     """Adam's, of all parameters, over what it takes of the first gradient: the gradient that it saw."""
-    moments = [t.flatten() for n, t in snapshot.state.items() if n.endswith(".exp_avg")]
+    moments = [t.flatten() for n, t in snapshot.energy.moments.items() if n.endswith(".exp_avg")]
     return torch.cat(moments) / (1 - snapshot.config.optimizer.beta1)
 
 
@@ -168,8 +170,8 @@ def test_the_average_forgets_at_its_rate_and_faster_at_the_start(decay: float, d
     name = "network.head.weight"  # without a spectral norm, which the average brings to convergence
     for index in range(1, 4):
         used = min(decay, (1 + index) / (10 + index))
-        before, now = snapshots[index - 1].ema[name], snapshots[index].state[f"model.{name}"]
-        torch.testing.assert_close(snapshots[index].ema[name], used * before + (1 - used) * now)
+        before, now = snapshots[index - 1].energy.average[name], snapshots[index].energy.weights[name]
+        torch.testing.assert_close(snapshots[index].energy.average[name], used * before + (1 - used) * now)
 
 
 def test_events_come_when_they_were_asked_for(digits: Dataset) -> None:
@@ -212,8 +214,9 @@ def test_training_in_bfloat16_has_the_losses_of_float32_and_keeps_float32_weight
     for one, other in zip(exact, rounded, strict=True):
         assert other.loss != one.loss
         assert other.loss == pytest.approx(one.loss, rel=0.05, abs=0.02)
-    snapshot = read_snapshot(tmp_path / "12")
-    assert all(t.dtype == torch.float32 for n, t in snapshot.state.items() if "weight" in n or "exp_avg" in n)
+    energy = read_snapshot(tmp_path / "12").energy
+    assert all(t.dtype == torch.float32 for n, t in energy.weights.items() if "weight" in n)
+    assert all(t.dtype == torch.float32 for t in energy.moments.values())
     assert load_model(tmp_path / "12").network.precision == "float32"
 
 
@@ -339,7 +342,7 @@ def _fisher_error(model: EnergyModel) -> list[float]:
         spread = scale * float(model.schedule.sigma_bar[t])
         truth = _MIXTURE.diffused(scale * float(model.schedule.alpha_bar[t]), spread)
         y = truth.sample(2000, torch.Generator().manual_seed(t)).float()
-        _, score = energy_and_score(lambda y, t=t: model.energy(y, torch.full((len(y),), t)), y)  # type: ignore[misc]
+        _, score = energy_and_score(lambda y, t=t: model.energy(y, At.same(t, y)), y)  # type: ignore[misc]
         _, true_score = energy_and_score(truth, y.double())
         errors.append(float(((score - true_score) ** 2).mean()) * spread**2)
     return errors
@@ -362,7 +365,7 @@ def test_recovery_likelihood_alone_learns_the_energy_of_every_level(tmp_path: Pa
     )
     points = _MIXTURE.sample(50_000, torch.Generator().manual_seed(0)).float()
     dataset = Dataset("mixture", points, points[:100], AffineSpace.plain((2,)))
-    before = _fisher_error(start(config, dataset).ema)
+    before = _fisher_error(start(config, dataset).model)
     checkpoint = next(e for e in train(config, dataset) if isinstance(e, CheckpointEvent))
     checkpoint.write(tmp_path)
     after = _fisher_error(load_model(tmp_path))

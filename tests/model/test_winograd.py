@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from model.conditions import At
 from model.config import NetworkConfig, Precision, TrainConfig
 from model.energies.energy import energy_and_score
 from model.energies.energy_model import EnergyModel
@@ -115,10 +116,10 @@ def test_energies_and_scores_of_a_frozen_network_stay_what_they_are(
 
     monkeypatch.setattr(winograd, "convolve", watched)
     with model.frozen(precision):
-        energy, score = energy_and_score(lambda y: model.energy(y, level), x)
+        energy, score = energy_and_score(lambda y: model.energy(y, At(level)), x)
     assert len(convolutions) == 2 * 5  # two blocks with two maps, one with a shortcut; forwards and backwards
     exact = model.double()
-    expected_energy, expected_score = energy_and_score(lambda y: exact.energy(y, level), x.double())
+    expected_energy, expected_score = energy_and_score(lambda y: exact.energy(y, At(level)), x.double())
     tolerance = 1e-4 if precision == "float32" else 2e-2
     for found, expected in ((energy, expected_energy), (score, expected_score)):
         assert float((found - expected).abs().max() / expected.abs().max()) < tolerance
@@ -130,7 +131,7 @@ def test_what_is_kept_of_frozen_weights_counts_as_memory_until_they_are_free() -
     before = model.memory_bytes
     assert before == sum(4 * tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
     with model.frozen():
-        energy_and_score(lambda y: model.energy(y, torch.arange(3)), torch.randn(3, 3, 16, 10))
+        energy_and_score(lambda y: model.energy(y, At(torch.arange(3))), torch.randn(3, 3, 16, 10))
         convolutions = sum(p.numel() for p in model.parameters() if p.dim() == 4)
         assert model.memory_bytes - before > 4 * 7 * convolutions  # applied, and four times as much for each direction
     assert model.memory_bytes == before

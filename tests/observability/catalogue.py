@@ -13,7 +13,6 @@ import yaml
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from service.http import metrics as service_metrics
-from worker.jobs import tally
 from worker.observe import gpu_metrics, series
 from worker.observe import metrics as worker_metrics
 from worker.observe.series import Series, declared
@@ -22,7 +21,7 @@ from worker.trainer import metrics
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 RULES = DEPLOY / "prometheus" / "rules" / "recovery.yml"
-MODULES = (service_metrics, worker_metrics, metrics, gpu_metrics, series, tally)
+MODULES = (service_metrics, worker_metrics, metrics, gpu_metrics, series)
 _NAME = re.compile(r"\b(?:recovery|process)[_:][a-z0-9_:]*")
 _LABELS_OF_SCRAPES = {"instance", "job"}
 

@@ -16,9 +16,9 @@ import psutil
 from service.client import ClientError, Job, Recovery
 from service.door.keys import KeyFile, Scope
 from tests.conftest import environment_of
-from tests.integration.stack import UpCommand
 from tests.observability.prometheus import Prometheus
 from tests.servers import free_ports, wait_until
+from tests.stack import UpCommand
 from tests.worker.conftest import TRAINER, WorkerProcess
 
 SMALL = {
@@ -266,7 +266,7 @@ class _Acts:
             self.run.vanished_after_s = time.monotonic() - killed_at
 
     def _hang_training(self) -> None:
-        training = self._below("worker.kinds.train", self.run.jobs["first"])
+        training = self._below("worker.trainer.attempt", self.run.jobs["first"])
         with self.run.hanging(training, "a training hangs", "RecoveryTrainingStalled", "RecoveryCheckpointTooOld"):
             pass
 

@@ -64,6 +64,7 @@ def test_help_names_every_command() -> None:
         "watch",
         "cancel",
         "resume",
+        "submit",
         "models",
         "sample",
         "calibrate",

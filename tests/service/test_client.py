@@ -156,6 +156,13 @@ def test_both_clients_ask_the_same(wire: Wire, recovery: Recovery, model_id: str
     assert len(same) == 10
 
 
+def test_a_job_of_any_kind_is_started_by_the_name_of_the_kind(recovery: Recovery, model_id: str) -> None:
+    job = recovery.submit("calibrate", model=model_id, num_chains=64)
+    assert (job.kind, job.model_id, job.status) == ("calibrate", model_id, "queued")
+    with pytest.raises(RefusedError):
+        recovery.submit("distill", teacher=model_id)
+
+
 @pytest.mark.usefixtures("sampler")
 def test_samples_are_numbers_pictures_and_files(recovery: Recovery, model_id: str) -> None:
     model = recovery.model(model_id)

@@ -16,7 +16,8 @@ from tests.servers import wait_until
 from tests.service.fuzzing import fuzz
 from tests.service.serving import Serving, with_key
 from tests.worker.conftest import SAMPLER, TRAINER, WorkerProcess, calibration_spec, tiny_spec
-from worker.jobs.record import JobKind, JobNotFound, JobRecord, JobStatus, StaleLease
+from worker.jobs.kinds import JobKind
+from worker.jobs.record import JobNotFound, JobRecord, JobStatus, StaleLease
 from worker.jobs.records import RecordStore
 from worker.queue.broker import make_app, wake
 

@@ -10,9 +10,9 @@ from fastapi.testclient import TestClient
 from redis import Redis
 
 from worker.ids import new_id
+from worker.jobs.kinds import TRAIN_QUEUE
 from worker.jobs.record import JobRecord, JobStatus, Lease
 from worker.jobs.records import RecordStore
-from worker.queue.messages import TRAIN_QUEUE
 
 SMALL = {"preset": "digits", "steps": 44, "seed": 3}
 
@@ -284,6 +284,38 @@ def test_a_calibration_is_queued_for_the_newest_checkpoint(
     chains = {"num_chains": 64, "max_chains": None, "max_bridges": 32, "num_leapfrog": 1}
     assert spec["config"] == {"seed": 4, "tolerance": None, **chains}
     assert client.get("/jobs", params={"kind": "calibrate"}).json()["jobs"][0]["id"] == body["id"]
+
+
+def test_a_bulk_sampling_is_queued_with_the_seed_that_it_will_draw_with(
+    client: TestClient, store: RecordStore, model_id: str
+) -> None:
+    given = client.post("/jobs/sample", json={"model": model_id, "num_images": 10, "seed": 4, "steps": 2}).json()
+    drawn = client.post("/jobs/sample", json={"model": f"{model_id}@100", "num_images": 10}).json()
+
+    assert (given["kind"], given["model_id"], given["model_step"], given["seed"]) == ("sample", model_id, 100, 4)
+    assert drawn["seed"] == store.get(drawn["id"]).spec["seed"]
+    assert (drawn["num_gpus"], drawn["config"], drawn["dataset"]) == (None, None, None)
+    assert store.get(given["id"]).spec == {
+        "device": "auto",
+        "step": 100,
+        "num_images": 10,
+        "shard_images": 1000,
+        "seed": 4,
+        "num_steps": 2,
+        "noise_scale": None,
+    }
+
+
+def test_a_job_of_a_later_version_is_shown_and_can_be_cancelled(client: TestClient, store: RecordStore) -> None:
+    job_id = store.create("distill", {"teacher": "x", "seed": 3}, name="from tomorrow").id
+
+    (listed,) = client.get("/jobs").json()["jobs"]
+
+    assert (listed["kind"], listed["name"], listed["seed"]) == ("distill", "from tomorrow", 3)
+    assert listed["progress"]["queue_position"] is None
+    assert client.get("/jobs", params={"kind": "distill"}).status_code == 422
+    assert client.post(f"/jobs/{job_id}/cancel").json()["status"] == "cancelled"
+    assert client.get(f"/jobs/{job_id}/shards").status_code == 404
 
 
 def test_a_calibration_that_cannot_be_says_why(client: TestClient, model_id: str, store: RecordStore) -> None:

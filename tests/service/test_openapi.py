@@ -16,6 +16,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from service.app import create_app
+from worker.jobs.event import EVENTS
 
 METHODS = {"get", "post", "delete"}
 FILES = ("image/png", "application/zip", "application/x-npy")
@@ -79,6 +80,19 @@ def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
 
     for reference in references(document):
         assert reference.removeprefix("#/components/schemas/") in document["components"]["schemas"]
+
+
+def test_every_type_of_event_is_described_with_its_data(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    body = schemas["EventBody"]
+    told = schemas | {"types": body["properties"]["type"]["description"]}
+    described = {one.get("$ref", "").rpartition("/")[2] for one in body["properties"]["data"]["anyOf"]}
+
+    for name, data in EVENTS.items():
+        assert f"`{name}`" in told["types"]
+        assert data.__name__ in described
+    assert "`shard` (sample)" in told["types"]
+    assert "EventBody" in json.dumps(document["paths"]["/jobs/{job_id}/events"])
 
 
 def operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

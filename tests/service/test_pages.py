@@ -11,6 +11,7 @@ from fastapi.testclient import TestClient
 
 from service.door.security import FILES_PREFIX
 from service.routes.pages import FOLDER
+from worker.jobs.event import EVENTS
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted(FOLDER.glob("*.js"))
@@ -116,6 +117,11 @@ def test_what_a_script_imports_is_exported(path: Path) -> None:
             re.findall(r"^export (?:async )?(?:function\*?|class|const) (\w+)", (FOLDER / module).read_text(), re.M)
         )
         assert {name.split(" as ")[0].strip() for name in names.split(",") if name.strip()} <= exported, module
+
+
+@pytest.mark.parametrize("name", EVENTS)
+def test_the_page_of_a_job_knows_every_type_of_event(name: str) -> None:
+    assert f'"{name}"' in (FOLDER / "job.js").read_text()
 
 
 def test_the_page_is_light() -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from service.client import Recovery
-from tests.integration.stack import UpCommand
+from tests.stack import UpCommand
 from tests.web.visitor import STEPS, Visitor
 
 if TYPE_CHECKING:
@@ -34,17 +34,6 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """Leave this folder out unless `-m web` asks for it."""
     asked_for = "web" in config.getoption("markexpr").split()
     return None if asked_for or collection_path.name == "conftest.py" else True
-
-
-@pytest.fixture(scope="session")
-def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpCommand]:
-    """A running stack on an empty folder."""
-    found = UpCommand(tmp_path_factory.mktemp("stack") / "data")
-    try:
-        found.wait_until_ready().close()
-        yield found
-    finally:
-        assert found.end() == 0, found.output
 
 
 @pytest.fixture(scope="session")
@@ -76,13 +65,6 @@ def visitor(_tab: Visitor) -> Iterator[Visitor]:
     _tab.foreign_requests.clear()
     assert complaints == []
     assert requests == []
-
-
-@pytest.fixture(scope="session")
-def recovery(command: UpCommand) -> Iterator[Recovery]:
-    """A client beside the browser."""
-    with Recovery(command.url) as found:
-        yield found
 
 
 @pytest.fixture(scope="session")

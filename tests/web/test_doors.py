@@ -11,7 +11,7 @@ import pytest
 from service.door.keys import Scope
 from tests.service.serving import Serving, with_key
 from tests.web.visitor import HOSTILE, Visitor
-from worker.jobs.record import JobKind
+from worker.jobs.kinds import JobKind
 from worker.jobs.records import RecordStore
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from service.client import Recovery
-from tests.integration.stack import TINY
+from tests.stack import TINY
 from tests.web.visitor import HOSTILE, Visitor, finished
 
 pytestmark = [pytest.mark.web, pytest.mark.timeout(600)]

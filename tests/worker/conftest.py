@@ -27,7 +27,8 @@ from model.config import (
 )
 from model.presets import preset
 from tests.servers import tethered, wait_until
-from worker.jobs.record import JobKind, JobRecord, JobStatus, Lease
+from worker.jobs.kinds import JobKind
+from worker.jobs.record import JobRecord, JobStatus, Lease
 from worker.jobs.records import RecordStore
 from worker.observe.presence import live_workers
 from worker.trainer.supervise import Supervisor
@@ -171,7 +172,7 @@ class Attempt:
     """One attempt at the job that is next, in a thread."""
 
     def __init__(self, store: RecordStore) -> None:
-        self.woken: list[tuple[JobKind, str]] = []
+        self.woken: list[tuple[str, str]] = []
         self.stop = threading.Event()
         self.record: JobRecord | None = None
         self._supervisor = Supervisor(

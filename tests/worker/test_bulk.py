@@ -14,7 +14,8 @@ from tests.servers import wait_until
 from tests.stored import store_untrained
 from tests.worker.conftest import Attempt, tiny_config
 from worker.ids import new_id
-from worker.jobs.record import JobKind, JobRecord, JobStatus
+from worker.jobs.kinds import JobKind
+from worker.jobs.record import JobRecord, JobStatus
 from worker.jobs.records import RecordStore
 from worker.storage.artifacts import ArtifactMissing, Artifacts
 from worker.storage.shards import get_manifest, get_shard, list_shards
@@ -40,13 +41,13 @@ def test_shards_hold_the_stream_of_the_seed_in_order(store: RecordStore, s3: Art
     assert (ended.status, ended.error) == (JobStatus.succeeded, None)
     assert (ended.progress.step, ended.progress.total_steps, ended.progress.percent) == (250, 250, 100)
     manifest = get_manifest(s3, record.id)
-    assert [shard["num_images"] for shard in manifest["shards"]] == [100, 100, 50]
-    assert (manifest["model"], manifest["seed"], manifest["event_shape"]) == (f"{model_id}@20", 7, [2])
+    assert [shard.num_images for shard in manifest.shards] == [100, 100, 50]
+    assert (manifest.model, manifest.seed, manifest.event_shape) == (f"{model_id}@20", 7, (2,))
     s3.fetch_checkpoint(model_id, 20, tmp_path / "model", names=SAMPLING_FILES)
     whole = sample(load_model(tmp_path / "model"), 250, seed=7)
     drawn = np.concatenate([_shard(s3, record.id, index) for index in range(3)])
     np.testing.assert_allclose(drawn, whole.x.numpy(), atol=1e-4)
-    assert manifest["gradient_evaluations"] == whole.gradient_evaluations
+    assert manifest.gradient_evaluations == whole.gradient_evaluations
     kinds = [event.type for event in store.read_events(record.id)]
     assert kinds.count("shard") == 3
     assert "sampling" in kinds

@@ -14,6 +14,7 @@ from tests.servers import Valkey, running_valkey, wait_until
 from tests.worker.conftest import make_job
 from worker.connect import redis_client
 from worker.ids import new_id
+from worker.jobs.event import NoticeEvent
 from worker.jobs.record import JobStatus, Lease, Progress, StaleLease
 from worker.jobs.records import RecordStore
 from worker.settings import Settings
@@ -195,12 +196,13 @@ def test_telemetry_never_waits_and_delivers_in_order_when_redis_is_back(
     own_valkey.stop()
     started_at = time.monotonic()
     for step in range(50):
-        telemetry.event("step", {"step": step})
+        telemetry.event(NoticeEvent(text=str(step)))
     telemetry.progress(Progress(step=49), 0.5)
     assert time.monotonic() - started_at < 0.5
     own_valkey.start()
     telemetry.close(10)
-    assert [event.data["step"] for event in own_store.read_events(record.id) if event.type == "step"] == list(range(50))
+    told = [event.data["text"] for event in own_store.read_events(record.id) if event.type == "notice"]
+    assert told == [str(step) for step in range(50)]
     assert own_store.get(record.id).progress.step == 49
     assert telemetry.dropped == 0
 
@@ -210,7 +212,7 @@ def test_telemetry_of_a_stale_lease_is_refused_without_a_fuss(store: RecordStore
     assert lease is not None
     telemetry = Telemetry(store, lease)
     telemetry.start()
-    telemetry.event("step", {"step": 1})
+    telemetry.event(NoticeEvent(text="1"))
     telemetry.close(5)
     assert all(event.type == "status" for event in store.read_events(record.id))
     assert telemetry.dropped == 1

@@ -31,6 +31,8 @@ def test_records_and_their_neighbours_need_neither_torch_nor_celery(module: str)
     assert not _loaded(module) & {"torch", "celery", "fastapi", "datasets", "pyarrow"}
 
 
-@pytest.mark.parametrize("module", ["queue.broker", "app", "kinds.train", "kinds.calibrate"])
+@pytest.mark.parametrize(
+    "module", ["queue.broker", "app", "kinds.train", "kinds.calibrate", "kinds.bulk", "trainer.attempt"]
+)
 def test_a_worker_process_imports_no_torch_before_it_has_work(module: str) -> None:
     assert "torch" not in _loaded(module)

@@ -10,10 +10,10 @@ from kombu import Connection
 
 from tests.servers import wait_until
 from tests.worker.conftest import TRAINER, StartWorker, tiny_spec
-from worker.jobs.record import JobKind
+from worker.jobs.kinds import TRAIN_QUEUE, JobKind
 from worker.jobs.records import RecordStore
 from worker.queue.broker import make_app, wake
-from worker.queue.messages import TRAIN_QUEUE, TRAIN_TASK
+from worker.queue.messages import JOB_TASK
 from worker.settings import Settings
 
 
@@ -40,7 +40,7 @@ def test_a_message_in_another_form_than_json_runs_nothing_and_the_next_one_is_se
                 declare=[],
                 content_type=content_type,
                 content_encoding="binary",
-                headers={"task": TRAIN_TASK, "id": "01JD3Z6M3Q4R5S6T7V8W9X0Y1Z", "lang": "py"},
+                headers={"task": JOB_TASK, "id": "01JD3Z6M3Q4R5S6T7V8W9X0Y1Z", "lang": "py"},
             )
     names = ("pickle", "yaml")
     wait_until(lambda: all(f"untrusted content of type {n}" in worker.log.read_text() for n in names), 60, "refusals")

@@ -7,9 +7,9 @@ import pytest
 
 from tests.worker.conftest import make_job
 from worker.ids import InvalidId, new_id
+from worker.jobs.kinds import TRAIN_QUEUE, JobKind
 from worker.jobs.record import (
     IllegalTransition,
-    JobKind,
     JobNotFound,
     JobRecord,
     JobStatus,
@@ -18,7 +18,6 @@ from worker.jobs.record import (
     StaleLease,
 )
 from worker.jobs.records import RecordStore
-from worker.queue.messages import TRAIN_QUEUE
 from worker.settings import Settings
 from worker.storage.artifacts import ArtifactMissing, Artifacts, StorageUnavailable, job_prefix
 

@@ -20,9 +20,9 @@ from hypothesis.stateful import (
 )
 
 from worker.ids import new_id
-from worker.jobs.record import IllegalTransition, JobKind, JobStatus, Lease, Progress, StaleLease
+from worker.jobs.kinds import TRAIN_QUEUE, JobKind
+from worker.jobs.record import IllegalTransition, JobStatus, Lease, Progress, StaleLease
 from worker.jobs.records import RecordStore
-from worker.queue.messages import TRAIN_QUEUE
 
 ENDINGS = {
     "succeed": JobStatus.succeeded,

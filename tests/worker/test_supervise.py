@@ -17,11 +17,11 @@ from tests.conftest import environment_of
 from tests.servers import SeaweedFS, wait_until
 from tests.worker.conftest import Attempt, calibration_spec, tiny_spec
 from worker.ids import new_id
-from worker.jobs.record import JobKind, JobRecord, JobStatus, Lease
+from worker.jobs.kinds import JobKind
+from worker.jobs.record import JobRecord, JobStatus, Lease
 from worker.jobs.records import RecordStore
 from worker.settings import Settings
 from worker.storage.artifacts import Artifacts
-from worker.trainer.supervise import MODULES
 
 LONG = {"steps": 1_000_000, "checkpoint_every": 50}
 
@@ -37,8 +37,7 @@ def no_orphans() -> Iterator[None]:
 
 def trainings() -> list[psutil.Process]:
     """Subprocesses of jobs of this process."""
-    modules = set(MODULES.values())
-    return [child for child in psutil.Process().children() if modules & set(child.cmdline())]
+    return [child for child in psutil.Process().children() if "worker.trainer.attempt" in child.cmdline()]
 
 
 def _training(store: RecordStore, **changes: object) -> JobRecord:

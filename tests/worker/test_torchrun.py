@@ -14,7 +14,8 @@ import torch
 from model.checkpoints.checkpoint import read_snapshot
 from tests.servers import wait_until
 from tests.worker.conftest import TRAINER, Attempt, StartWorker, tiny_spec
-from worker.jobs.record import JobKind, JobRecord, JobStatus
+from worker.jobs.kinds import JobKind
+from worker.jobs.record import JobRecord, JobStatus
 from worker.jobs.records import RecordStore
 from worker.queue.broker import make_app, wake
 from worker.storage.artifacts import Artifacts
@@ -37,7 +38,7 @@ def _ranks(record: JobRecord) -> list[psutil.Process]:
     found = {}
     for process in psutil.process_iter(["cmdline"]):
         command = process.info["cmdline"] or []
-        if "worker.kinds.train" in command and record.id in command and "worker.trainer.torchrun" not in command:
+        if "worker.trainer.attempt" in command and record.id in command and "worker.trainer.torchrun" not in command:
             found[int(process.environ()["RANK"])] = process
     return [found[rank] for rank in sorted(found)]
 
@@ -80,7 +81,7 @@ def test_a_killed_rank_ends_in_a_resumed_job_with_the_weights_of_one_undisturbed
     for one in (record, alone):
         assert one.model_id is not None
         s3.fetch_checkpoint(one.model_id, 600, tmp_path / one.id)
-        weights.append(read_snapshot(tmp_path / one.id).ema)
+        weights.append(read_snapshot(tmp_path / one.id).energy.average)
     for name, tensor in weights[1].items():
         torch.testing.assert_close(weights[0][name], tensor, rtol=1e-2, atol=1e-3)
 

@@ -14,12 +14,13 @@ from tests.stored import store_untrained
 from tests.worker.conftest import SAMPLER, TRAINER, StartWorker, tiny_config, tiny_spec
 from worker.connect import async_redis_client
 from worker.ids import new_id
-from worker.jobs.record import JobKind, JobRecord, JobStatus
+from worker.jobs.kinds import TRAIN_QUEUE, JobKind
+from worker.jobs.record import JobRecord, JobStatus
 from worker.jobs.records import RecordStore
 from worker.observe.presence import live_workers
 from worker.queue.broker import make_app, send_request, wake
 from worker.queue.loads import LOADS_KEY, fresh_loads, own_queue
-from worker.queue.messages import TRAIN_QUEUE, ReplyChannel, SampleReply, SampleRequest, cancel_key
+from worker.queue.messages import ReplyChannel, SampleReply, SampleRequest, cancel_key
 from worker.settings import Settings
 from worker.storage.artifacts import Artifacts
 
@@ -101,7 +102,7 @@ def test_a_job_whose_whole_worker_is_killed_goes_on_elsewhere_to_the_same_weight
     holder = store.get(record.id).worker
     killed = first if holder == "first@test" else second
     family = killed.family()
-    assert any("worker.kinds.train" in process.cmdline() for process in family)
+    assert any("worker.trainer.attempt" in process.cmdline() for process in family)
     killed.kill_main()
     killed_at = time.monotonic()
     wait_until(lambda: store.get(record.id).worker != holder, 20, "another worker")
@@ -128,7 +129,7 @@ def test_a_worker_that_was_frozen_past_its_lease_wakes_up_to_stop_and_commits_no
     holder = store.get(record.id).worker
     assert holder is not None
     frozen = workers[holder].family()
-    (training,) = (process for process in frozen if "worker.kinds.train" in process.cmdline())
+    (training,) = (process for process in frozen if "worker.trainer.attempt" in process.cmdline())
     for process in frozen:
         process.suspend()
     try:

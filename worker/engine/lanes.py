@@ -1,4 +1,4 @@
-"""One model in the engine: its chains, who waits for them, and how fast it goes."""
+"""One model in the engine: its chains, the tickets that wait for them, and the rate at which it computes."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ MAX_ROWS = 512
 """No larger batch is tried: on quiet cores a row of digits costs 6 to 10 % less in 512 than in 256 and up to 5 % less
 again in 1,024, where every step takes twice as long; on busy ones no less."""
 _WORTHWHILE_SHARE = 0.95
-"""Of the best rate: the smallest batch that reaches it is taken, since small ones answer sooner."""
+"""The smallest batch that reaches this share of the best rate is taken, since small batches answer sooner."""
 _MEASUREMENTS = 5
 _MEASURING_S = 0.1
-"""A batch is measured again within this time only."""
+"""After this time a batch is not measured once more."""
 _LONGEST_STEP_S = 0.5
 """An evaluation that takes longer is not made larger: a new chain waits for it."""
 _MEMORY_SHARE = 0.5
-"""Of the device memory that is free, for one evaluation."""
+"""What share of the device's free memory one evaluation may take."""
 _SMOOTHING = 0.05
-"""Weight of one step in the measured rate."""
+"""The weight of one step in the running mean of the rate."""
 
 
 class Lane:
-    """The chains of one frozen model, and their queue. Used by the engine's thread alone."""
+    """The chains of one frozen model, and their queue. Only the engine's thread uses it."""
 
     def __init__(self, model: EnergyModel, *, max_rows: int | None = None) -> None:
         self.model = model
         self.size_bytes = model.memory_bytes
-        """of the weights and of what is kept of them, when a ticket last ended"""
+        """bytes of the weights and of what is kept of them, as counted when a ticket last ended"""
         self.in_flight = 0
-        """tickets that have not ended, counted by the engine"""
+        """the number of tickets that have not ended; the engine counts them"""
         self.spent_s = 0.0
-        """time on the device, by which turns are shared"""
+        """the seconds that the model has computed, by which models take turns"""
         self.rate = 0.0
-        """row evaluations a second of a full batch, measured"""
+        """the measured row evaluations a second of a full batch"""
         self.num_evaluations = 0
         self.num_row_evaluations = 0
         self.num_row_capacity = 0
@@ -73,26 +73,26 @@ class Lane:
 
     @property
     def num_chains(self) -> int:
-        """That run."""
+        """The number of chains that are running."""
         return len(self._chains)
 
     @property
     def num_waiting(self) -> int:
-        """Chains that have not begun."""
+        """The number of chains that have not begun."""
         return self._num_waiting
 
     @property
     def backlog_s(self) -> float:
-        """Seconds to do everything accepted so far, at the rate of a full batch."""
+        """The seconds that everything accepted so far takes at the rate of a full batch."""
         # Chains that run are taken to be half-way, so the estimate may have run below 0 when they are not.
         return max(0, self._pending) / self.rate if self.rate else 0.0
 
     def cost(self, settings: SamplingConfig) -> int:
-        """Gradient evaluations of a chain."""
+        """The gradient evaluations that a chain with these settings takes."""
         return evaluations_per_sample(self.model.config, settings)
 
     def add(self, ticket: AnyTicket) -> None:
-        """Queue it."""
+        """Put a ticket into the queue."""
         if isinstance(ticket, WorkTicket):
             self._works.append(ticket)
         else:
@@ -100,7 +100,7 @@ class Lane:
             self._recount()
 
     def drop(self, ticket: AnyTicket) -> None:
-        """Free what it holds: its chains are not evaluated again."""
+        """Forget a ticket: its chains are not evaluated again."""
         if isinstance(ticket, WorkTicket):
             ticket.close()
             self._works = deque(one for one in self._works if one is not ticket)
@@ -111,7 +111,7 @@ class Lane:
         self._recount()
 
     def reset(self) -> None:
-        """Forget all chains and works, after an error that may have left them half advanced."""
+        """Forget all chains and other work, after an error that may have left them half advanced."""
         if self._descents is not None:
             self._max_rows = self._descents.capacity
         for work in self._works:
@@ -120,7 +120,7 @@ class Lane:
         self._recount()
 
     def turn(self) -> list[AnyTicket]:
-        """One piece of work: one gradient evaluation of all chains, or a piece of something else. Who ended with it."""
+        """Do one gradient evaluation of all chains, or a piece of other work; the tickets that ended with it."""
         self._ended = []
         if torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
@@ -138,7 +138,7 @@ class Lane:
 
     @property
     def _threads(self) -> int:
-        """What a batch keeps busy that is half full: with fewer rows, threads would only wait for each other."""
+        """The CPU threads that a half-full batch keeps busy. With fewer rows, they would only wait for each other."""
         rows = (self._max_rows or MAX_ROWS) // 2
         useful = useful_threads(self.model.config.network, tuple(self.model.event_shape), rows)
         return min(len(os.sched_getaffinity(0)), useful)
@@ -167,7 +167,7 @@ class Lane:
             self._tell(descents.add(chains))
 
     def _taken(self, room: int) -> list[Chain]:
-        """Waiting chains for the free rows, one of every request in turn, so that a small one is not held up."""
+        """Waiting chains for the free rows: one of every request in turn, so that a small request is not held up."""
         chains: list[Chain] = []
         while self._waiting and len(chains) < room:
             ticket = self._waiting[0]
@@ -184,7 +184,7 @@ class Lane:
         return chains
 
     def _tell(self, arrived: list[Arrivals]) -> None:
-        """Who waits for these levels."""
+        """Hand the levels that chains have reached to the tickets that want them."""
         for arrivals in arrived:
             for row, level, x in zip(arrivals.rows.tolist(), arrivals.levels.tolist(), arrivals.x, strict=True):
                 ticket, image = self._chains[row]
@@ -203,7 +203,7 @@ class Lane:
                     self._ended.append(ticket)
 
     def _pace(self) -> None:
-        """A device that computes beside us may be one step behind, so that it never waits, and no more."""
+        """Let a device that computes beside us be one step behind, so that it never waits, but no more than one."""
         if self.model.step_size.device.type == "cuda":
             self._steps.append(torch.cuda.Event())  # type: ignore[no-untyped-call]
             self._steps[-1].record()
@@ -218,13 +218,13 @@ class Lane:
         del self._chains[self._descents.num_rows :]
 
     def _recount(self) -> None:
-        """What is left to evaluate; chains that run are taken to be half-way."""
+        """Count anew what is left to evaluate; running chains are taken to be half-way."""
         self._num_waiting = sum(ticket.num_waiting for ticket in self._waiting)
         waiting = sum(ticket.cost * ticket.num_waiting for ticket in self._waiting)
         self._pending = waiting + sum(ticket.cost for ticket, _ in self._chains) // 2
 
     def _observe(self, rows: int, elapsed_s: float) -> None:
-        """A batch that is not nearly full says nothing about the rate of a full one."""
+        """Take a step into the rate of a full batch, of which a batch less than half full says nothing."""
         assert self._descents is not None
         if 2 * rows >= self._descents.capacity:
             rate = rows / elapsed_s
@@ -254,7 +254,7 @@ def _doubling(most: int) -> Iterator[int]:
 
 
 def _measure(probe: Descents) -> tuple[float, int]:
-    """(seconds, bytes of device memory) of one evaluation. The shortest of several: other processes only add to it."""
+    """(seconds, bytes of device memory) of one evaluation: the shortest of several, since other processes only add."""
     probe.evaluate(probe.num_rows)  # warms up
     shortest_s, used_bytes, give_up_at = float("inf"), 0, time.perf_counter() + _MEASURING_S
     for _ in range(_MEASUREMENTS):

@@ -19,15 +19,16 @@ from redis.exceptions import ResponseError
 
 from worker.ids import checked_id
 from worker.jobs import lua
-from worker.jobs.record import JobEvent, StaleLease, now
+from worker.jobs.event import JobEvent
+from worker.jobs.record import StaleLease, now
 from worker.storage.artifacts import ArtifactMissing, Artifacts, job_prefix
 
 MAX_BLOCK_MS = 4000
-"""redis-py's default socket timeout is 5 s."""
+"""The longest that one call may block: redis-py's default socket timeout is 5 s."""
 
 
 def events_key(job_id: str) -> str:
-    """The stream of a job. Raises InvalidId."""
+    """The Redis key of a job's stream. Raises InvalidId."""
     return f"events:{checked_id(job_id)}"
 
 
@@ -49,7 +50,7 @@ class EventLog:
         return str(event_id.decode())
 
     def read(self, job_id: str, after: str = "0", *, block_ms: int = 0, limit: int = 500) -> list[JobEvent]:
-        """Events after an id, from S3 when Redis no longer has the stream; waits up to `block_ms` when above 0."""
+        """Read the events after an id, from S3 when Redis has no stream any more; waits up to `block_ms` for one."""
         key = events_key(job_id)
         block = min(block_ms, MAX_BLOCK_MS) if block_ms > 0 else None
         found: Any = self._redis.xread({key: after}, count=limit, block=block)
@@ -67,7 +68,7 @@ class EventLog:
             self._artifacts.put_bytes(_archive_key(job_id), "\n".join(lines).encode(), "application/jsonl")
 
     def archived(self, job_id: str) -> list[JobEvent]:
-        """The events in S3; none when they were never archived."""
+        """Read the events in S3; there are none when they were never archived."""
         try:
             lines = self._artifacts.get_bytes(_archive_key(job_id)).decode().splitlines()
         except ArtifactMissing:
@@ -93,7 +94,7 @@ class EventLog:
 async def follow_events(
     redis: AsyncRedis, job_id: str, after: str, *, block_ms: int = 4000, limit: int = 500
 ) -> list[JobEvent]:
-    """Events after an id, waiting up to `block_ms` (at most 4000) for the first; for the service's streams."""
+    """Read the events after an id, waiting up to `block_ms` (at most 4000) for the first; asynchronous."""
     found: Any = await redis.xread({events_key(job_id): after}, count=limit, block=min(block_ms, MAX_BLOCK_MS))
     return events_from_reply(found)
 
@@ -114,7 +115,7 @@ def events_from_reply(reply: Any) -> list[JobEvent]:
 
 
 def finite(value: Any) -> Any:
-    """`value` with every number JSON cannot write (nan, inf) replaced by null."""
+    """Replace every number in `value` that JSON cannot write (nan, inf) by None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

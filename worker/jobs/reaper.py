@@ -15,7 +15,7 @@ import structlog
 from redis import Redis
 from redis.exceptions import RedisError
 
-from worker.jobs.record import JobKind, JobNotFound, JobStatus
+from worker.jobs.record import JobNotFound, JobStatus
 from worker.jobs.records import RecordStore
 from worker.storage.artifacts import ArtifactError
 
@@ -33,7 +33,7 @@ class Reaper:
         *,
         name: str,
         queues: Collection[str],
-        wake_fn: Callable[[JobKind, str], None],
+        wake_fn: Callable[[str, str], None],
     ) -> None:
         self._store = store
         self._redis: Redis = store.redis

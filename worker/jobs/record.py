@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from worker.ids import ULID_PATTERN
+from worker.jobs.kinds import KindName
 
 
 class JobStatus(StrEnum):
@@ -34,14 +35,6 @@ class JobStatus(StrEnum):
     def is_terminal(self) -> bool:
         """Whether nothing more happens unless somebody asks."""
         return self not in (JobStatus.queued, JobStatus.running)
-
-
-class JobKind(StrEnum):
-    """What a job does."""
-
-    train = "train"
-    sample = "sample"
-    calibrate = "calibrate"
 
 
 TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
@@ -100,13 +93,11 @@ class JobRecord(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     id: str = Field(pattern=ULID_PATTERN)
-    kind: JobKind
+    kind: KindName
     status: JobStatus = JobStatus.queued
     name: str | None = None
     spec: dict[str, Any]
-    """For `train`: {"config": a TrainConfig as a dict, "device": "cpu" | "cuda" | "auto", "num_gpus": 1 where it is
-    absent}; for `calibrate`: {"config": a CalibrationConfig as a dict, "step": the checkpoint's, "device": as
-    above}; for `sample`: the fields of `worker.kinds.bulk.Plan` but the model's id, and "device"."""
+    """What it is asked to do, as it was stored: plain JSON, which the kind's model in `worker.jobs.kinds` reads."""
     model_id: str | None = Field(default=None, pattern=ULID_PATTERN)
     """The model a training makes (given with the job), or the one a job works on."""
     created_at: datetime
@@ -131,19 +122,6 @@ class JobRecord(BaseModel):
     """Step of the newest committed checkpoint."""
     error: str | None = None
     """In words: why it failed, or what ended its latest attempt."""
-
-
-class JobEvent(BaseModel):
-    """Something that happened in a job; `id` orders them and resumes a stream."""
-
-    model_config = ConfigDict(frozen=True)
-
-    id: str
-    type: str
-    """status, started, batch (what "auto" became), step, sample, checkpoint, rollback, calibration (a round),
-    calibrated, sampling, shard, or a notice."""
-    at: datetime
-    data: dict[str, Any]
 
 
 class JobPage(BaseModel):

@@ -9,19 +9,10 @@ from typing import Any
 from redis import Redis
 
 from worker.ids import checked_id
+from worker.jobs.event import JobEvent
 from worker.jobs.events import EventLog
-from worker.jobs.record import (
-    JobEvent,
-    JobKind,
-    JobNotFound,
-    JobPage,
-    JobRecord,
-    JobStatus,
-    Lease,
-    Progress,
-    StaleLease,
-)
-from worker.queue.messages import QUEUES
+from worker.jobs.kinds import JobKind, kind_of, kinds_in
+from worker.jobs.record import JobNotFound, JobPage, JobRecord, JobStatus, Lease, Progress, StaleLease
 from worker.settings import Settings
 from worker.storage.artifacts import Artifacts
 
@@ -70,18 +61,24 @@ class RecordReader:
     def waiting_ids(self, queue: str) -> Sequence[str]:
         """Ids of the jobs that wait for the workers of a queue, of all its kinds, the next first."""
         pipeline = self.redis.pipeline(transaction=False)
-        for kind in (kind for kind in QUEUES if QUEUES[kind][0] == queue):
+        for kind in kinds_in(queue):
             pipeline.zrange(f"jobs:queue:{kind}", 0, -1, withscores=True)
         waiting = sorted((since, job_id) for found in pipeline.execute() for job_id, since in found)
         return [job_id.decode() for _, job_id in waiting]
 
     def queue_position(self, record: JobRecord) -> int | None:
-        """1 for the job that is next, None when it does not wait; kinds that share a queue wait for each other."""
+        """1 for the job that is next, None when it does not wait; kinds that share a queue wait for each other.
+
+        A job of a kind that only another version knows has no place among ours: None.
+        """
+        kind = kind_of(record.kind)
+        if kind is None:
+            return None
         since: Any = self.redis.zscore(f"jobs:queue:{record.kind}", record.id)
         if since is None:
             return None
         ahead = self.redis.zrank(f"jobs:queue:{record.kind}", record.id)
-        others = [kind for kind in QUEUES if kind is not record.kind and QUEUES[kind][0] == QUEUES[record.kind][0]]
+        others = [name for name in kinds_in(kind.queue) if name != kind.name]
         return 1 + _number(ahead) + sum(_number(self.redis.zcount(f"jobs:queue:{k}", "-inf", since)) for k in others)
 
     def waiting_since(self, queue: str) -> datetime | None:

@@ -8,9 +8,8 @@ neither torch nor Celery. Every method raises redis.exceptions.RedisError while 
 from __future__ import annotations
 
 import contextlib
-import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,10 +19,9 @@ from redis import Redis
 from worker.connect import redis_client
 from worker.ids import new_id
 from worker.jobs import lua
+from worker.jobs.kinds import kind_of
 from worker.jobs.record import (
-    TRANSITIONS,
     IllegalTransition,
-    JobKind,
     JobNotFound,
     JobRecord,
     JobStatus,
@@ -37,26 +35,21 @@ from worker.jobs.record import (
     require_held,
     resumed,
 )
-from worker.jobs.record_reader import RESTORED_KEY, RecordReader
-from worker.jobs.tally import Cut, additions
+from worker.jobs.record_reader import RESTORED_KEY
+from worker.jobs.record_writer import Conflict, LeaseAlive, RecordWriter, copy_key
 from worker.settings import Settings
-from worker.storage.artifacts import ArtifactDamaged, ArtifactError, ArtifactMissing, Artifacts, job_prefix
-
-EVENT_TTL_S = 24 * 3600
-"""A finished job's events stay in Redis for so long; after that they are read from S3."""
+from worker.storage.artifacts import ArtifactDamaged, ArtifactError, ArtifactMissing, Artifacts
 
 log = structlog.get_logger(__name__)
 
 
-class RecordStore(RecordReader):
+class RecordStore(RecordWriter):
     """Creates, reads and changes job records; safe to share among threads."""
 
     def __init__(self, redis: Redis, artifacts: Artifacts, settings: Settings | None = None) -> None:
         super().__init__(redis, artifacts, settings)
-        self._write_script = redis.register_script(lua.WRITE)
         self._renew_script = redis.register_script(lua.RENEW)
         self._report_script = redis.register_script(lua.REPORT)
-        self._mark_saved_script = redis.register_script(lua.MARK_SAVED)
 
     @classmethod
     def connect(cls, settings: Settings) -> RecordStore:
@@ -67,24 +60,26 @@ class RecordStore(RecordReader):
 
     def create(
         self,
-        kind: JobKind,
+        kind: str,
         spec: Mapping[str, Any],
         *,
         name: str | None = None,
         model_id: str | None = None,
         job_id: str | None = None,
     ) -> JobRecord:
-        """A new queued job, in S3 before Redis. A `train` job is given the id of the model it will make.
+        """A new queued job, in S3 before Redis. A job that makes a model is given the id of that model.
+
+        The spec is stored as it is: whoever asks for a job checks it, by the model of its kind.
 
         `job_id` is one of `new_id`, never used before. Raises StorageUnavailable; then there is no job.
         """
-        created_at = now()
+        created_at, known = now(), kind_of(kind)
         record = JobRecord(
             id=job_id or new_id(),
             kind=kind,
             spec=dict(spec),
             name=name,
-            model_id=new_id() if kind is JobKind.train and model_id is None else model_id,
+            model_id=new_id() if model_id is None and known is not None and known.makes_model else model_id,
             created_at=created_at,
             queued_at=created_at,
             updated_at=created_at,
@@ -96,7 +91,7 @@ class RecordStore(RecordReader):
         except Exception:
             # The caller is told that there is no job; a later restore must not find one.
             with contextlib.suppress(ArtifactError):
-                self.artifacts.delete(_copy_key(record.id))
+                self.artifacts.delete(copy_key(record.id))
             raise
         self._mark_saved(record)
         return record
@@ -220,7 +215,7 @@ class RecordStore(RecordReader):
                 after_loss(record, reason, self.settings.attempt_limit) if record.status is JobStatus.running else None
             )
 
-        with contextlib.suppress(_LeaseAlive):
+        with contextlib.suppress(LeaseAlive):
             return self._change(job_id, change, only_unleased=True, cut="lease_lost")
         return None
 
@@ -235,16 +230,6 @@ class RecordStore(RecordReader):
         return self._transition(job_id, change)
 
     # Copies in S3
-
-    def save_copy(self, job_id: str) -> None:
-        """Bring the copy in S3 up to date, and a finished job's events too. Raises StorageUnavailable."""
-        while True:
-            record = self.get(job_id)
-            self._put_copy(record)
-            if record.status.is_terminal:
-                self.events.archive(job_id)
-            if self._mark_saved(record):
-                return
 
     def restore_from_s3(self) -> int:
         """Put every job that only S3 knows back into Redis; returns how many.
@@ -273,7 +258,7 @@ class RecordStore(RecordReader):
         if self.redis.exists(f"job:{job_id}"):
             return False
         try:
-            record = JobRecord.model_validate(self.artifacts.get_json(_copy_key(job_id)))
+            record = JobRecord.model_validate(self.artifacts.get_json(copy_key(job_id)))
         except ArtifactMissing:
             return False
         except (ArtifactDamaged, ValueError) as error:
@@ -281,102 +266,11 @@ class RecordStore(RecordReader):
             return False
         if not record.status.is_terminal:
             self.events.bring_back(job_id)  # before anybody can append: ids must grow
-        with contextlib.suppress(_Conflict):  # another process restores it too
+        with contextlib.suppress(Conflict):  # another process restores it too
             self._write(record, expected=None, take_lease=record.status is JobStatus.running, announce=False)
             self._mark_saved(record)
             return True
         return False
-
-    def _put_copy(self, record: JobRecord) -> None:
-        self.artifacts.put_bytes(_copy_key(record.id), record.model_dump_json(indent=1).encode(), "application/json")
-
-    def _mark_saved(self, record: JobRecord) -> bool:
-        return bool(self._mark_saved_script(args=[record.id, record.version]))
-
-    # Compare-and-set
-
-    def _transition(
-        self, job_id: str, change: Callable[[JobRecord], JobRecord | None], *, cut: Cut | None = None
-    ) -> JobRecord:
-        return self._change(job_id, change, cut=cut) or self.get(job_id)
-
-    def _change(
-        self,
-        job_id: str,
-        change: Callable[[JobRecord], JobRecord | None],
-        *,
-        take_lease: bool = False,
-        only_unleased: bool = False,
-        save: bool = True,
-        cut: Cut | None = None,
-    ) -> JobRecord | None:
-        """The record after `change`, tried again while others write; None when `change` wants nothing written.
-
-        `cut` is counted as the end of the attempt, if that is what the change is.
-        """
-        while True:
-            before = self.get(job_id)
-            changed = change(before)
-            if changed is None:
-                return None
-            if changed.status is not before.status and changed.status not in TRANSITIONS[before.status]:
-                raise IllegalTransition(job_id, before.status, str(changed.status))
-            after = changed.model_copy(update={"version": before.version + 1, "updated_at": now()})
-            with contextlib.suppress(_Conflict):
-                tally = additions(before, after, cut)
-                self._write(
-                    after, expected=before.version, take_lease=take_lease, only_unleased=only_unleased, tally=tally
-                )
-                break
-        log.info("job_changed", job_id=job_id, status=after.status, attempt=after.attempt, reason=after.error)
-        if save:
-            try:
-                self.save_copy(job_id)
-            except ArtifactError as error:
-                log.warning("job_copy_postponed", job_id=job_id, error=str(error))
-        return after
-
-    def _write(
-        self,
-        record: JobRecord,
-        *,
-        expected: int | None,
-        take_lease: bool = False,
-        only_unleased: bool = False,
-        announce: bool = True,
-        tally: Mapping[str, float] | None = None,
-    ) -> None:
-        event = {"status": record.status, "attempt": record.attempt, "error": record.error}
-        if record.cancel_requested:
-            event["cancel_requested"] = True
-        answer = self._write_script(
-            args=[
-                record.id,
-                "" if expected is None else expected,
-                record.kind,
-                record.status,
-                record.version,
-                record.fence,
-                int(record.cancel_requested),
-                record.model_dump_json(),
-                int(record.queued_at.timestamp() * 1000),
-                self._lease_ms if take_lease else 0,
-                record.worker or "",
-                int(only_unleased),
-                record.updated_at.isoformat(),
-                json.dumps(event) if announce else "",
-                self.settings.event_limit,
-                EVENT_TTL_S,
-                *(text for field, value in (tally or {}).items() for text in (field, value)),
-            ]
-        )
-        match answer[0]:
-            case b"missing":
-                raise JobNotFound(record.id)
-            case b"conflict":
-                raise _Conflict
-            case b"leased":
-                raise _LeaseAlive
 
     def _end(self, lease: Lease, status: JobStatus, error: str | None) -> JobRecord:
         def change(record: JobRecord) -> JobRecord:
@@ -389,19 +283,3 @@ class RecordStore(RecordReader):
         flat = [text for pair in fields.items() for text in pair]
         if not self._report_script(args=[lease.job_id, lease.token, *flat]):
             raise StaleLease(lease.job_id, lease.token)
-
-    @property
-    def _lease_ms(self) -> int:
-        return int(self.settings.lease_s * 1000)
-
-
-class _Conflict(Exception):
-    """Somebody else changed the record first."""
-
-
-class _LeaseAlive(Exception):
-    """The write was for a job without a lease, and it has one."""
-
-
-def _copy_key(job_id: str) -> str:
-    return f"{job_prefix(job_id)}job.json"

@@ -10,38 +10,23 @@ from 0, which Prometheus takes for what it is, a counter's reset. No torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import bisect
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
 
 from redis import Redis
 
-from worker.jobs.record import JobKind, JobRecord, JobStatus, now
-from worker.observe.series import Distribution, Series
+from worker.jobs.kinds import JobKind
+from worker.jobs.record import JobRecord, JobStatus, now
 
 COUNTS_KEY = "jobs:counts"
 TALLY_KEY = "jobs:tally"
 
 # Stored by index: other bounds need other names of the fields.
-_BOUNDS_S = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 86400, 3 * 86400, 7 * 86400)
-
-JOBS = Series("recovery_jobs", "gauge", "Jobs by kind and status", ("kind", "status"))
-STARTED = Series("recovery_job_attempts_started_total", "counter", "Attempts that began", ("kind",))
-ATTEMPT_DURATION = Series(
-    "recovery_job_attempt_duration_seconds",
-    "histogram",
-    "From the start of an attempt to its end, by how it ended",
-    ("kind", "outcome"),
-    _BOUNDS_S,
-)
-JOB_DURATION = Series(
-    "recovery_job_duration_seconds",
-    "histogram",
-    "From when a job was given, or resumed, to its end",
-    ("kind", "status"),
-    _BOUNDS_S,
-)
+BOUNDS_S = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 86400, 3 * 86400, 7 * 86400)
+"""Upper bounds of the intervals in which durations are counted, seconds; a last interval is above them all."""
 
 Cut = Literal["interrupted", "lost", "lease_lost"]
 """Why an attempt ended before its job: its worker was shut down; its process was killed, or a store stayed away; nobody
@@ -51,8 +36,17 @@ OUTCOMES: tuple[str, ...] = (*_ENDINGS, "interrupted", "lost", "lease_lost")
 
 
 @dataclass(frozen=True)
+class Distribution:
+    """How many observations fell into each interval between bounds, as a histogram keeps them, and their sum."""
+
+    counts: Sequence[float]
+    """of each interval, the last one above all bounds"""
+    total: float
+
+
+@dataclass(frozen=True)
 class Tally:
-    """What Redis has counted."""
+    """The counts in Redis, by the labels that are named."""
 
     jobs: Mapping[tuple[str, ...], float]
     started: Mapping[tuple[str, ...], float]
@@ -69,14 +63,14 @@ def additions(before: JobRecord | None, after: JobRecord, cut: Cut | None) -> di
         added[f"started/{after.kind}"] = 1
     if before.status is JobStatus.running and before.started_at is not None:
         outcome = cut if cut and after.status is not JobStatus.cancelled else str(after.status)
-        added |= _observation("attempt", ATTEMPT_DURATION, after.kind, outcome, now() - before.started_at)
+        added |= _observation("attempt", after.kind, outcome, now() - before.started_at)
     if after.status.is_terminal:
-        added |= _observation("job", JOB_DURATION, after.kind, after.status, now() - after.queued_at)
+        added |= _observation("job", after.kind, after.status, now() - after.queued_at)
     return added
 
 
 def read_tally(redis: Redis) -> Tally:
-    """Raises RedisError."""
+    """Read the counts from Redis. Raises RedisError."""
     pipeline = redis.pipeline(transaction=False)
     pipeline.hgetall(COUNTS_KEY)
     pipeline.hgetall(TALLY_KEY)
@@ -84,23 +78,26 @@ def read_tally(redis: Redis) -> Tally:
     return Tally(
         jobs={(kind, status): counts.get(f"{kind}/{status}", 0) for kind in JobKind for status in JobStatus},
         started={(kind,): tally.get(f"started/{kind}", 0) for kind in JobKind},
-        attempts=_distributions(tally, "attempt", ATTEMPT_DURATION, OUTCOMES),
-        ended=_distributions(tally, "job", JOB_DURATION, _ENDINGS),
+        attempts=_distributions(tally, "attempt", OUTCOMES),
+        ended=_distributions(tally, "job", _ENDINGS),
     )
 
 
-def _observation(what: str, series: Series, kind: str, how: str, elapsed: timedelta) -> dict[str, float]:
+def interval_of(seconds: float) -> int:
+    """Index in `Distribution.counts` of a duration; as in Prometheus, a bound belongs to the interval below it."""
+    return bisect.bisect_left(BOUNDS_S, seconds)
+
+
+def _observation(what: str, kind: str, how: str, elapsed: timedelta) -> dict[str, float]:
     seconds = max(0.0, elapsed.total_seconds())
-    return {f"{what}/{kind}/{how}/{series.interval_of(seconds)}": 1, f"{what}/{kind}/{how}/sum": seconds}
+    return {f"{what}/{kind}/{how}/{interval_of(seconds)}": 1, f"{what}/{kind}/{how}/sum": seconds}
 
 
-def _distributions(
-    tally: Mapping[str, float], what: str, series: Series, hows: Iterable[str]
-) -> dict[tuple[str, ...], Distribution]:
-    """One for every kind and ending, also before the first: a counter that appears with a 1 has no rate."""
+def _distributions(tally: Mapping[str, float], what: str, hows: Iterable[str]) -> dict[tuple[str, ...], Distribution]:
+    """A distribution for every kind and ending, also before the first: a counter that appears with a 1 has no rate."""
 
     def distribution(prefix: str) -> Distribution:
-        counts = [tally.get(f"{prefix}/{index}", 0) for index in range(len(series.bounds) + 1)]
+        counts = [tally.get(f"{prefix}/{index}", 0) for index in range(len(BOUNDS_S) + 1)]
         return Distribution(counts, tally.get(f"{prefix}/sum", 0))
 
     return {(kind, how): distribution(f"{what}/{kind}/{how}") for kind in JobKind for how in hows}

@@ -1,4 +1,4 @@
-"""The subprocess of a calibration, `python -m worker.kinds.calibrate`: log Z of a committed checkpoint, into storage.
+"""The work of a calibration: log Z of a committed checkpoint, into storage.
 
 A training that calibrates at its end takes the same way (`calibrate_checkpoint`). What was walked is not kept between
 attempts: the next one starts again from its seed, and ends with the same numbers.
@@ -7,17 +7,18 @@ attempts: the next one starts again from its seed, and ends with the same number
 from __future__ import annotations
 
 import shutil
-import sys
 import time
 from typing import TYPE_CHECKING
 
 import structlog
 
-from model.config import UNKNOWN_DATASET, CalibrationConfig, from_dict
+from model.config import UNKNOWN_DATASET, CalibrationConfig
 from model.errors import ShapeError
 from worker.datasets.names import fetch_dataset
+from worker.jobs.event import CalibratedEvent, CalibrationEvent, StartedEvent
+from worker.jobs.kinds import CalibrateSpec
 from worker.jobs.record import JobRecord, Progress
-from worker.trainer.attempt import Attempt, device_of, main
+from worker.trainer.attempt import Attempt, device_of
 from worker.trainer.watch import StopReason
 
 if TYPE_CHECKING:
@@ -28,22 +29,21 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 
-class CalibrationRun(Attempt):
+class Run(Attempt):
     """One attempt at a calibration job."""
 
     def work(self, record: JobRecord) -> StopReason | None:
         """Calibrate the checkpoint that the spec names."""
-        config = from_dict(CalibrationConfig, record.spec["config"])
+        spec = CalibrateSpec.of(record.spec)
         assert record.model_id is not None
-        step = int(record.spec["step"])
-        self.telemetry.event("started", {"step": step, "attempt": record.attempt, "device": device_of(record)})
-        return calibrate_checkpoint(self, record, record.model_id, step, config, report_progress=True)
+        self.telemetry.event(StartedEvent(step=spec.step, attempt=record.attempt, device=device_of(record)))
+        return calibrate_checkpoint(self, record, record.model_id, spec.step, spec.config, report_progress=True)
 
 
 def calibrate_checkpoint(
     attempt: Attempt, record: JobRecord, model_id: str, step: int, config: CalibrationConfig, *, report_progress: bool
 ) -> StopReason | None:
-    """Estimate log Z of a committed checkpoint, score its data, store both; why it stopped early, or None.
+    """Estimate log Z of a committed checkpoint, score its data, store both. Returns why it stopped early, or None.
 
     Every round is a `calibration` event, and the job's progress if wanted. Raises ModelError, ArtifactMissing,
     StorageUnavailable, StaleLease.
@@ -67,7 +67,7 @@ def calibrate_checkpoint(
         stop_fn=attempt.watch.should_stop,
     ):
         rounds += 1
-        attempt.telemetry.event("calibration", _round(log_z, step, rounds, config, time.monotonic() - began_at))
+        attempt.telemetry.event(_round(log_z, step, rounds, config, time.monotonic() - began_at))
         if report_progress:
             attempt.telemetry.progress(_progress(rounds, config.max_rounds, config))
     if attempt.watch.reason is not None or log_z is None:
@@ -75,7 +75,7 @@ def calibrate_checkpoint(
     found = summarize(model, dataset, log_z, config, step=step).to_dict()
     attempt.patiently(attempt.watch.confirm)
     attempt.patiently(lambda: attempt.artifacts.put_calibration(model_id, step, found))
-    attempt.telemetry.event("calibrated", {"step": step, "model_id": model_id, "calibration": found})
+    attempt.telemetry.event(CalibratedEvent(step=step, model_id=model_id, calibration=found))
     if report_progress:
         attempt.telemetry.progress(_progress(rounds, rounds, config))
     log.info("calibrated", model_id=model_id, step=step, log_z=log_z.estimate, std_error=log_z.std_error)
@@ -83,7 +83,7 @@ def calibrate_checkpoint(
 
 
 def load_checkpoint(attempt: Attempt, model_id: str, step: int, device: str) -> EnergyModel:
-    """The model of a committed checkpoint. Raises ArtifactMissing, StorageUnavailable, ModelError."""
+    """Load the model of a committed checkpoint. Raises ArtifactMissing, StorageUnavailable, ModelError."""
     from model.checkpoints.checkpoint import SAMPLING_FILES, load_model
 
     directory = attempt.directory / "checkpoint"
@@ -95,7 +95,7 @@ def load_checkpoint(attempt: Attempt, model_id: str, step: int, device: str) -> 
 
 
 def _dataset(attempt: Attempt, model: EnergyModel) -> Dataset | None:
-    """What the model was trained on; None where an import did not say. Raises DataError, ShapeError."""
+    """The data that the model was trained on; None where an import did not say. Raises DataError, ShapeError."""
     from model import data
 
     name, image_size, event_shape = model.config.dataset, model.config.image_size, tuple(model.event_shape)
@@ -111,27 +111,23 @@ def _dataset(attempt: Attempt, model: EnergyModel) -> Dataset | None:
     return dataset
 
 
-def _round(log_z: LogZ, step: int, index: int, config: CalibrationConfig, elapsed_s: float) -> dict[str, object]:
-    return {
-        "step": step,
-        "round": index,
-        "max_rounds": config.max_rounds,
-        "num_bridges": log_z.num_bridges,
-        "num_chains": log_z.num_chains,
-        "lower": log_z.lower,
-        "upper": log_z.upper,
-        "upper_start": log_z.upper_start,
-        "estimate": log_z.estimate,
-        "std_error": log_z.std_error,
-        "acceptance_rate": log_z.acceptance_rate,
-        "elapsed_s": elapsed_s,
-    }
+def _round(log_z: LogZ, step: int, index: int, config: CalibrationConfig, elapsed_s: float) -> CalibrationEvent:
+    return CalibrationEvent(
+        step=step,
+        round=index,
+        max_rounds=config.max_rounds,
+        num_bridges=log_z.num_bridges,
+        num_chains=log_z.num_chains,
+        lower=log_z.lower,
+        upper=log_z.upper,
+        upper_start=log_z.upper_start,
+        estimate=log_z.estimate,
+        std_error=log_z.std_error,
+        acceptance_rate=log_z.acceptance_rate,
+        elapsed_s=elapsed_s,
+    )
 
 
 def _progress(done: int, total: int, config: CalibrationConfig) -> Progress:
-    """Later rounds take longer, so shares are those of what the rounds cost."""
+    """The progress after `done` rounds. Later rounds take longer: the share is that of what the rounds cost."""
     return Progress(step=done, total_steps=total, percent=round(100 * config.work(done) / config.work(total), 2))
-
-
-if __name__ == "__main__":
-    sys.exit(main(CalibrationRun, sys.argv[1:]))

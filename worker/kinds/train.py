@@ -1,4 +1,4 @@
-"""The subprocess of a training, `python -m worker.kinds.train`; attempt.py is its frame.
+"""The work of a training; worker/trainer/attempt.py is its frame.
 
 Of several ranks all train, and the leading one does what is seen from outside: it finds the data and the checkpoint,
 tells of progress, stores checkpoints, and calibrates.
@@ -7,7 +7,6 @@ tells of progress, stores checkpoints, and calibrates.
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -18,15 +17,17 @@ from typing import TYPE_CHECKING
 import structlog
 from redis.exceptions import RedisError
 
-from model.config import CalibrationConfig, TrainConfig, from_dict
+from model.config import CalibrationConfig, TrainConfig
 from model.errors import CheckpointError
 from model.events import BatchEvent, CheckpointEvent, DoneEvent, RollbackEvent, SampleEvent, StepEvent, TrainEvent
 from worker.datasets.names import fetch_dataset
+from worker.jobs.event import CheckpointStoredEvent, GridEvent, NoticeEvent, StartedEvent
+from worker.jobs.kinds import TrainSpec
 from worker.jobs.record import JobRecord, Progress
 from worker.kinds.calibrate import calibrate_checkpoint
 from worker.storage.artifacts import ArtifactDamaged, ArtifactError, ArtifactMissing, model_prefix
-from worker.trainer.attempt import Attempt, device_of, main
-from worker.trainer.spool import CommittedCheckpoint, Spool, deliver_leftovers
+from worker.trainer.attempt import Attempt, device_of
+from worker.trainer.spool import Spool, deliver_leftovers
 from worker.trainer.watch import StopReason
 
 if TYPE_CHECKING:
@@ -41,14 +42,14 @@ _SLOW_BFLOAT16 = (
 )
 
 
-class TrainingRun(Attempt):
-    """One attempt: resumes from the newest committed checkpoint and delivers what the training yields."""
+class Run(Attempt):
+    """One attempt at a training: it goes on from the newest committed checkpoint, and delivers what it yields."""
 
     _stop_reason: StopReason | None = None
 
     def work(self, record: JobRecord) -> StopReason | None:
         """Train, deliver, and calibrate the last checkpoint if the configuration says so."""
-        config = from_dict(TrainConfig, record.spec["config"])
+        config = TrainSpec.of(record.spec).config
         spool = self._start_spool(record.model_id or record.id) if self.rank == 0 else None
         with self._ranks(record) as ranks:
             self._train(record, config, ranks, spool)
@@ -79,10 +80,11 @@ class TrainingRun(Attempt):
         snapshot = self._found_together(ranks, lambda: self._newest_snapshot(model_id))
         start_step = snapshot.step if snapshot else 0
         if spool is not None:
-            started = {"step": start_step, "attempt": record.attempt, "device": device, "num_gpus": ranks.count}
-            self.telemetry.event("started", started)
+            self.telemetry.event(
+                StartedEvent(step=start_step, attempt=record.attempt, device=device, num_gpus=ranks.count)
+            )
             if device == "cpu" and config.precision == "bfloat16" and bfloat16_is_slow():
-                self.telemetry.event("notice", {"text": _SLOW_BFLOAT16})
+                self.telemetry.event(NoticeEvent(text=_SLOW_BFLOAT16))
         log.info("training_started", step=start_step, total_steps=config.steps, device=device)
         events = training.train(
             config,
@@ -103,17 +105,17 @@ class TrainingRun(Attempt):
         return nullcontext(ALONE) if self.num_ranks == 1 else joined(self.rank, self.num_ranks, self._device(record))
 
     def _device(self, record: JobRecord) -> str:
-        """That of this rank."""
+        """The device of this rank."""
         device = device_of(record)
         return f"cuda:{self.rank}" if device == "cuda" and self.num_ranks > 1 else device
 
     def _deliver(self, event: TrainEvent, spool: Spool) -> None:
         match event:
             case BatchEvent():
-                self.telemetry.event("batch", asdict(event))
+                self.telemetry.event(event)
             case StepEvent():
                 log.info("training_step", step=event.step, loss=event.loss)
-                self.telemetry.event("step", asdict(event))
+                self.telemetry.event(event)
                 self.telemetry.progress(_progress(event), event.loss)
             case SampleEvent():
                 spool.add_grid(event.step, event.samples)
@@ -121,7 +123,7 @@ class TrainingRun(Attempt):
                 spool.add_checkpoint(event.step, event.write)
             case RollbackEvent():
                 log.warning("training_diverged", step=event.step, to_step=event.to_step, reason=event.reason)
-                self.telemetry.event("rollback", asdict(event))
+                self.telemetry.event(event)
             case DoneEvent():
                 # Asked to stop after the last step was done: there is nothing left to stop.
                 self._stop_reason = self.watch.reason if event.stopped else None
@@ -134,16 +136,16 @@ class TrainingRun(Attempt):
             model_id=model_id,
             directory=self.directory,
             on_checkpoint=self._committed,
-            on_grid=lambda step, key: self.telemetry.event("sample", {"step": step, "key": key}),
+            on_grid=lambda step, key: self.telemetry.event(GridEvent(step=step, key=key)),
             confirm_fn=self.watch.confirm,
         )
         spool.start()
         return spool
 
-    def _committed(self, checkpoint: CommittedCheckpoint) -> None:
+    def _committed(self, checkpoint: CheckpointStoredEvent) -> None:
         """Tell of a checkpoint, and keep what was told so far where a wiped Redis does not reach."""
         log.info("checkpoint_committed", **asdict(checkpoint))
-        self.telemetry.checkpoint(checkpoint.step, asdict(checkpoint))
+        self.telemetry.checkpoint(checkpoint)
         try:
             self.store.events.archive(self.lease.job_id)
         except (ArtifactError, RedisError) as error:
@@ -151,7 +153,7 @@ class TrainingRun(Attempt):
 
     @property
     def _delivery_patience_s(self) -> float:
-        """Interrupted, what is left waits in the spool for the next attempt; otherwise the job ends with it."""
+        """Seconds to wait for storage at the end; what an interrupted attempt leaves, the next one delivers."""
         if self.watch.reason is StopReason.interrupted:
             return self.settings.kill_grace_s / 3
         return self.settings.storage_patience_s
@@ -173,7 +175,7 @@ class TrainingRun(Attempt):
         )
 
     def _found_together(self, ranks: Ranks, find_fn: Callable[[], Snapshot | None]) -> Snapshot | None:
-        """The checkpoint that the leading rank finds, for all: it leaves the files in a folder for the others."""
+        """The checkpoint that the leading rank finds, for all ranks: it leaves the files in a folder for the others."""
         from model.checkpoints.checkpoint import read_snapshot
 
         with ranks.leader_first():
@@ -191,7 +193,7 @@ class TrainingRun(Attempt):
         return self.directory / "resume"
 
     def _newest_snapshot(self, model_id: str) -> Snapshot | None:
-        """The newest checkpoint that can be read; what an earlier attempt left in the spool counts."""
+        """The newest checkpoint that can be read, among them those that an earlier attempt left in the spool."""
         deliver_leftovers(self.artifacts, self.lease, model_id, self.directory.parent, self.watch.confirm)
         for checkpoint in reversed(self.artifacts.list_checkpoints(model_id)):
             if (snapshot := self._snapshot(model_id, checkpoint.step)) is not None:
@@ -199,7 +201,7 @@ class TrainingRun(Attempt):
         return None
 
     def _snapshot(self, model_id: str, step: int) -> Snapshot | None:
-        """A committed checkpoint, if there is one that can be read; its files stay. Raises StorageUnavailable."""
+        """The committed checkpoint of a step; None if it is unreadable. Its files stay. Raises StorageUnavailable."""
         from model.checkpoints.checkpoint import read_snapshot
 
         shutil.rmtree(self._fetched, ignore_errors=True)
@@ -207,7 +209,7 @@ class TrainingRun(Attempt):
             self.artifacts.fetch_checkpoint(model_id, step, self._fetched)
             return read_snapshot(self._fetched)
         except (ArtifactMissing, ArtifactDamaged, CheckpointError) as error:
-            self.telemetry.event("notice", {"text": f"checkpoint {step} is unusable: {error}"})
+            self.telemetry.event(NoticeEvent(text=f"checkpoint {step} is unusable: {error}"))
             shutil.rmtree(self._fetched, ignore_errors=True)
             return None
 
@@ -221,7 +223,3 @@ def _progress(event: StepEvent) -> Progress:
         steps_per_second=event.steps_per_second,
         eta_seconds=remaining / event.steps_per_second if event.steps_per_second > 0 else None,
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main(TrainingRun, sys.argv[1:]))

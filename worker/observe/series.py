@@ -5,10 +5,9 @@ Nothing else in the project names a series; deploy/METRICS.md describes every on
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,19 +21,11 @@ from prometheus_client import (
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+from worker.jobs.tally import Distribution
 from worker.observe.version import version
 
 Values = Mapping[tuple[str, ...], float]
 """Label values, in the order of `Series.labels`, -> what is measured."""
-
-
-@dataclass(frozen=True)
-class Distribution:
-    """How many observations fell below each bound, as a histogram keeps them, and their sum."""
-
-    counts: Sequence[float]
-    """of each interval, the last one above all bounds"""
-    total: float
 
 
 @dataclass(frozen=True)
@@ -77,10 +68,6 @@ class Series:
             cumulative = itertools.accumulate(found.counts)
             family.add_metric(labels, list(zip(names, cumulative, strict=True)), found.total)
         return family
-
-    def interval_of(self, value: float) -> int:
-        """Index in `Distribution.counts` of an observation; as in Prometheus, a bound belongs to what is below it."""
-        return bisect.bisect_left(self.bounds, value)
 
 
 BUILD = Series("recovery_build_info", "gauge", "1 for what runs here", ("component", "version", "python"))

@@ -10,8 +10,8 @@ from typing import Any
 
 from celery import Celery
 
-from worker.jobs.record import JobKind
-from worker.queue.messages import QUEUES, SAMPLE_QUEUE, SamplerRequest
+from worker.jobs.kinds import kind_of
+from worker.queue.messages import JOB_TASK, SAMPLE_QUEUE, SamplerRequest
 from worker.settings import Settings
 
 
@@ -70,13 +70,15 @@ def make_app(settings: Settings) -> Celery:
     return app
 
 
-def wake(app: Celery, kind: JobKind, job_id: str) -> None:
+def wake(app: Celery, kind: str, job_id: str) -> None:
     """Tell the workers that a job waits. Losing this message is repaired by the reaper, doubling it does no harm.
 
-    The message's id is the job's, so that the reaper can see which jobs have one. Raises kombu's OperationalError.
+    The message's id is the job's, so that the reaper can see which jobs have one. Nothing is sent for a kind that only
+    another version of the program knows: that version sends it. Raises kombu's OperationalError.
     """
-    queue, task = QUEUES[kind]
-    _send(app, task, job_id, queue, job_id)
+    known = kind_of(kind)
+    if known is not None:
+        _send(app, JOB_TASK, job_id, known.queue, job_id)
 
 
 def send_request(app: Celery, request: SamplerRequest, queue: str = SAMPLE_QUEUE) -> None:

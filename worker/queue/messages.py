@@ -22,22 +22,16 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
 from worker.ids import ULID_PATTERN
-from worker.jobs.record import JobKind
 
-TRAIN_TASK = "worker.tasks.train"
-CALIBRATE_TASK = "worker.tasks.calibrate"
-BULK_TASK = "worker.tasks.bulk"
+JOB_TASK = "worker.tasks.train"
+"""The message of a job of any kind: it wakes a trainer, which runs the job that is next. Every version knows this name.
+"""
+OLDER_JOB_TASKS = ("worker.tasks.calibrate", "worker.tasks.bulk")
+"""What an earlier version of the service sends to the same end."""
 SAMPLE_TASK = "worker.tasks.sample"
 DENSITY_TASK = "worker.tasks.density"
 DENSITY_MAP_TASK = "worker.tasks.density_map"
-TRAIN_QUEUE = "train"
 SAMPLE_QUEUE = "sample"
-QUEUES: dict[JobKind, tuple[str, str]] = {
-    JobKind.train: (TRAIN_QUEUE, TRAIN_TASK),
-    JobKind.calibrate: (TRAIN_QUEUE, CALIBRATE_TASK),
-    JobKind.sample: (TRAIN_QUEUE, BULK_TASK),
-}
-"""Queue and task of every kind of job."""
 
 MAX_BLOCK_S = 4.0
 """One blocking Redis call waits at most so long: redis-py's default socket timeout is 5 s."""

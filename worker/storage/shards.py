@@ -3,11 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+
+from pydantic import BaseModel, ConfigDict
 
 from worker.storage.artifacts import Artifacts, job_prefix
 
 _NPY = "application/x-npy"
+
+
+class Shard(BaseModel):
+    """One file of samples."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    num_images: int
+
+
+class Manifest(BaseModel):
+    """What a bulk sampling made; images are uint8 pixels (N, C, H, W), anything else is float32 (N, *event)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    """id@step"""
+    seed: int
+    num_images: int
+    event_shape: tuple[int, ...]
+    num_steps: int | None
+    """K, chain steps per level, where the job's spec named it"""
+    noise_scale: float | None
+    gradient_evaluations: int
+    """per sample"""
+    shards: tuple[Shard, ...]
 
 
 def shards_prefix(job_id: str) -> str:
@@ -36,12 +64,11 @@ def list_shards(artifacts: Artifacts, job_id: str) -> set[int]:
     return {int(name.stem) for name in names if name.suffix == ".npy" and name.stem.isdecimal()}
 
 
-def put_manifest(artifacts: Artifacts, job_id: str, manifest: dict[str, Any]) -> None:
-    """Its presence says that every shard is there."""
-    artifacts.put_json(f"{shards_prefix(job_id)}manifest.json", manifest)
+def put_manifest(artifacts: Artifacts, job_id: str, manifest: Manifest) -> None:
+    """Store the manifest; its presence says that every shard is there."""
+    artifacts.put_json(f"{shards_prefix(job_id)}manifest.json", manifest.model_dump(mode="json"))
 
 
-def get_manifest(artifacts: Artifacts, job_id: str) -> dict[str, Any]:
-    """Raises ArtifactMissing until the job has ended well."""
-    manifest: dict[str, Any] = artifacts.get_json(f"{shards_prefix(job_id)}manifest.json")
-    return manifest
+def get_manifest(artifacts: Artifacts, job_id: str) -> Manifest:
+    """The manifest of a bulk sampling. Raises ArtifactMissing until the job has ended well."""
+    return Manifest.model_validate(artifacts.get_json(f"{shards_prefix(job_id)}manifest.json"))

@@ -1,4 +1,6 @@
-"""The frame of every job's subprocess: `python -m worker.KIND JOB_ID TOKEN WORKER PARENT_PID DIRECTORY`.
+"""A job's subprocess, `python -m worker.trainer.attempt KIND JOB_ID TOKEN WORKER PARENT_PID DIRECTORY`, and its frame.
+
+What is done in it is the class `Run` of the kind's module under worker/kinds/.
 
 torchrun (torchrun.py) starts several of them for one job, the ranks; the first one leads and speaks for all. The
 subprocess alone imports torch and touches the GPU, so that its memory is freed whatever happens. It acts in the
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import importlib
 import os
 import signal
 import sys
@@ -25,6 +28,7 @@ from redis.exceptions import RedisError
 
 from model.config import NetworkConfig
 from model.errors import ModelError, RankError
+from worker.jobs.kinds import kind_of
 from worker.jobs.record import JobNotFound, JobRecord, Lease, StaleLease
 from worker.jobs.records import RecordStore
 from worker.observe.logs import configure_logging
@@ -69,20 +73,20 @@ class Attempt(ABC):
 
     @abstractmethod
     def work(self, record: JobRecord) -> StopReason | None:
-        """Do the job, asking `watch.should_stop` often; why it ended early, or None when it is done.
+        """Do the job, asking `watch.should_stop` often. Returns why it ended early, or None when it is done.
 
         May raise what `run` puts into words: ModelError, UndeliveredError, ArtifactError, StaleLease, RedisError.
         """
 
     def interrupt(self) -> None:
-        """Save what there is and end; and end without that if it hangs, even with nobody left to send SIGKILL."""
+        """Have the work save what it has and end; if it hangs, this process ends without that, after a while."""
         self.watch.interrupt()
         timer = threading.Timer(self.settings.kill_grace_s, os._exit, [Exit.interrupted])
         timer.daemon = True
         timer.start()
 
     def run(self) -> Exit:
-        """Work; every ending is an exit code, with the reason in words where there is one."""
+        """Do the work. Every ending is an exit code, with a reason in words where there is one."""
         if self.rank == 0:  # the others do as the leading rank does
             self.watch.start()
         self.telemetry.start()
@@ -106,7 +110,7 @@ class Attempt(ABC):
             self.watch.close()
 
     def patiently(self, call_fn: Callable[[], T]) -> T:
-        """The answer of a store, asked again while it is away. Raises what it raised last."""
+        """Ask a store, again and again while it is away, and return its answer. Raises what it raised last."""
         give_up_at = time.monotonic() + self.settings.storage_patience_s
         while True:
             try:
@@ -118,7 +122,7 @@ class Attempt(ABC):
                 time.sleep(1)
 
     def use_threads(self, config: NetworkConfig, event_shape: tuple[int, ...], batch_size: int) -> None:
-        """As many of the process's CPU threads as its part of batches of that size can keep busy."""
+        """Use no more CPU threads than this process's part of batches of that size can keep busy."""
         import torch
 
         from model.networks.registry import useful_threads
@@ -134,9 +138,9 @@ class Attempt(ABC):
         return code
 
 
-def main(kind: type[Attempt], arguments: list[str]) -> int:
-    """Run one attempt of a job of that kind, or one rank of it; returns an `Exit`."""
-    job_id, token, worker, parent_pid, directory = arguments
+def main(arguments: list[str]) -> int:
+    """Run one attempt at a job, or one rank of it; returns an `Exit`."""
+    name, job_id, token, worker, parent_pid, directory = arguments
     rank, num_ranks = _place(os.environ)
     settings = Settings()
     # torchrun passes SIGTERM on and waits for its ranks; when it dies itself, nobody does any more.
@@ -148,7 +152,7 @@ def main(kind: type[Attempt], arguments: list[str]) -> int:
         structlog.contextvars.bind_contextvars(rank=rank)
     store = RecordStore.connect(settings)
     lease = Lease(job_id=job_id, token=int(token), worker=worker)
-    attempt = kind(store, lease, Path(directory), rank=rank, num_ranks=num_ranks)
+    attempt = _run_of(name)(store, lease, Path(directory), rank=rank, num_ranks=num_ranks)
     # All ranks end after the same step: the leading one is told, and the others follow it.
     signal.signal(signal.SIGTERM, (lambda *_: attempt.interrupt()) if rank == 0 else signal.SIG_IGN)
     code = attempt.run()
@@ -156,15 +160,24 @@ def main(kind: type[Attempt], arguments: list[str]) -> int:
     return Exit.succeeded if num_ranks > 1 and code.in_order else code
 
 
+def _run_of(name: str) -> type[Attempt]:
+    """The class that does the work of a kind of job. Only its own module is imported, since it may need much."""
+    kind = kind_of(name)
+    if kind is None:
+        raise SystemExit(f"{name!r} is no kind of job that this version knows")
+    run: type[Attempt] = importlib.import_module(kind.module).Run
+    return run
+
+
 def _place(environment: Mapping[str, str]) -> tuple[int, int]:
-    """(rank, number of ranks) that torchrun gave this process."""
+    """Return (rank, number of ranks), as torchrun gave them to this process."""
     if "TORCHELASTIC_RUN_ID" not in environment:
         return 0, 1
     return int(environment["RANK"]), int(environment["WORLD_SIZE"])
 
 
 def device_of(record: JobRecord) -> str:
-    """What the job's spec asks for, "auto" decided. Raises ModelError when this worker does not have it."""
+    """The device that the job's spec asks for, "auto" decided. Raises ModelError when this worker does not have it."""
     import torch
 
     wanted = str(record.spec.get("device", "auto"))
@@ -189,3 +202,10 @@ def _unexpected(error: Exception) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     where = f"{Path(frame.filename).name}:{frame.lineno}"
     return f"unexpected {type(error).__name__} at {where}: {str(error)[:500]}"
+
+
+if __name__ == "__main__":
+    # Not from `__main__`: the kinds' modules import their frame from the module of this name.
+    from worker.trainer.attempt import main as main_of_module
+
+    sys.exit(main_of_module(sys.argv[1:]))

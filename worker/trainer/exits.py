@@ -16,7 +16,7 @@ class Exit(IntEnum):
 
     succeeded = 0
     interrupted = 20
-    """Told to stop by SIGTERM; a checkpoint is saved, or on its way in the spool."""
+    """It was told to stop by SIGTERM; a checkpoint is saved, or on its way in the spool."""
     cancelled = 21
     failed = 22
     """Trying again would fail again; the file says why."""
@@ -27,7 +27,7 @@ class Exit(IntEnum):
 
     @property
     def in_order(self) -> bool:
-        """Whether it did what it was asked to, which every other rank then does too."""
+        """Whether the process did what it was asked to; every other rank then does the same."""
         return self in (Exit.succeeded, Exit.interrupted, Exit.cancelled)
 
 
@@ -40,12 +40,12 @@ _DEATHS = {
 
 
 def write_outcome(directory: Path, code: Exit, reason: str | None = None, *, rank: int = 0) -> None:
-    """Leave code and reason for the supervisor."""
+    """Leave the exit code and the reason for the supervisor."""
     _path(directory, rank).write_text(json.dumps({"code": code, "reason": reason}), encoding="utf-8")
 
 
 def read_outcome(directory: Path, *, rank: int = 0) -> tuple[Exit | None, str | None]:
-    """(code, reason) as far as the subprocess left them."""
+    """Read (code, reason); either is None where the subprocess did not leave it."""
     try:
         outcome = json.loads(_path(directory, rank).read_text(encoding="utf-8"))
         return Exit(outcome["code"]), outcome["reason"]
@@ -54,7 +54,7 @@ def read_outcome(directory: Path, *, rank: int = 0) -> tuple[Exit | None, str | 
 
 
 def death_in_words(number: int) -> str:
-    """Why a process that a signal killed is gone."""
+    """Say why a process that a signal killed is gone, for instance that memory ran out."""
     try:
         name = signal.Signals(number).name
     except ValueError:

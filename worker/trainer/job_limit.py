@@ -27,11 +27,11 @@ OPTIONS = (
     click.Option(("--max-jobs",), type=click.IntRange(min=1), help="Exit after so many messages and their jobs."),
     click.Option(("--max-idle",), type=click.FloatRange(min=0), help="Exit after so many seconds without a job."),
 )
-"""For `celery worker`."""
+"""The options that this file adds to `celery worker`."""
 
 
 class JobLimit:
-    """Counts a worker's messages and stops it. Neither limit given: does nothing."""
+    """Counts a worker's messages and stops the worker at a limit. Without limits it does nothing."""
 
     def __init__(self) -> None:
         self.max_jobs: int | None = None
@@ -41,17 +41,17 @@ class JobLimit:
         self._closed = threading.Event()
 
     def start(self) -> None:
-        """Begin to look; the worker is ready."""
+        """Begin to watch the worker, which is ready."""
         self._busy_at = time.monotonic()
         if self.max_jobs is not None or self.max_idle_s is not None:
             threading.Thread(target=self._run, name="job-limit", daemon=True).start()
 
     def stop(self) -> None:
-        """The worker ends for whatever reason."""
+        """Stop watching: the worker ends, for whatever reason."""
         self._closed.set()
 
     def count(self, consumer: Consumer) -> None:
-        """One message more, in the thread that received it."""
+        """Count one more message; called in the thread that received it."""
         self._num_received += 1
         self._busy_at = time.monotonic()
         if self._has_its_share():
@@ -78,7 +78,7 @@ class JobLimit:
 
 
 class JobLimitStep(bootsteps.Step):
-    """Takes the two options of the command line."""
+    """Takes the two options from the command line of the worker."""
 
     def __init__(self, parent: Any, max_jobs: int | None = None, max_idle: float | None = None, **_: Any) -> None:
         job_limit.max_jobs, job_limit.max_idle_s = max_jobs, max_idle

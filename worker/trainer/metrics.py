@@ -16,8 +16,9 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 
+from worker.jobs.event import JobEvent
 from worker.jobs.events import events_from_reply, events_key
-from worker.jobs.record import JobEvent, JobRecord
+from worker.jobs.record import JobRecord
 from worker.jobs.records import RecordStore
 from worker.observe.probe import Probe
 from worker.observe.series import Series, Values
@@ -26,7 +27,7 @@ log = structlog.get_logger(__name__)
 
 _EVENTS_AT_ONCE = 1000
 _PAUSES = 8
-"""So many of the latest count: an event of each kind that comes together with others, and one that comes alone."""
+"""The number of latest pauses that are looked at: enough for events that come together and one that comes alone."""
 
 _JOB = ("job_id",)
 _LEVEL = ("job_id", "level")
@@ -74,7 +75,7 @@ class Course:
     said_at: float | None = None
     pauses: deque[float] = field(default_factory=lambda: deque(maxlen=_PAUSES))
     step: Mapping[str, Any] = field(default_factory=dict)
-    """the latest of this attempt"""
+    """the data of this attempt's latest `step` event"""
     num_rollbacks: int = 0
     rolled_back_at: float | None = None
     num_checkpoints: int = 0
@@ -82,7 +83,7 @@ class Course:
     committed_at: float | None = None
 
     def follow(self, events: Iterable[JobEvent]) -> None:
-        """Take in what came after `cursor`, in order."""
+        """Take in the events that came after `cursor`, in order."""
         for event in events:
             self.cursor = event.id
             at = event.at.timestamp()
@@ -104,7 +105,7 @@ class Course:
 
 
 class JobCollector(Collector):
-    """Reads at every scrape, and waits for Redis only so long: while it is away there are no series of jobs."""
+    """Reads Redis at every scrape, for a limited time: while Redis is away there are no series of jobs."""
 
     def __init__(self, store: RecordStore, worker: str) -> None:
         self._store = store
@@ -113,11 +114,11 @@ class JobCollector(Collector):
         self._running = Probe(self._followed)
 
     def describe(self) -> Iterator[Metric]:
-        """Nothing: registering must not ask Redis."""
+        """Describe nothing: registering a collector must not ask Redis."""
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        """Called by prometheus-client."""
+        """Yield the series of this moment; prometheus-client calls it."""
         try:
             running = self._running.ask()
         except (RedisError, TimeoutError) as error:
@@ -136,7 +137,7 @@ class JobCollector(Collector):
         return [(record, self._courses[record.id]) for record in records]
 
     def _events(self, job_id: str, after: str) -> list[JobEvent]:
-        """From Redis alone: storage may hang."""
+        """Read events from Redis alone, since storage may hang."""
         return events_from_reply(self._store.redis.xread({events_key(job_id): after}, count=_EVENTS_AT_ONCE))
 
 
@@ -191,5 +192,5 @@ def _told_by_events(running: list[tuple[JobRecord, Course]]) -> Iterator[tuple[S
 
 
 def _present(values: Mapping[tuple[str, ...], float | None]) -> Values:
-    """What has not been told yet, or could not be written as a number, has no series."""
+    """Leave out what has not been told yet, or could not be written as a number: it has no series."""
     return {labels: value for labels, value in values.items() if value is not None}

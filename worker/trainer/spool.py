@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from redis.exceptions import RedisError
 
 from worker.ids import InvalidId
+from worker.jobs.event import CheckpointStoredEvent
 from worker.jobs.record import JobNotFound, Lease, RecordError, StaleLease
 from worker.jobs.records import RecordStore
 from worker.pictures import picture_of
@@ -36,23 +37,11 @@ _FIRST_RETRY_S = 0.5
 _LAST_RETRY_S = 15.0
 _PREFIX = "checkpoint-"
 MAX_WAITING = 4
-"""Checkpoints kept on disk while storage is away; of more, the oldest give way."""
+"""The number of checkpoints kept on disk while storage is away; when there are more, the oldest give way."""
 
 
 class UndeliveredError(Exception):
     """Something could not be delivered in time, or not even be written."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CommittedCheckpoint:
-    """What it took to get a checkpoint into storage."""
-
-    step: int
-    write_s: float
-    """onto the local disk"""
-    upload_s: float
-    """into storage, the try that succeeded"""
-    size_bytes: int
 
 
 @dataclass(frozen=True)
@@ -75,7 +64,7 @@ class Spool:
         lease: Lease,
         model_id: str,
         directory: Path,
-        on_checkpoint: Callable[[CommittedCheckpoint], None],
+        on_checkpoint: Callable[[CheckpointStoredEvent], None],
         on_grid: Callable[[int, str], None],
         confirm_fn: Callable[[], None],
     ) -> None:
@@ -98,11 +87,11 @@ class Spool:
         self._thread.start()
 
     def add_checkpoint(self, step: int, write_fn: Callable[[Path], None]) -> None:
-        """Take over a snapshot; `write_fn(directory)` writes its files."""
+        """Take over a checkpoint, whose files `write_fn(directory)` writes."""
         self._incoming.put(lambda: self._write_checkpoint(step, write_fn))
 
     def add_grid(self, step: int, samples: NDArray[np.float32]) -> None:
-        """Take over samples to draw and deliver."""
+        """Take over samples, to draw them as a grid and deliver it."""
         self._incoming.put(
             lambda: self._waiting.append(_Delivery(f"grid {step}", lambda: self._send_grid(step, samples)))
         )
@@ -189,7 +178,7 @@ class Spool:
         commit(self._artifacts, self._lease, self._model_id, step, directory, self._confirm_fn)
         upload_s = time.monotonic() - began_at
         shutil.rmtree(directory, ignore_errors=True)
-        self._on_checkpoint(CommittedCheckpoint(step=step, write_s=write_s, upload_s=upload_s, size_bytes=size_bytes))
+        self._on_checkpoint(CheckpointStoredEvent(step=step, write_s=write_s, upload_s=upload_s, size_bytes=size_bytes))
 
     def _send_grid(self, step: int, samples: NDArray[np.float32]) -> None:
         picture = picture_of(samples)

@@ -24,9 +24,10 @@ from typing import Any
 import structlog
 from redis.exceptions import RedisError
 
-from worker.jobs.record import JobKind, JobNotFound, JobRecord, JobStatus, Lease, StaleLease
+from worker.jobs.kinds import TRAIN_QUEUE
+from worker.jobs.record import JobNotFound, JobRecord, JobStatus, Lease, StaleLease
 from worker.jobs.records import RecordStore
-from worker.queue.messages import TRAIN_QUEUE
+from worker.observe.redaction import hide, redact
 from worker.settings import Settings
 from worker.trainer.exits import Exit, death_in_words, read_outcome
 
@@ -39,16 +40,8 @@ shutdown_flag: Any = RawValue(ctypes.c_bool, False)
 """Set by the worker's main process when it is told to stop; shared with the pool processes it forks."""
 
 
-MODULES = {
-    JobKind.train: "worker.kinds.train",
-    JobKind.calibrate: "worker.kinds.calibrate",
-    JobKind.sample: "worker.kinds.bulk",
-}
-"""What runs a job of each kind, as a subprocess."""
-
-
 class Child:
-    """The job's subprocess; torchrun and its ranks where a training asks for several GPUs."""
+    """The job's subprocess, or torchrun and its ranks where a job asks for several GPUs."""
 
     def __init__(self, record: JobRecord, lease: Lease, directory: Path) -> None:
         self.directory = directory
@@ -57,7 +50,7 @@ class Child:
         # A file, not a pipe: the subprocess may have to write when nobody is left to read.
         with self._log_path.open("wb") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", *_modules(record), *arguments],
+                [sys.executable, "-m", *_program(record), record.kind, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -70,7 +63,7 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Also the id of its process group."""
+        """The process id, which is also the id of its process group."""
         return self._process.pid
 
     def has_ended(self, timeout_s: float) -> bool:
@@ -83,7 +76,7 @@ class Child:
 
     @property
     def exit_code(self) -> int:
-        """Once it has ended; −n when signal n killed it."""
+        """The exit code, once it has ended; −n when signal n killed it."""
         return self._process.wait()
 
     def terminate(self) -> None:
@@ -101,11 +94,11 @@ class Child:
         return self._log_path.read_text(encoding="utf-8", errors="replace")[-_LOG_TAIL_CHARS:].strip()
 
 
-def _modules(record: JobRecord) -> list[str]:
+def _program(record: JobRecord) -> list[str]:
     num_gpus = int(record.spec.get("num_gpus", 1))
     if num_gpus == 1:
-        return [MODULES[record.kind]]
-    return ["worker.trainer.torchrun", str(num_gpus), str(record.spec.get("device", "auto")), MODULES[record.kind]]
+        return ["worker.trainer.attempt"]
+    return ["worker.trainer.torchrun", str(num_gpus), str(record.spec.get("device", "auto"))]
 
 
 class Renewal:
@@ -117,7 +110,7 @@ class Renewal:
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="renewal", daemon=True)
         self.lost = False
-        """The job is somebody else's."""
+        """whether the job was given to somebody else"""
         self.cancel_requested = False
 
     def __enter__(self) -> Renewal:
@@ -139,7 +132,7 @@ class Renewal:
                 log.warning("lease_not_renewed", job_id=self._lease.job_id, error=type(error).__name__)
 
     def _is_known(self) -> bool:
-        """A record lost with Redis comes back from S3, with our token in it."""
+        """Whether the record is there. One that was lost with Redis comes back from S3, with our token in it."""
         try:
             self._store.get(self._lease.job_id)
         except (JobNotFound, RedisError):
@@ -156,9 +149,10 @@ class Supervisor:
         settings: Settings,
         *,
         worker: str,
-        wake_fn: Callable[[JobKind, str], None],
+        wake_fn: Callable[[str, str], None],
         stop_fn: Callable[[], bool] = lambda: bool(shutdown_flag.value),
     ) -> None:
+        hide(settings.secrets())
         self._store = store
         self._settings = settings
         self._worker = worker
@@ -220,7 +214,7 @@ class Supervisor:
             case Exit.succeeded:
                 return self._store.succeed(lease)
             case Exit.failed:
-                return self._store.fail(lease, self._without_secrets(reason or "it failed and left no reason"))
+                return self._store.fail(lease, redact(reason or "it failed and left no reason"))
             case Exit.cancelled:
                 return self._store.cancel(lease)
             case Exit.stale:
@@ -230,8 +224,8 @@ class Supervisor:
         if code == Exit.interrupted or self._stop_fn():
             return self._store.requeue(lease, "its worker was shut down; the next one goes on with it")
         if code == Exit.try_again:
-            return self._store.lose_attempt(lease, self._without_secrets(reason or "a store stayed away"))
-        tail = self._without_secrets(child.log_tail())
+            return self._store.lose_attempt(lease, redact(reason or "a store stayed away"))
+        tail = redact(child.log_tail())
         if code < 0:
             log.error("job_killed", signal=-code, output=tail)
             return self._store.lose_attempt(lease, death_in_words(-code))
@@ -261,12 +255,3 @@ class Supervisor:
             self._wake_fn(record.kind, record.id)
         except Exception as error:  # the reaper sends it later
             log.warning("wake_failed", job_id=record.id, error=type(error).__name__)
-
-    def _without_secrets(self, text: str) -> str:
-        secrets = [self._settings.redis_url]
-        for secret in (self._settings.s3_access_key, self._settings.s3_secret_key):
-            if secret is not None:
-                secrets.append(secret.get_secret_value())
-        for value in filter(None, secrets):
-            text = text.replace(value, "***")
-        return text

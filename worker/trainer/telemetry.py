@@ -9,12 +9,12 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import structlog
 from redis.exceptions import RedisError
 
+from worker.jobs.event import CheckpointStoredEvent, EventData, data_of, type_of
 from worker.jobs.record import Lease, Progress, StaleLease
 from worker.jobs.records import RecordStore
 
@@ -37,7 +37,7 @@ class Telemetry:
         self.dropped = 0
 
     def start(self) -> None:
-        """Begin to deliver."""
+        """Begin to deliver, in a thread."""
         self._thread.start()
 
     def close(self, timeout_s: float) -> None:
@@ -48,18 +48,19 @@ class Telemetry:
         if self.dropped or not self._queue.empty():
             log.warning("telemetry_dropped", events=self.dropped + self._queue.qsize())
 
-    def event(self, type_: str, data: Mapping[str, Any]) -> None:
-        """Append an event."""
+    def event(self, event: EventData) -> None:
+        """Append an event to the job's stream."""
+        type_, data = type_of(event), data_of(event)
         self._put(lambda: self._store.append_event(self._lease.job_id, type_, data, self._lease.token))
 
     def progress(self, progress: Progress, last_loss: float | None = None) -> None:
-        """Update the record's progress."""
+        """Update the progress in the job's record."""
         self._put(lambda: self._store.report_progress(self._lease, progress, last_loss=last_loss))
 
-    def checkpoint(self, step: int, data: Mapping[str, Any]) -> None:
-        """Say that a checkpoint is committed, and what of it is told."""
-        self._put(lambda: self._store.report_checkpoint(self._lease, step))
-        self.event("checkpoint", data)
+    def checkpoint(self, event: CheckpointStoredEvent) -> None:
+        """Note in the record that a checkpoint is committed, and append the event that tells of it."""
+        self._put(lambda: self._store.report_checkpoint(self._lease, event.step))
+        self.event(event)
 
     def _put(self, delivery: Callable[[], object]) -> None:
         try:

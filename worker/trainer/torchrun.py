@@ -1,6 +1,6 @@
 """A job's subprocess as several processes, the ranks.
 
-`python -m worker.trainer.torchrun COUNT DEVICE MODULE …` is torchrun.
+`python -m worker.trainer.torchrun COUNT DEVICE KIND …` starts the ranks.
 
 torchrun starts the ranks, each in a session of its own, and ends all when one dies. This frame adds what the supervisor
 needs: nothing outlives it (the kernel kills the ranks when torchrun dies, however it dies), and what became of them is
@@ -26,9 +26,9 @@ from worker.trainer.attempt import die_with_parent
 from worker.trainer.exits import Exit, death_in_words, read_outcome, write_outcome
 
 _SAVING_SHARE = 0.8
-"""Of the time from SIGTERM to SIGKILL that the ranks have; the rest is for telling the outcome."""
+"""The ranks' share of the time from SIGTERM to SIGKILL; the rest is for telling the outcome."""
 _AT_ONCE_S = 1
-"""Deaths so soon after the first were not caused by it."""
+"""Seconds: a death that comes so soon after the first was not caused by it."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Death:
 
 def main(arguments: list[str]) -> int:
     """Run the ranks to their end; returns an `Exit`, or what a rank that failed unforeseen returned."""
-    count, device, module, job_id, token, worker, parent_pid, directory = arguments
+    count, device, kind, job_id, token, worker, parent_pid, directory = arguments
     die_with_parent(int(parent_pid), signal.SIGTERM)
     configure_logging()
     try:
@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
     except ConfigError as error:
         write_outcome(Path(directory), Exit.failed, str(error))
         return Exit.failed
-    command = ["-u", "-m", module, job_id, token, worker, str(os.getpid()), directory]
+    command = ["-u", "-m", "worker.trainer.attempt", kind, job_id, token, worker, str(os.getpid()), directory]
     deaths = _launch(int(count), command, Path(directory))
     code, reason = ending([read_outcome(Path(directory), rank=rank) for rank in range(int(count))], deaths)
     if isinstance(code, Exit):
@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _launch(count: int, command: list[str], directory: Path) -> dict[int, Death]:
-    """What of the ranks did not end with 0; nothing of those that SIGTERM ended."""
+    """Run the ranks, and return how those died that did not end with 0, except those that SIGTERM ended."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -89,7 +89,7 @@ def _launch(count: int, command: list[str], directory: Path) -> dict[int, Death]
 
 
 def ending(outcomes: list[tuple[Exit | None, str | None]], deaths: Mapping[int, Death]) -> tuple[int, str | None]:
-    """One code and reason for all ranks, from what each left and how it died.
+    """Sum up all ranks in one code and reason, from what each left and how it died.
 
     What a rank said of its own comes before what others saw of it: they only know that it is gone. A signal explains
     only the end of a rank that said nothing: torchrun's SIGTERM also meets ranks that are about to end by themselves.

@@ -22,9 +22,9 @@ class StopReason(StrEnum):
     """Why a job ends before its work is done."""
 
     cancelled = "cancelled"
-    """Somebody asked."""
+    """Somebody asked for the end of the job."""
     interrupted = "interrupted"
-    """SIGTERM: the worker shuts down, or died."""
+    """SIGTERM came: the worker shuts down, or died."""
     stale = "stale"
     """The job was given to another worker."""
 
@@ -56,7 +56,7 @@ class Watch:
         self._closed.set()
 
     def interrupt(self) -> None:
-        """Ask the training to checkpoint and end; for signal handlers."""
+        """Ask the work to save what it has and end; safe to call in a signal handler."""
         self.reason = self.reason or StopReason.interrupted
 
     def confirm(self) -> None:
@@ -72,7 +72,7 @@ class Watch:
             raise
 
     def should_stop(self) -> bool:
-        """Whether to end after this step; returns only when the job is known to be ours, or is to end."""
+        """Whether to end after this step. Returns only when the job is known to be ours, or is to end."""
         while self.reason is None and time.monotonic() - self._proven_at > self._patience_s:
             time.sleep(_PAUSE_POLL_S)
         return self.reason is not None

@@ -1,0 +1,45 @@
+"""An event of a job as the stream carries it, and the document of what each type of event says."""
+
+from __future__ import annotations
+
+import inspect
+from datetime import datetime
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, Field, GetJsonSchemaHandler, TypeAdapter
+from pydantic.json_schema import JsonSchemaValue
+
+from worker.jobs.event import EVENTS, EventData
+from worker.jobs.kinds import KINDS
+from worker.observe.redaction import redact_all
+
+
+class _DocumentedAs:
+    """Has a field described by the schema of another type than the one that it is read as."""
+
+    def __init__(self, described: Any) -> None:
+        self._schema = TypeAdapter(described).core_schema
+
+    def __get_pydantic_json_schema__(self, _: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return handler(self._schema)
+
+
+def _told_by(data: type) -> str:
+    kinds = [kind.name for kind in KINDS if data in kind.events]
+    return f" ({', '.join(kinds)})" if kinds else ""
+
+
+def _described() -> str:
+    types = (f"`{name}`{_told_by(data)}: {inspect.getdoc(data)}" for name, data in EVENTS.items())
+    return "What happened, and by what kinds of jobs it is told. " + " ".join(types)
+
+
+class EventBody(BaseModel):
+    """Something that happened in a job; also the `data` of the event stream. A number that is not finite is null."""
+
+    id: str = Field(description="Orders events; resume after it with Last-Event-ID", examples=["1732392000000-0"])
+    type: str = Field(description=_described(), examples=["step"])
+    at: datetime
+    data: Annotated[dict[str, Any], AfterValidator(redact_all), _DocumentedAs(EventData | dict[str, Any])] = Field(
+        description="By its type", examples=[{"step": 20, "loss": 0.4}]
+    )

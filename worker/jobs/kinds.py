@@ -1,0 +1,175 @@
+"""Which kinds of jobs there are: each is a `Kind`, and `KINDS` lists them all. Imports neither torch nor Celery.
+
+Whoever handles jobs of every kind (store, queue, supervisor, metrics, documents) asks this list. What a kind does is
+its module under worker/kinds/; how it is asked for is its route in service/routes/jobs.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any, Self, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError
+from pydantic.json_schema import SkipJsonSchema
+
+from model.config import CalibrationConfig, TrainConfig, from_dict, to_dict
+from model.errors import ConfigError
+from model.events import BatchEvent, RollbackEvent, StepEvent
+from worker.jobs.event import (
+    CalibratedEvent,
+    CalibrationEvent,
+    CheckpointStoredEvent,
+    EventData,
+    GridEvent,
+    SamplingEvent,
+    ShardEvent,
+)
+from worker.storage.shards import Manifest
+
+TRAIN_QUEUE = "train"
+"""The queue of the trainers, which run one job at a time."""
+
+
+class JobKind(StrEnum):
+    """What a job does."""
+
+    train = "train"
+    sample = "sample"
+    calibrate = "calibrate"
+
+
+KindName: TypeAlias = Annotated[JobKind | SkipJsonSchema[str], Field(union_mode="left_to_right")]
+"""The kind of a stored job: a later version may have stored one that this version does not know."""
+
+
+class Spec(BaseModel):
+    """What a job is asked to do, as its record keeps it. Fields that this version does not know are ignored."""
+
+    model_config = ConfigDict(frozen=True)
+
+    device: str = "auto"
+    """"cpu", "cuda", or "auto", which takes a GPU where there is one"""
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> Self:
+        """The spec that stands in a record, as this or an earlier version stored it. Raises ConfigError."""
+        try:
+            return cls.model_validate(stored)
+        except ValidationError as error:
+            wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+            raise ConfigError(f"the job's spec is no {cls.__name__}: {wrong}; start the job again") from None
+
+    @classmethod
+    def completed(cls, stored: Mapping[str, Any]) -> dict[str, Any]:
+        """A stored spec with the defaults of what it does not say; unchecked, for those who only show it."""
+        defaults = {name: field.default for name, field in cls.model_fields.items() if not field.is_required()}
+        return {**defaults, **stored}
+
+
+def _reader(config: type[Any]) -> Callable[[Any], Any]:
+    """Reads a configuration of that class from what `to_dict` made of it."""
+    return lambda stored: stored if isinstance(stored, config) else from_dict(config, stored)
+
+
+class TrainSpec(Spec):
+    """A training."""
+
+    config: Annotated[TrainConfig, PlainValidator(_reader(TrainConfig)), PlainSerializer(to_dict)]
+    num_gpus: int = 1
+    """GPUs of one trainer that share every batch; processes with device "cpu\""""
+
+
+class CalibrateSpec(Spec):
+    """An estimate of log Z of a checkpoint."""
+
+    config: Annotated[CalibrationConfig, PlainValidator(_reader(CalibrationConfig)), PlainSerializer(to_dict)]
+    step: int
+    """of the checkpoint"""
+
+
+class SampleSpec(Spec):
+    """Many samples of a checkpoint, into storage as shards."""
+
+    step: int
+    """of the checkpoint"""
+    num_images: int
+    shard_images: int
+    """samples of a file; the last file may hold fewer"""
+    seed: int
+    num_steps: int | None
+    """K, chain steps per level; None is the model's own"""
+    noise_scale: float | None
+    """multiplies the chain's noise; None is the model's own"""
+
+    @property
+    def num_shards(self) -> int:
+        """The number of files."""
+        return -(-self.num_images // self.shard_images)
+
+    def count(self, index: int) -> int:
+        """The number of samples in the file of that index."""
+        return min(self.shard_images, self.num_images - index * self.shard_images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """All that is particular to one kind of job, except its work and its route."""
+
+    name: JobKind
+    spec: type[Spec]
+    module: str
+    """of its work: the class `Run` in it is an Attempt; only the job's own process imports it"""
+    events: tuple[type[EventData], ...] = ()
+    """that it tells of its work, beside `status`, `started` and `notice`, which every kind may"""
+    result: type[BaseModel] | None = None
+    """what it leaves in storage under its own id; None where its result belongs to a model"""
+    makes_model: bool = False
+    """whether a job is given the id of a new model"""
+    queue: str = TRAIN_QUEUE
+
+
+KINDS = (
+    Kind(
+        name=JobKind.train,
+        spec=TrainSpec,
+        module="worker.kinds.train",
+        events=(
+            BatchEvent,
+            StepEvent,
+            GridEvent,
+            CheckpointStoredEvent,
+            RollbackEvent,
+            CalibrationEvent,
+            CalibratedEvent,
+        ),
+        makes_model=True,
+    ),
+    Kind(
+        name=JobKind.calibrate,
+        spec=CalibrateSpec,
+        module="worker.kinds.calibrate",
+        events=(CalibrationEvent, CalibratedEvent),
+    ),
+    Kind(
+        name=JobKind.sample,
+        spec=SampleSpec,
+        module="worker.kinds.bulk",
+        events=(SamplingEvent, ShardEvent),
+        result=Manifest,
+    ),
+)
+QUEUES = frozenset(kind.queue for kind in KINDS)
+"""Every queue that jobs wait in."""
+_BY_NAME: Mapping[str, Kind] = {kind.name: kind for kind in KINDS}
+
+
+def kind_of(name: str) -> Kind | None:
+    """The kind of that name; None for one that only another version of the program knows."""
+    return _BY_NAME.get(name)
+
+
+def kinds_in(queue: str) -> list[JobKind]:
+    """The names of the kinds whose jobs wait in a queue."""
+    return [kind.name for kind in KINDS if kind.queue == queue]
