@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.integration.stack import survivors
 from tests.servers import wait_until
+from tests.stack import survivors
 
 ROOT = Path(__file__).resolve().parents[1]
 _VALKEY = """
@@ -27,13 +27,14 @@ time.sleep(120)
 """
 
 
+@pytest.mark.stack
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize(
     ("start", "end"), [(_VALKEY, signal.SIGTERM), (_VALKEY, signal.SIGKILL), (_STACK, signal.SIGTERM)]
 )
 def test_nothing_is_left_of_what_a_killed_test_run_started(start: str, end: signal.Signals, tmp_path: Path) -> None:
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom tests.integration.stack import UpCommand\n"
+        "import sys, time\nfrom pathlib import Path\nfrom tests.stack import UpCommand\n"
         f"from tests.servers import running_valkey\ndirectory = Path(sys.argv[1])\n{start}"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT) as run:
