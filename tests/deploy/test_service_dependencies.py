@@ -7,6 +7,8 @@ import subprocess
 import sys
 from importlib import metadata
 
+import pytest
+
 PROJECT = "recovery-likelihood"
 STARTING = """
 import sys
