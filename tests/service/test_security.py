@@ -15,7 +15,6 @@ from service.door.security import FILES_PREFIX, OPEN_PATHS, is_loopback
 from service.settings import ServiceSettings
 from worker.ids import new_id
 
-
 ABSENT = "01JD3Z6M3Q4R5S6T7V8W9X0Y1Z"
 """An id that nothing has; always the same, so that every process that collects the tests names them alike."""
 
