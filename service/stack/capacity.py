@@ -62,7 +62,7 @@ def mean_wait_h(num_servers: int, offered_load: float, duration_h: float) -> flo
 
 
 def samplers(images_per_s: float, images_per_s_each: float, *, utilisation: float, spare: int) -> Fleet:
-    """The number of samplers that stays below the utilisation, and above the load when `spare` of them are gone; at least one.
+    """The number of samplers that stays below the utilisation, and above the load when `spare` of them are gone.
 
     n = max(⌈a / rho⌉, ⌊a⌋ + 1 + spare), a = images_per_s / images_per_s_each. At least one whatever the load: samplers
     also look after jobs that lost their worker.

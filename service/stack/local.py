@@ -75,8 +75,9 @@ class Ports:
 
 
 class LocalStack:
-    """All processes of one data folder. It must be started from the main thread, since a tether ends with the thread that made it.
+    """All processes of one data folder.
 
+    It must be started from the main thread, since a tether ends with the thread that made it.
     `port` None takes 8000, or a free one if that is busy. `report_fn` hears what is being waited for.
     """
 
