@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -30,7 +31,9 @@ time.sleep(120)
 @pytest.mark.stack
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize(
-    ("start", "end"), [(_VALKEY, signal.SIGTERM), (_VALKEY, signal.SIGKILL), (_STACK, signal.SIGTERM)]
+    ("start", "end"),
+    [(_VALKEY, signal.SIGTERM), (_VALKEY, signal.SIGKILL), (_STACK, signal.SIGTERM)],
+    ids=["a server, SIGTERM", "a server, SIGKILL", "a stack, SIGTERM"],
 )
 def test_nothing_is_left_of_what_a_killed_test_run_started(start: str, end: signal.Signals, tmp_path: Path) -> None:
     code = (
@@ -44,4 +47,8 @@ def test_nothing_is_left_of_what_a_killed_test_run_started(start: str, end: sign
             assert below
         finally:
             run.send_signal(end)
-    assert survivors(below) == []
+    left = survivors(below)
+    for process in below:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    assert left == []
