@@ -18,18 +18,11 @@ from service.http.errors import Problem
 from service.http.metrics import RequestMetrics, route_template
 from service.stores import Stores
 from worker.observe.presence import live_workers
+from worker.queue.backlog import shared_backlog
 from worker.queue.broker import send_request
-from worker.queue.loads import LOADS_KEY, SamplerLoad, fresh_loads, warm_queue
-from worker.queue.messages import (
-    SAMPLE_QUEUE,
-    R,
-    ReplyChannel,
-    ReplyTimeout,
-    SampleReply,
-    SamplerReply,
-    SamplerRequest,
-    cancel_key,
-)
+from worker.queue.loads import SamplerLoad, warm_queue
+from worker.queue.messages import R, ReplyChannel, ReplyTimeout, SampleReply, SamplerReply, SamplerRequest, cancel_key
+from worker.redis_keys import SAMPLE_QUEUE
 
 _STATUS_OF_ERROR = {
     "unknown_model": 404,
@@ -120,11 +113,7 @@ class Exchange(Generic[R]):
 
     async def _require_room(self) -> list[SamplerLoad]:
         """What the samplers say of themselves. Raises Problem 429."""
-        pipeline = self._stores.redis.pipeline(transaction=False)
-        pipeline.llen(SAMPLE_QUEUE)
-        pipeline.hgetall(LOADS_KEY)
-        length, entries = await pipeline.execute()
-        loads = fresh_loads(entries)
+        length, loads = await shared_backlog(self._stores.redis)
         limit = self._stores.settings.max_queued_requests
         if length < limit:
             return loads

@@ -22,6 +22,7 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
 from worker.ids import ULID_PATTERN
+from worker.redis_keys import CANCEL, INPUT, REPLY
 
 JOB_TASK = "worker.tasks.train"
 """The message of a job of any kind: it wakes a trainer, which runs the job that is next. Every version knows this name.
@@ -31,7 +32,6 @@ OLDER_JOB_TASKS = ("worker.tasks.calibrate", "worker.tasks.bulk")
 SAMPLE_TASK = "worker.tasks.sample"
 DENSITY_TASK = "worker.tasks.density"
 DENSITY_MAP_TASK = "worker.tasks.density_map"
-SAMPLE_QUEUE = "sample"
 
 MAX_BLOCK_S = 4.0
 """One blocking Redis call waits at most so long: redis-py's default socket timeout is 5 s."""
@@ -265,19 +265,19 @@ def not_calibrated(model_id: str, step: int) -> str:
 
 def input_key(request_id: str) -> str:
     """Where the array of a DensityRequest lies in Redis, as .npy bytes, until it expires."""
-    return f"input:{request_id}"
+    return INPUT.of(request_id)
 
 
 def cancel_key(request_id: str) -> str:
     """Where the service says that the client of a request has left."""
-    return f"cancel:{request_id}"
+    return CANCEL.of(request_id)
 
 
 class ReplyChannel:
     """The way back of one request: a Redis list that lives for `ttl_s` seconds."""
 
     def __init__(self, request_id: str, *, ttl_s: float = 60.0) -> None:
-        self.key = f"reply:{request_id}"
+        self.key = REPLY.of(request_id)
         self.ttl_s = ttl_s
 
     def push(self, redis: Redis, reply: SamplerReply) -> None:
