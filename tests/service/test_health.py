@@ -19,7 +19,7 @@ from worker.jobs.records import RecordStore
 from worker.observe.presence import WorkerReport
 from worker.queue.broker import make_app, send_request
 from worker.queue.loads import own_queue
-from worker.queue.messages import SampleRequest
+from worker.queue.tasks import SampleRequest
 from worker.redis_keys import LOADS, SAMPLE_QUEUE
 
 

@@ -22,7 +22,8 @@ from service.settings import ServiceSettings
 from tests.service.conftest import StandInSampler, store_model
 from worker.ids import new_id
 from worker.queue.loads import SamplerLoad, own_queue, packed
-from worker.queue.messages import ReplyChannel, SampleReply, SampleRequest, Timings, cancel_key
+from worker.queue.messages import ReplyChannel, Timings, cancel_key
+from worker.queue.tasks import SampleReply, SampleRequest
 from worker.redis_keys import LOADS
 from worker.storage.artifacts import Artifacts
 

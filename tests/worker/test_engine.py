@@ -18,8 +18,9 @@ from model.energies.energy_model import EnergyModel
 from model.errors import ConfigError, ShapeError
 from tests.servers import wait_until
 from worker.engine.engine import Engine
-from worker.engine.tickets import Cancelled, DeadlinePassed, DrawOrder, DrawTicket, EngineBusy, EngineStopped
-from worker.observe.metrics import EngineCollector
+from worker.engine.tickets import Cancelled, DeadlinePassed, DrawTicket, EngineBusy, EngineStopped
+from worker.queue.tasks import DrawOrder
+from worker.sampler.metrics import EngineCollector
 
 CONFIG = TrainConfig(
     schedule=ScheduleConfig(kind="log_snr", num_levels=4, log_snr_max=5.0, log_snr_min=-4.0),
@@ -67,7 +68,7 @@ def test_an_image_is_the_same_alone_among_others_and_on_another_engine(engine: E
     leaving = [engine.draw("a", DrawOrder(num_images=9, seed=k)) for k in range(5)]
     for ticket in leaving:
         engine.cancel(ticket)
-    late = engine.draw("a", DrawOrder(num_images=1, seed=7, first=40))
+    late = engine.draw("a", DrawOrder(num_images=1, seed=7), first=40)
     x = among.future.result(30).x
     for ticket in others:
         ticket.future.result(30)

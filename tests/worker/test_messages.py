@@ -13,17 +13,8 @@ from pydantic import ValidationError
 from worker.connect import async_redis_client
 from worker.ids import new_id
 from worker.jobs.records import RecordStore
-from worker.queue.messages import (
-    DensityMapReply,
-    DensityMapRequest,
-    DensityReply,
-    DoubleArray,
-    FloatArray,
-    ReplyChannel,
-    ReplyTimeout,
-    SampleReply,
-    SampleRequest,
-)
+from worker.queue.messages import DoubleArray, FloatArray, ReplyChannel, ReplyTimeout
+from worker.queue.tasks import DensityMapReply, DensityMapRequest, DensityReply, SampleReply, SampleRequest
 from worker.settings import Settings
 
 FLOATS = arrays(np.float32, array_shapes(min_dims=1, max_dims=4, max_side=4))

@@ -24,7 +24,7 @@ from worker.jobs.records import RecordStore
 from worker.observe.presence import Presence, WorkerReport, live_workers, worker_reports
 from worker.pictures import picture_of
 from worker.queue.broker import make_app, send_request, wake
-from worker.queue.messages import SampleRequest
+from worker.queue.tasks import SampleRequest
 from worker.redis_keys import SAMPLE_QUEUE, TRAIN_QUEUE
 from worker.settings import Settings
 from worker.trainer.exits import Exit, death_in_words, read_outcome, write_outcome

@@ -20,7 +20,8 @@ from worker.jobs.records import RecordStore
 from worker.observe.presence import live_workers
 from worker.queue.broker import make_app, send_request, wake
 from worker.queue.loads import fresh_loads, own_queue
-from worker.queue.messages import ReplyChannel, SampleReply, SampleRequest, cancel_key
+from worker.queue.messages import ReplyChannel, cancel_key
+from worker.queue.tasks import SampleReply, SampleRequest
 from worker.redis_keys import LOADS, TRAIN_QUEUE
 from worker.settings import Settings
 from worker.storage.artifacts import Artifacts

@@ -176,7 +176,7 @@ class Lane:
             ticket.num_started += 1
             self._num_waiting -= 1
             self._chains.append((ticket, image))
-            chains.append(Chain(ticket.order.seed, ticket.order.first + image, ticket.settings))
+            chains.append(Chain(ticket.order.seed, ticket.first + image, ticket.settings))
             if ticket.num_waiting:
                 self._waiting.rotate(-1)
             else:
