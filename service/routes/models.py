@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from service.bodies.jobs import CheckpointBody, ModelBody, ModelListBody
+from service.bodies.models import CheckpointBody, ModelBody, ModelListBody
 from service.http.errors import Problem, documented
 from service.http.examples import BINARY
 from service.stores import Stores, StoresDependency

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from service.bodies.jobs import CalibrationBody
+from service.bodies.models import CalibrationBody
 from service.http.errors import Problem, field_problem
 from service.stores import Stores
 from worker.queue.messages import not_calibrated

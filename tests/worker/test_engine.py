@@ -258,11 +258,11 @@ def test_idle_models_are_dropped_least_recently_used_first_and_busy_ones_never()
 
 def test_a_full_queue_refuses_with_the_time_after_which_there_is_room() -> None:
     engine = Engine(load_model, queue_s=0.5)
-    ticket = engine.draw("a", DrawOrder(num_images=64, seed=0))
+    ticket = engine.draw("a", DrawOrder(num_images=64, seed=0, num_steps=50))
     run(engine, ticket)
     rate = engine._lanes["a"].rate
     assert rate > 0
-    first = engine.draw("a", DrawOrder(num_images=math_ceil(3 * rate / ticket.cost), seed=0))
+    first = engine.draw("a", DrawOrder(num_images=math_ceil(3 * rate / ticket.cost), seed=0, num_steps=50))
     engine.step()
     with pytest.raises(EngineBusy) as refused:
         engine.draw("a", DrawOrder(num_images=1, seed=0))

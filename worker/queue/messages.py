@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
+from model.config import Precision
 from worker.ids import ULID_PATTERN
 from worker.redis_keys import CANCEL, INPUT, REPLY
 
@@ -35,8 +36,6 @@ MAX_BLOCK_S = 4.0
 
 FloatArray = NDArray[np.float32]
 DoubleArray = NDArray[np.float64]
-Precision = Literal["float32", "bfloat16"]
-"""The precisions of a network's arithmetic; everything else is computed in float32."""
 R = TypeVar("R", bound="SamplerReply")
 ReplyError = Literal[
     "unknown_model",

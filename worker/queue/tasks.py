@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from worker.queue.messages import DoubleArray, FloatArray, Precision, R, SamplerReply, SamplerRequest
+from model.config import Precision
+from worker.queue.messages import DoubleArray, FloatArray, R, SamplerReply, SamplerRequest
 
 Q = TypeVar("Q", bound=SamplerRequest)
 

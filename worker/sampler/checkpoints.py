@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from worker.queue.messages import Precision, ReplyError, SamplerRequest
+from model.config import Precision
+from worker.queue.messages import ReplyError, SamplerRequest
 from worker.storage.artifacts import ArtifactMissing, Artifacts
 
 if TYPE_CHECKING:
