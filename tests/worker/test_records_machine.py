@@ -20,9 +20,10 @@ from hypothesis.stateful import (
 )
 
 from worker.ids import new_id
-from worker.jobs.kinds import TRAIN_QUEUE, JobKind
+from worker.jobs.kinds import JobKind
 from worker.jobs.record import IllegalTransition, JobStatus, Lease, Progress, StaleLease
 from worker.jobs.records import RecordStore
+from worker.redis_keys import TRAIN_QUEUE
 
 ENDINGS = {
     "succeed": JobStatus.succeeded,
