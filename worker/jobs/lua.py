@@ -7,8 +7,11 @@ Keys (one Redis, not a cluster, as Celery needs too):
     jobs:all            ids, by name        jobs:status:{status}   the same, by status
     jobs:queue:{kind}   ids by the time they were queued
     jobs:unsaved        ids whose copy in S3 is older than Redis
+    deletions           folders in storage that are being deleted, by when that was decided; see deletion.py
     jobs:counts, jobs:tally   what became of jobs and attempts; see tally.py
 """
+
+DELETIONS_KEY = "deletions"
 
 WRITE = """
 -- Compare-and-set of a whole record. Answers {'ok'} or why not.
@@ -22,6 +25,21 @@ if not found and expected ~= '' then return {'missing'} end
 if found and found ~= expected then return {'conflict'} end
 if only_unleased == '1' and redis.call('EXISTS', lease) == 1 then return {'leased'} end
 local before = redis.call('HGET', job, 'status')
+if not found or (status == 'queued' and before ~= 'running') then
+  -- Nothing comes back that is being deleted, and nothing begins that needs what is.
+  local needed = {'jobs/' .. id .. '/'}
+  local job_record = cjson.decode(record)
+  if status == 'queued' and type(job_record.model_id) == 'string' then
+    local model = 'models/' .. job_record.model_id .. '/'
+    table.insert(needed, model)
+    if type(job_record.spec.step) == 'number' then
+      table.insert(needed, string.format('%scheckpoints/%d/', model, job_record.spec.step))
+    end
+  end
+  for _, folder in ipairs(needed) do
+    if redis.call('ZSCORE', 'deletions', folder) then return {'deleted', folder} end
+  end
+end
 redis.call('HSET', job, 'version', version, 'status', status, 'fence', fence, 'cancel', cancel, 'record', record)
 redis.call('ZADD', 'jobs:all', 0, id)
 if before and before ~= status then redis.call('ZREM', 'jobs:status:' .. before, id) end
@@ -74,4 +92,44 @@ MARK_SAVED = """
 if redis.call('HGET', 'job:' .. ARGV[1], 'version') ~= ARGV[2] then return 0 end
 redis.call('SREM', 'jobs:unsaved', ARGV[1])
 return 1
+"""
+
+TAKE_AWAY_JOB = """
+-- Removes a job that has ended, or with ARGV[3] any, and marks its folder as being deleted. Answers its status; nothing
+-- when there is no such job.
+local id, folder, always = ARGV[1], ARGV[2], ARGV[3]
+local job = 'job:' .. id
+local held = redis.call('HMGET', job, 'status', 'record')
+local status = held[1]
+if status and always == '' and (status == 'queued' or status == 'running') then return status end
+if status or always ~= '' then
+  redis.call('ZADD', 'deletions', 'NX', redis.call('TIME')[1], folder)
+  redis.call('DEL', job, 'lease:' .. id, 'events:' .. id)
+end
+if not status then return false end
+local kind = cjson.decode(held[2]).kind
+redis.call('ZREM', 'jobs:all', id)
+redis.call('ZREM', 'jobs:status:' .. status, id)
+redis.call('ZREM', 'jobs:queue:' .. kind, id)
+redis.call('SREM', 'jobs:unsaved', id)
+if redis.call('HINCRBY', 'jobs:counts', kind .. '/' .. status, -1) == 0 then
+  redis.call('HDEL', 'jobs:counts', kind .. '/' .. status)
+end
+return status
+"""
+
+MARK_UNUSED = """
+-- Marks the folder of a model, or of its checkpoint of a step, as being deleted, unless jobs that wait or run need it.
+-- Answers the ids of those.
+local folder, model_id, step = ARGV[1], ARGV[2], ARGV[3]
+local users = {}
+for _, status in ipairs({'queued', 'running'}) do
+  for _, id in ipairs(redis.call('ZRANGE', 'jobs:status:' .. status, 0, -1)) do
+    local record = cjson.decode(redis.call('HGET', 'job:' .. id, 'record'))
+    local needs = record.model_id == model_id and (step == '' or record.spec.step == tonumber(step))
+    if needs then table.insert(users, id) end
+  end
+end
+if #users == 0 then redis.call('ZADD', 'deletions', 'NX', redis.call('TIME')[1], folder) end
+return users
 """
