@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test fuzz lint format clean bench-density bench-serve bench-train bench-gpu soak chaos ablation test-web test-observability test-docs
+.PHONY: help install demo test fuzz lint options format clean bench-density bench-serve bench-train bench-gpu soak chaos ablation test-web test-observability test-docs
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -67,6 +67,9 @@ lint: $(STAMP) ## formatting, lint, types, direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+options: $(STAMP) ## write service/client/options.py, the client's keyword arguments, of the bodies of requests
+	$(BIN)/python -m service.client.generate
 
 format: $(STAMP) ## rewrite the sources in the project's format
 	$(BIN)/ruff format .

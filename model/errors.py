@@ -1,12 +1,27 @@
 """The errors this package raises; each message says what was wrong, what was expected and what to do."""
 
+from __future__ import annotations
+
 
 class ModelError(Exception):
     """Root of every error raised on purpose by `model`."""
 
 
 class ConfigError(ModelError, ValueError):
-    """A configuration value is out of range; names the field, the value and the allowed range."""
+    """A configuration value is out of range; names the field, the value and the allowed range.
+
+    `field` is the field's path, `chain.num_steps`, where one field is to blame.
+    """
+
+    def __init__(self, message: str, *, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
+        self.others: tuple[ConfigError, ...] = ()
+
+    @property
+    def problems(self) -> list[ConfigError]:
+        """Everything that was found wrong: this error first."""
+        return [self, *self.others]
 
 
 class ShapeError(ModelError, ValueError):

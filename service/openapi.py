@@ -29,6 +29,10 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(schema.pop("$defs", {}))
         schemas[model.__name__] = schema
+    for choice in schemas["TrainConfig"]["properties"]["batch_size"]["anyOf"]:
+        # A constant beside a number is what openapi-python-client cannot read in an answer; a choice of one it can.
+        if "const" in choice:
+            choice["enum"] = [choice.pop("const")]
     # FastAPI's own body of a 422, which is never sent.
     schemas.pop("HTTPValidationError", None)
     schemas.pop("ValidationError", None)

@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.bodies.jobs import MODEL_ID, LogZBody, ModelAt, RequestBody, Seed
+from model.config import Precision, Seed
+from service.bodies.fields import MODEL_ID, ChainSteps, DrawnSeed, ModelAt, NoiseScale, RequestBody
+from service.bodies.models import LogZBody
 from service.settings import MAX_IMAGES, MAX_ITEM_PATHS, MAX_ITEMS, MAX_LEVELS, MAX_SCALE
 
 
@@ -26,20 +28,16 @@ class SampleRequestBody(RequestBody):
         description="Id of a model, or `id@step` for one of its earlier checkpoints; GET /models lists them",
     )
     num_images: int = Field(1, ge=1, le=MAX_IMAGES, description=f"1…{MAX_IMAGES} samples", examples=[64])
-    seed: Seed | None = Field(None, description="Drawn at random when absent; always in X-Seed", examples=[0])
-    steps: int | None = Field(
-        None, ge=0, le=1000, description="K, chain steps per level; the model's own when absent", examples=[10]
-    )
-    noise_scale: float | None = Field(
-        None, ge=0, le=2, description="Multiplies the chain's noise; the model's own when absent", examples=[1.0]
-    )
+    seed: DrawnSeed = None
+    steps: ChainSteps = None
+    noise_scale: NoiseScale = None
     levels: list[Annotated[int, Field(ge=0, lt=1000)]] = Field(
         default_factory=list,
         max_length=MAX_LEVELS,
         description="Noise levels whose intermediate samples are returned too, noisiest first in the answer",
         examples=[[15, 10, 5]],
     )
-    precision: Literal["float32", "bfloat16"] = Field(
+    precision: Precision = Field(
         "float32", description="Of the network's arithmetic; bfloat16 is faster on some hardware and not exact"
     )
     scale: int = Field(1, ge=1, le=MAX_SCALE, description="Magnification of PNGs: pixels per pixel", examples=[4])

@@ -10,17 +10,8 @@ from service.bodies.datasets import DatasetBody
 from service.client import requests
 from service.client.call import Call, Json, RefusedError, Send, answered, described, given, quoted
 from service.client.handles import JobCalls, ModelCalls
-from service.client.requests import (
-    Answer,
-    BulkOptions,
-    CalibrateOptions,
-    Densities,
-    DensityOptions,
-    SampleOptions,
-    Scorable,
-    TrainOptions,
-    parsed,
-)
+from service.client.options import BulkOptions, CalibrateOptions, DensityOptions, SampleOptions, TrainOptions
+from service.client.requests import Answer, Densities, Scorable, parsed
 from service.client.samples import Samples
 
 J = TypeVar("J", bound=JobCalls)
@@ -46,8 +37,7 @@ class Calls(Generic[J, M]):
     def train(
         self, preset: str | None = None, *, idempotency_key: str | None = None, **options: Unpack[TrainOptions]
     ) -> Call[J]:
-        """Start a training job. Options: config, dataset, name, seed, steps, batch_size, checkpoint_every,
-        sample_every, calibrate, device, num_gpus."""
+        """Start a training job. Options are those of `TrainOptions`, the fields of POST /jobs/train."""
         body = given(preset=preset, **options)
         return self.job_of((yield from requests.create_job("train", body, idempotency_key)))
 
@@ -119,7 +109,7 @@ class Calls(Generic[J, M]):
     def sample(
         self, model: str, num_images: int = 1, *, levels: Iterable[int] = (), **options: Unpack[SampleOptions]
     ) -> Call[Samples]:
-        """Samples of a model (`id` or `id@step`). Options: seed, steps (K), noise_scale, precision."""
+        """Samples of a model (`id` or `id@step`). Options are those of `SampleOptions`, fields of POST /sample."""
         return (yield from requests.draw(model, num_images, levels, options))
 
     @described
@@ -139,7 +129,7 @@ class Calls(Generic[J, M]):
     def calibrate(
         self, model: str, *, idempotency_key: str | None = None, **options: Unpack[CalibrateOptions]
     ) -> Call[J]:
-        """Start an estimate of log Z of a checkpoint. Options as POST /jobs/calibrate."""
+        """Start an estimate of log Z of a checkpoint. Options are those of `CalibrateOptions`."""
         body = given(model=model, **options)
         return self.job_of((yield from requests.create_job("calibrate", body, idempotency_key)))
 
@@ -147,7 +137,7 @@ class Calls(Generic[J, M]):
     def sample_in_bulk(
         self, model: str, num_images: int, *, idempotency_key: str | None = None, **options: Unpack[BulkOptions]
     ) -> Call[J]:
-        """Start a job that draws many samples into storage. Options as POST /jobs/sample."""
+        """Start a job that draws many samples into storage. Options are those of `BulkOptions`."""
         body = given(model=model, num_images=num_images, **options)
         return self.job_of((yield from requests.create_job("sample", body, idempotency_key)))
 
@@ -165,7 +155,7 @@ class Calls(Generic[J, M]):
     def log_density(self, model: str, x: Scorable, **options: Unpack[DensityOptions]) -> Call[Densities]:
         """log densities of numbers (N, *event), pictures, image files or one .npy file, as POST /log-density.
 
-        Options: path, num_paths, seed. Raises OSError for a file that cannot be read.
+        Options are those of `DensityOptions`. Raises OSError for a file that cannot be read.
         """
         return (yield from requests.score(model, x, options))
 

@@ -12,18 +12,12 @@ from typing import Any, ClassVar, Generic, TypeVar, Unpack
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
-from service.bodies.jobs import JobBody, ModelBody
+from service.bodies.jobs import JobBody
+from service.bodies.models import ModelBody
 from service.client import requests
 from service.client.call import Call, ClientError, JobFailedError, Json, Send, answered, described, given
-from service.client.requests import (
-    Answer,
-    BulkOptions,
-    CalibrateOptions,
-    Densities,
-    DensityOptions,
-    SampleOptions,
-    Scorable,
-)
+from service.client.options import BulkOptions, CalibrateOptions, DensityOptions, SampleOptions
+from service.client.requests import Answer, Densities, Scorable
 from service.client.samples import Samples
 from worker.jobs.record import JobStatus
 
@@ -102,26 +96,26 @@ class ModelCalls(Answer, ModelBody, Generic[J]):
         levels: Iterable[int] = (),
         **options: Unpack[SampleOptions],
     ) -> Call[Samples]:
-        """Draw samples. Options: seed, steps (K), noise_scale, precision."""
+        """Draw samples. Options are those of `SampleOptions`, fields of POST /sample."""
         return (yield from requests.draw(self.at(step), num_images, levels, options))
 
     @described
     def log_density(
         self, x: Scorable, *, step: int | None = None, **options: Unpack[DensityOptions]
     ) -> Call[Densities]:
-        """Score numbers (N, *event), pictures or files; it must be calibrated. Options: path, num_paths, seed."""
+        """Score numbers (N, *event), pictures or files; it must be calibrated. Options: `DensityOptions`."""
         return (yield from requests.score(self.at(step), x, options))
 
     @described
     def calibrate(self, *, step: int | None = None, **options: Unpack[CalibrateOptions]) -> Call[J]:
-        """Start an estimate of log Z, which log_density needs. Options as POST /jobs/calibrate."""
+        """Start an estimate of log Z, which log_density needs. Options are those of `CalibrateOptions`."""
         body = given(model=self.at(step), **options)
         job: J = self._client.job_of((yield from requests.create_job("calibrate", body, None)))
         return job
 
     @described
     def sample_in_bulk(self, num_images: int, *, step: int | None = None, **options: Unpack[BulkOptions]) -> Call[J]:
-        """Start a job that draws many samples into storage. Options as POST /jobs/sample."""
+        """Start a job that draws many samples into storage. Options are those of `BulkOptions`."""
         body = given(model=self.at(step), num_images=num_images, **options)
         job: J = self._client.job_of((yield from requests.create_job("sample", body, None)))
         return job

@@ -1,7 +1,4 @@
-"""What is sent for each call of the service, and how its answer is read.
-
-Options that are left out are the service's to decide.
-"""
+"""What is sent for each call of the service, and how its answer is read."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import io
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeAlias, TypedDict, TypeVar
+from typing import Any, BinaryIO, TypeAlias, TypeVar
 
 import httpx2
 import numpy as np
@@ -20,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from service.bodies.sampling import LogDensityBody
 from service.client.call import Call, ClientError, Json, Send, answered, given, quoted
 from service.client.folder_zip import zipped
+from service.client.options import DensityOptions, SampleOptions
 from service.client.samples import Samples
 
 _UPLOAD_TIMEOUT = httpx2.Timeout(10.0, read=1800.0, write=180.0)
@@ -40,74 +38,6 @@ class Answer:
     def keys(self: Any) -> list[str]:
         """Names of the fields."""
         return list(type(self).model_fields)
-
-
-class SampleOptions(TypedDict, total=False):
-    """Of POST /sample."""
-
-    seed: int | None
-    """the same seed gives the same samples; drawn at random when absent"""
-    steps: int | None
-    """K, chain steps per level"""
-    noise_scale: float | None
-    """multiplies the chain's noise"""
-    precision: str | None
-    """float32 or bfloat16"""
-
-
-class TrainOptions(TypedDict, total=False):
-    """Of POST /jobs/train."""
-
-    config: Json | None
-    """fields of the configuration, nested, laid over the preset"""
-    dataset: str | None
-    """another than the preset's"""
-    name: str | None
-    seed: int | None
-    steps: int | None
-    batch_size: int | Literal["auto"] | None
-    checkpoint_every: int | None
-    sample_every: int | None
-    calibrate: bool | None
-    device: str | None
-    """auto, cpu or cuda"""
-    num_gpus: int | None
-    """of one trainer, that share every batch"""
-
-
-class CalibrateOptions(TypedDict, total=False):
-    """Of POST /jobs/calibrate."""
-
-    name: str | None
-    seed: int | None
-    num_chains: int | None
-    tolerance: float | None
-    """nats of error to be content with"""
-    max_bridges: int | None
-    max_chains: int | None
-    num_leapfrog: int | None
-    device: str | None
-
-
-class BulkOptions(TypedDict, total=False):
-    """Of POST /jobs/sample."""
-
-    name: str | None
-    shard_images: int | None
-    """samples of a .npy file"""
-    seed: int | None
-    steps: int | None
-    noise_scale: float | None
-    device: str | None
-
-
-class DensityOptions(TypedDict, total=False):
-    """Of POST /log-density."""
-
-    path: bool | None
-    """also the estimate along the diffusion path; slower"""
-    num_paths: int | None
-    seed: int | None
 
 
 class Densities(Answer, LogDensityBody):

@@ -6,12 +6,14 @@ import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from service.bodies.jobs import CalibrateRequest, TrainRequest
 from service.client import ClientError, Job, Recovery, RefusedError
+from service.client.call import Json
 from service.client.progress import Bar
 from service.commands import terminal_image
 from service.commands.options import (
@@ -32,6 +34,7 @@ from service.commands.options import (
     print_note,
     print_table,
 )
+from service.commands.request_options import complete_setting, takes_fields
 
 Wait = Annotated[bool, typer.Option("--wait", help="Follow the job to its end")]
 
@@ -47,36 +50,26 @@ application = typer.Typer()
         "recovery train digits --set schedule.num_levels=10 --set chain.num_steps=8",
     ),
 )
+@takes_fields(TrainRequest, leave_out=("preset", "config"), dataset=complete_dataset)
 def train(
     preset: Annotated[str, typer.Argument(help="Name of a configuration", autocompletion=complete_preset)] = "digits",
-    dataset: Annotated[
-        str | None,
-        typer.Option(
-            help="Another than the preset's: an id of `recovery datasets list`, a built-in name, s3://…, hf://…",
-            autocompletion=complete_dataset,
-        ),
-    ] = None,
+    *,
+    options: Json,
     upload: Annotated[
         Path | None,
         typer.Option(help="Train on this instead: a folder or .zip of images, a .npy, .npz or .csv", exists=True),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="For people")] = None,
-    seed: Annotated[int | None, typer.Option(help="Drawn at random if absent")] = None,
-    steps: Annotated[int | None, typer.Option(help="Another number of training steps")] = None,
-    batch_size: Annotated[str | None, typer.Option(help="Items a step; `auto`: what the memory holds")] = None,
-    checkpoint_every: Annotated[int | None, typer.Option(help="In steps")] = None,
-    sample_every: Annotated[int | None, typer.Option(help="In steps")] = None,
-    calibrate: Annotated[
-        bool | None, typer.Option("--calibrate/--no-calibrate", help="Estimate log Z at the end, for log-density")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda")] = None,
-    num_gpus: Annotated[int | None, typer.Option(help="GPUs of one trainer that share every batch")] = None,
     config: Annotated[
         Path | None, typer.Option(help="TOML or JSON laid over the preset", exists=True, dir_okay=False)
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="One field of the configuration, field.field=value; may be repeated"),
+        typer.Option(
+            "--set",
+            help="One field of the configuration, field.field=value; may be repeated. Completion knows all fields, "
+            "and /docs what they mean",
+            autocompletion=complete_setting,
+        ),
     ] = None,
     wait: Wait = False,
     as_json: AsJson = False,
@@ -84,39 +77,16 @@ def train(
     api_key: ApiKey = None,
 ) -> None:
     """Start a training job; prints its id."""
-    if upload is not None and dataset is not None:
+    if upload is not None and options["dataset"] is not None:
         raise typer.BadParameter("give --dataset or --upload, not both")
     changes = _changes(config, settings or [])
     with Recovery(url, api_key=api_key) as client:
         if upload is not None:
             found = client.upload_dataset(upload)
-            dataset = found.id
+            options["dataset"] = found.id
             print_note(f"uploaded {found.count} {found.kind} as dataset {found.id}")
-        job = client.train(
-            preset,
-            config=changes or None,
-            dataset=dataset,
-            name=name,
-            seed=seed,
-            steps=steps,
-            batch_size=_batch_size(batch_size),
-            checkpoint_every=checkpoint_every,
-            sample_every=sample_every,
-            calibrate=calibrate,
-            device=device,
-            num_gpus=num_gpus,
-        )
+        job = client.train(preset, config=changes or None, **options)
         _started(job, wait=wait, as_json=as_json)
-
-
-def _batch_size(text: str | None) -> int | Literal["auto"] | None:
-    if text is None:
-        return None
-    if text == "auto":
-        return "auto"
-    if not text.isdecimal():
-        raise typer.BadParameter(f"--batch-size is {text!r}; expected a number of items, or auto")
-    return int(text)
 
 
 @application.command(
@@ -201,14 +171,11 @@ def resume(
     rich_help_panel=JOBS_PANEL,
     epilog=examples("recovery calibrate MODEL --wait", "recovery calibrate MODEL@2000 --num-chains 1024"),
 )
+@takes_fields(CalibrateRequest, leave_out=("model",))
 def calibrate(
     model: ModelAt,
-    tolerance: Annotated[float | None, typer.Option(help="Nats of error to be content with")] = None,
-    num_chains: Annotated[int | None, typer.Option(help="Chains walked side by side")] = None,
-    max_bridges: Annotated[int | None, typer.Option(help="Temperatures between levels, at most")] = None,
-    max_chains: Annotated[int | None, typer.Option(help="Chains at which to give up")] = None,
-    num_leapfrog: Annotated[int | None, typer.Option(help="1: MALA; about 5 (HMC) for thousands of dimensions")] = None,
-    seed: Annotated[int | None, typer.Option(help="0 if absent")] = None,
+    *,
+    options: Json,
     wait: Wait = False,
     as_json: AsJson = False,
     url: Url = None,
@@ -216,15 +183,7 @@ def calibrate(
 ) -> None:
     """Estimate log Z of a checkpoint, which log-density needs; prints the job's id."""
     with Recovery(url, api_key=api_key) as client:
-        job = client.calibrate(
-            model_at(client, model),
-            tolerance=tolerance,
-            num_chains=num_chains,
-            max_bridges=max_bridges,
-            max_chains=max_chains,
-            num_leapfrog=num_leapfrog,
-            seed=seed,
-        )
+        job = client.calibrate(model_at(client, model), **options)
         _started(job, wait=wait, as_json=as_json)
 
 
@@ -310,6 +269,8 @@ def _changes(path: Path | None, settings: Sequence[str]) -> dict[str, Any]:
         target = changes
         for name in outer:
             target = target.setdefault(name, {})
+            if not isinstance(target, dict):
+                raise typer.BadParameter(f"--set {one!r} names a field of {name}, which was set to {target!r}")
         target[last] = _value(text)
     return changes
 

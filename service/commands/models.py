@@ -10,7 +10,9 @@ import numpy as np
 import typer
 from rich.console import Console
 
+from service.bodies.sampling import SampleRequestBody
 from service.client import ClientError, Model, Recovery, Samples
+from service.client.call import Json
 from service.client.progress import Bar
 from service.client.samples import spread_levels
 from service.commands import terminal_image
@@ -28,6 +30,7 @@ from service.commands.options import (
     print_note,
     print_table,
 )
+from service.commands.request_options import takes_fields
 from service.work.images import encode_npy, encode_zip, is_image
 
 application = typer.Typer()
@@ -80,12 +83,12 @@ def _checkpoints(model: Model) -> list[list[str]]:
         "recovery sample MODEL@2000 -n 50000 --bulk --out samples/",
     ),
 )
+@takes_fields(SampleRequestBody, only=("seed", "steps", "noise_scale"))
 def sample(
     model: ModelAt,
-    num: Annotated[int, typer.Option("--num", "-n", help="How many")] = 64,
-    seed: Annotated[int | None, typer.Option(help="Drawn at random if absent")] = None,
-    steps: Annotated[int | None, typer.Option(help="K, chain steps per noise level; the model's own if absent")] = None,
-    noise_scale: Annotated[float | None, typer.Option(help="Multiplies the chain's noise")] = None,
+    *,
+    num: Annotated[int, typer.Option("--num", "-n", min=1, help="How many")] = 64,
+    options: Json,
     levels: Annotated[int, typer.Option(min=0, max=64, help="Show so many noise levels on the way, too")] = 0,
     scale: Annotated[int, typer.Option(min=1, max=32, help="Magnification of pictures")] = 8,
     out: Annotated[
@@ -107,10 +110,10 @@ def sample(
     with Recovery(url, api_key=api_key) as client:
         model = model_at(client, model)
         if bulk:
-            _sample_in_bulk(client, model, num, out or Path("samples"), seed, steps, noise_scale, as_json=as_json)
+            _sample_in_bulk(client, model, num, out or Path("samples"), options, as_json=as_json)
             return
         wanted = _levels(client, model, levels) if levels else []
-        drawn = client.sample(model, num, seed=seed, steps=steps, noise_scale=noise_scale, levels=wanted)
+        drawn = client.sample(model, num, levels=wanted, **options)
     png = drawn.png(scale=scale) if is_image(drawn.x.shape[1:]) else None
     out = out or Path("samples.npy" if png is None else "samples.png")
     out.write_bytes(_encoded(drawn, png, out, scale))
@@ -142,18 +145,8 @@ def _levels(client: Recovery, model: str, count: int) -> list[int]:
     return spread_levels(int(config["schedule"]["num_levels"]), count)
 
 
-def _sample_in_bulk(
-    client: Recovery,
-    model: str,
-    num: int,
-    out: Path,
-    seed: int | None,
-    steps: int | None,
-    noise_scale: float | None,
-    *,
-    as_json: bool,
-) -> None:
-    job = client.sample_in_bulk(model, num, seed=seed, steps=steps, noise_scale=noise_scale)
+def _sample_in_bulk(client: Recovery, model: str, num: int, out: Path, options: Json, *, as_json: bool) -> None:
+    job = client.sample_in_bulk(model, num, **options)
     with Bar(Console(stderr=True, highlight=False)) as bar:
         for event in job.events():
             bar.show(event)

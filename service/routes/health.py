@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from redis.exceptions import RedisError
 
-from service.bodies.jobs import CheckBody, HealthBody, ReadinessBody, WorkerBody, WorkerListBody
+from service.bodies.health import CheckBody, HealthBody, ReadinessBody, WorkerBody, WorkerListBody
 from service.http.errors import Problem, documented
 from service.stores import Stores, StoresDependency
 from worker.jobs.kinds import TRAIN_QUEUE

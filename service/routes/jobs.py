@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from model.config import CalibrationConfig, to_dict
 from service.bodies.events import EventBody
+from service.bodies.fields import random_seed
 from service.bodies.jobs import (
     BulkSampleRequest,
     CalibrateRequest,
@@ -22,7 +23,6 @@ from service.bodies.jobs import (
     ResumeRequest,
     TrainCheckBody,
     TrainRequest,
-    random_seed,
 )
 from service.door.limits import JobSlot
 from service.http.accept import preferred

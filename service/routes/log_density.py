@@ -14,7 +14,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 
 from model.event_kinds.pixels import FloatArray
-from service.bodies.jobs import MODEL_ID, CalibrationBody, random_seed
+from service.bodies.fields import MODEL_ID, random_seed
+from service.bodies.models import CalibrationBody
 from service.bodies.sampling import ItemDensityBody, LogDensityBody, LogDensityOptions, LogDensityRequestBody
 from service.http.errors import Problem, documented, field_problem
 from service.routes.models import calibration_of, checkpoint_step, describe, parse_model

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from service.bodies.jobs import CalibrationBody, CheckpointBody, ModelBody, ModelListBody
+from service.bodies.models import CalibrationBody, CheckpointBody, ModelBody, ModelListBody
 from service.http.errors import Problem, documented, field_problem
 from service.http.examples import BINARY
 from service.stores import Stores, StoresDependency

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from model.config import to_dict
 from model.presets import PRESET_SUMMARIES, PRESETS
-from service.bodies.jobs import PresetBody, PresetListBody
+from service.bodies.presets import PresetBody, PresetListBody
 
 router = APIRouter(prefix="/presets", tags=["jobs"])
 

@@ -18,7 +18,7 @@ from fastapi.sse import EventSourceResponse, format_sse_event
 from starlette.concurrency import run_in_threadpool
 
 from model.event_kinds.pixels import FloatArray
-from service.bodies.jobs import random_seed
+from service.bodies.fields import random_seed
 from service.bodies.sampling import SampleBody, SampleLevelBody, SampleRequestBody
 from service.http.accept import preferred
 from service.http.errors import Problem, documented, field_problem, not_acceptable

@@ -1,8 +1,11 @@
 // log Z of a checkpoint: the estimate that there is, and the form that asks for one.
 
-import { post } from "./api.js";
-import { actionButton, freshId, h, messagePlace } from "./dom.js";
+import { get, post } from "./api.js";
+import { actionButton, h, messagePlace } from "./dom.js";
+import { labelOf, properties, schemaField } from "./fields.js";
 import { fixed } from "./format.js";
+
+const ASKED_OTHERWISE = ["model", "name"];
 
 /** A calibration's figures. */
 export function calibrationTable(calibration) {
@@ -31,52 +34,39 @@ export function calibrationTable(calibration) {
   );
 }
 
-function option(label, note, value) {
-  const id = freshId("calibrate");
-  const input = h("input", { id, inputmode: "numeric", class: "short", value, "aria-describedby": `${id}-note` });
-  return {
-    element: h(
-      "div",
-      { class: "field" },
-      h("label", { for: id }, label),
-      input,
-      h("p", { class: "hint", id: `${id}-note` }, note),
-    ),
-    read() {
-      const text = input.value.trim();
-      if (!/^\d+$/.test(text)) throw new Error(`${label}: “${input.value}” is not a whole number.`);
-      return Number(text);
-    },
-  };
-}
-
-/** Start a calibration of `id@step` and go to its job. */
+/** Start a calibration of `id@step` and go to its job. What may be asked for is read when somebody looks for it. */
 export function calibrationForm(modelAt, label = "Calibrate") {
   const { element: message, report } = messagePlace();
-  const chains = option("Chains", "from 16; more narrow the error of each side", 512);
-  const bridges = option(
-    "Bridges at most",
-    "temperatures between neighbouring noise levels; every round doubles them",
-    32,
-  );
+  const options = h("div", { class: "columns even" });
+  const fields = {};
+  const show = async () => {
+    if (options.children.length) return;
+    const { schemas } = (await get("/openapi.json")).components;
+    for (const [name, schema] of Object.entries(properties(schemas.CalibrateRequest, schemas))) {
+      if (ASKED_OTHERWISE.includes(name)) continue;
+      fields[name] = schemaField(name, labelOf(name), schema);
+      fields[name].usual(schema.default);
+      options.append(fields[name].element);
+    }
+  };
   const start = async () => {
-    const job = await post("/jobs/calibrate", {
-      model: modelAt,
-      name: "log Z",
-      num_chains: chains.read(),
-      max_bridges: bridges.read(),
-    });
+    const body = { model: modelAt, name: "log Z" };
+    let first = null;
+    for (const [name, one] of Object.entries(fields)) {
+      const found = one.read();
+      one.complain(found.wrong);
+      if (found.wrong) first ??= one.control;
+      if ("value" in found) body[name] = found.value;
+    }
+    if (first) return first.focus();
+    const job = await post("/jobs/calibrate", body);
     location.hash = `#/jobs/${job.id}`;
+    return undefined;
   };
   return h(
     "div",
     {},
-    h(
-      "details",
-      {},
-      h("summary", {}, "How thoroughly"),
-      h("div", { class: "columns even" }, chains.element, bridges.element),
-    ),
+    h("details", { ontoggle: () => show().catch(report) }, h("summary", {}, "How thoroughly"), options),
     message,
     h("p", { class: "actions" }, actionButton(label, { class: "primary" }, start, report)),
   );

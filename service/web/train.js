@@ -1,50 +1,19 @@
-// Start a training: a preset, data, a few numbers; the service checks the form as it is filled in.
+// Start a training: a preset, data, a few numbers, and whoever wants it every field of the configuration; the service
+// checks the form as it is filled in.
 
 import { get, idempotencyKey, post, Refused } from "./api.js";
+import { configurationFields, setAt, valueAt } from "./configuration.js";
 import { contents, title, uploadForm } from "./datasets.js";
 import { h, messagePlace, say } from "./dom.js";
 import { EVENT_KINDS } from "./events.js";
+import { field, labelOf, properties, schemaField } from "./fields.js";
 import { whole } from "./format.js";
 
 const CHECK_AFTER_MS = 250;
-const NUMBERS = {
-  steps: ["Steps", "of training in all"],
-  seed: ["Seed", "decides weights, batches and noise; drawn when empty"],
-  batch_size: ["Batch size", "pairs a step"],
-  checkpoint_every: ["Checkpoint every", "steps"],
-  sample_every: ["Draw samples every", "steps"],
-};
 const OTHER = "…";
-
-function field(name, label, note, control) {
-  const id = `train-${name}`;
-  const error = h("p", { class: "field-error", id: `${id}-error`, hidden: true });
-  control.id = id;
-  control.setAttribute("name", name);
-  control.setAttribute("aria-describedby", `${id}-error ${id}-note`);
-  return {
-    control,
-    element: h(
-      "div",
-      { class: "field" },
-      h("label", { for: id }, label),
-      control,
-      error,
-      h("p", { class: "hint", id: `${id}-note` }, note),
-    ),
-    complain(text) {
-      say(error, text ?? "");
-      error.hidden = !text;
-      if (text) control.setAttribute("aria-invalid", "true");
-      else control.removeAttribute("aria-invalid");
-    },
-  };
-}
-
-function numberField(name) {
-  const [label, note] = NUMBERS[name];
-  return field(name, label, note, h("input", { inputmode: "numeric", autocomplete: "off" }));
-}
+const ASKED_OTHERWISE = ["preset", "config", "dataset"];
+const FIRST = ["name", "steps", "seed"];
+const RANDOM = "random";
 
 function presetCards(presets, chosen, onChange) {
   return h(
@@ -105,43 +74,57 @@ function summary(config) {
 }
 
 /** A form's state as a request, and what is wrong with it as far as the page can tell. */
-function requestOf(fields, preset) {
+function requestOf({ request, configuration, dataset, other }, preset) {
   const body = { preset: preset.name };
   const wrong = {};
-  for (const name of Object.keys(NUMBERS)) {
-    const text = fields[name].control.value.trim().replace(/[\s,]/g, "");
-    if (!text) continue;
-    if (/^\d+$/.test(text) && Number.isSafeInteger(Number(text))) body[name] = Number(text);
-    else
-      wrong[name] =
-        `“${fields[name].control.value.trim()}” is not a whole number; expected digits, or an empty field for the preset's.`;
-  }
-  const { value } = fields.dataset.control;
-  const dataset = value === OTHER ? fields.other.control.value.trim() : value;
-  if (dataset) body.dataset = dataset;
+  const config = {};
+  const read = (fields, take) =>
+    Object.entries(fields).forEach(([path, one]) => {
+      const found = one.read();
+      if ("value" in found) take(path, found.value);
+      if (found.wrong) wrong[path] = found.wrong;
+    });
+  read(request, (name, value) => {
+    body[name] = value;
+  });
+  read(configuration, (path, value) => setAt(config, path, value));
+  if (Object.keys(config).length) body.config = config;
+  const { value } = dataset.control;
+  const named = value === OTHER ? other.control.value.trim() : value;
+  if (named) body.dataset = named;
   else if (value === OTHER) wrong.other = "Give the name or address of a dataset.";
-  const name = fields.name.control.value.trim();
-  if (name) body.name = name;
-  if (fields.calibrate.control.value) body.calibrate = fields.calibrate.control.value === "yes";
-  body.device = fields.device.control.value;
   return { body, wrong };
 }
 
+/** The field of the form that a refusal is about: the configuration's paths begin below `config`. */
+function blamed(location, fields) {
+  const names = location.slice(1).filter((one, index) => index > 0 || one !== "config");
+  for (let end = names.length; end > 0; end -= 1) {
+    const path = names.slice(0, end).join(".");
+    if (path in fields) return path;
+  }
+  return undefined;
+}
+
 export async function view(root, { signal, query }) {
-  const [{ presets }, listed] = await Promise.all([get("/presets", signal), get("/datasets", signal)]);
+  const [{ presets }, listed, { components }] = await Promise.all([
+    get("/presets", signal),
+    get("/datasets", signal),
+    get("/openapi.json", signal),
+  ]);
+  const { schemas } = components;
   let { datasets } = listed;
   let preset = presets[0];
   const wanted = query.get("dataset");
   const found = datasets.find((one) => one.id === wanted);
   preset = presets.find((one) => one.name === EVENT_KINDS[found?.kind]?.preset) ?? preset;
 
-  const fields = Object.fromEntries(Object.keys(NUMBERS).map((name) => [name, numberField(name)]));
-  fields.name = field(
-    "name",
-    "Name",
-    "for you and others; any text",
-    h("input", { maxlength: 100, autocomplete: "off" }),
+  const asked = Object.entries(properties(schemas.TrainRequest, schemas)).filter(
+    ([name]) => !ASKED_OTHERWISE.includes(name),
   );
+  const request = Object.fromEntries(asked.map(([name, schema]) => [name, schemaField(name, labelOf(name), schema)]));
+  const { fields: configuration, element: advanced } = configurationFields(schemas, [...Object.keys(request), "dataset"]);
+  const fields = { ...request, ...configuration };
   fields.dataset = field("dataset", "Data", "a tenth is held out, the same tenth every time", h("select", {}));
   fields.other = field(
     "other",
@@ -149,28 +132,7 @@ export async function view(root, { signal, query }) {
     "s3://bucket/path, hf://owner/name:split/column, or a name in the server's folder",
     h("input", { autocomplete: "off", spellcheck: "false" }),
   );
-  fields.calibrate = field(
-    "calibrate",
-    "Calibrate at the end",
-    "needed to score data; takes a few minutes more",
-    h(
-      "select",
-      {},
-      h("option", { value: "" }, "as the preset"),
-      h("option", { value: "yes" }, "yes"),
-      h("option", { value: "no" }, "no"),
-    ),
-  );
-  fields.device = field(
-    "device",
-    "Device",
-    "auto takes a GPU when the trainer has one",
-    h(
-      "select",
-      {},
-      ["auto", "cpu", "cuda"].map((one) => h("option", {}, one)),
-    ),
-  );
+  const parts = { request, configuration, dataset: fields.dataset, other: fields.other };
   const { element: message, report } = messagePlace();
   const told = h("p", { class: "summary", role: "status" }, "…");
   const submit = h("button", { class: "primary" }, "Start training");
@@ -178,13 +140,19 @@ export async function view(root, { signal, query }) {
   let checking = null;
   let timer = null;
 
-  const complain = (wrong) => Object.entries(fields).forEach(([name, one]) => one.complain(wrong[name]));
+  const complain = (wrong) =>
+    Object.entries(fields).forEach(([name, one]) => {
+      one.complain(wrong[name]);
+      // what is wrong is not to be hidden
+      for (let at = wrong[name] && one.element.closest("details"); at; at = at.parentElement.closest("details"))
+        at.open = true;
+    });
 
   const refused = (error) => {
     if (!(error instanceof Refused) || error.status !== 422) return report(error);
     const wrong = {};
     for (const { location, message: text } of error.fields) {
-      const name = location.findLast((part) => part in fields);
+      const name = blamed(location, fields);
       if (name)
         wrong[name === "dataset" && fields.dataset.control.value === OTHER ? "other" : name] =
           `${text[0].toUpperCase()}${text.slice(1)}.`;
@@ -196,7 +164,7 @@ export async function view(root, { signal, query }) {
 
   /** Ask the service what it would train; the newest question counts. */
   const check = async () => {
-    const { body, wrong } = requestOf(fields, preset);
+    const { body, wrong } = requestOf(parts, preset);
     complain(wrong);
     checking?.abort();
     if (Object.keys(wrong).length) return say(told, "Some fields need another look.");
@@ -223,9 +191,9 @@ export async function view(root, { signal, query }) {
     fields.dataset.control.replaceChildren(...datasetOptions(datasets, preset));
     fields.dataset.control.value = [...fields.dataset.control.options].some((one) => one.value === value) ? value : "";
     fields.other.element.hidden = fields.dataset.control.value !== OTHER;
-    for (const name of ["steps", "batch_size", "checkpoint_every", "sample_every"])
-      fields[name].control.placeholder = whole(preset.config[name]);
-    fields.seed.control.placeholder = "random";
+    for (const [path, one] of Object.entries(parts.configuration)) one.usual(valueAt(preset.config, path));
+    for (const [name, schema] of asked) request[name].usual(preset.config[name] ?? schema.default);
+    request.seed.usual(RANDOM);
   };
 
   const form = h(
@@ -240,9 +208,7 @@ export async function view(root, { signal, query }) {
       "div",
       { class: "columns even" },
       h("div", {}, fields.dataset.element, fields.other.element),
-      fields.name.element,
-      fields.steps.element,
-      fields.seed.element,
+      FIRST.map((name) => request[name].element),
     ),
     h(
       "details",
@@ -262,11 +228,14 @@ export async function view(root, { signal, query }) {
       h(
         "div",
         { class: "columns even" },
-        fields.batch_size.element,
-        fields.checkpoint_every.element,
-        fields.sample_every.element,
-        fields.calibrate.element,
-        fields.device.element,
+        asked.filter(([name]) => !FIRST.includes(name)).map(([name]) => request[name].element),
+      ),
+      h(
+        "details",
+        {},
+        h("summary", {}, "Advanced: every field of the configuration"),
+        h("p", { class: "hint" }, "A field that is left alone is the preset's."),
+        advanced,
       ),
     ),
     told,
@@ -281,7 +250,7 @@ export async function view(root, { signal, query }) {
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     clearTimeout(timer);
-    const { body, wrong } = requestOf(fields, preset);
+    const { body, wrong } = requestOf(parts, preset);
     complain(wrong);
     if (Object.keys(wrong).length) return form.querySelector("[aria-invalid]")?.focus();
     submit.disabled = true;

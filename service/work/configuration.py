@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
-
-from pydantic import TypeAdapter, ValidationError
 
 from model.config import TrainConfig, from_dict, to_dict
 from model.errors import ConfigError, DataError
 from model.event_kinds.registry import kind_of, taken_by
+from model.fields import types_of
 from model.intake.limits import Summary
 from model.presets import PRESETS, override, preset
-from service.bodies.jobs import TrainRequest, random_seed
+from service.bodies.fields import random_seed
+from service.bodies.jobs import TrainRequest
 from service.http.errors import FieldProblem, Problem, field_problem
 from worker.datasets.names import require_dataset
 from worker.settings import Settings
 from worker.storage.bucket import Bucket
 
-_OVERRIDES = ("dataset", "seed", "steps", "batch_size", "checkpoint_every", "sample_every", "calibrate")
-_CONFIG = TypeAdapter(TrainConfig)
+_OVERRIDES = [name for name in TrainRequest.model_fields if name in types_of(TrainConfig)]
 
 
 def train_config(request: TrainRequest, settings: Settings, bucket: Bucket) -> TrainConfig:
@@ -68,30 +66,27 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 
 def _parse(values: Mapping[str, Any]) -> TrainConfig:
     try:
-        # Strict, and as JSON: lists are taken for tuples, text is not taken for numbers.
-        _CONFIG.validate_json(json.dumps(values), strict=True)
-    except ValidationError as error:
-        fields = [
-            FieldProblem(
-                location=["body", "config", *one["loc"]],
-                message=one["msg"].removeprefix("Value error, "),
-                type=one["type"],
-            )
-            for one in error.errors()
-        ]
-        told = "; ".join(f"{'.'.join(map(str, field.location))}: {field.message}" for field in fields[:5])
-        raise Problem(422, "invalid-request", told, errors=fields) from None
-    try:
-        return from_dict(TrainConfig, values)  # also refuses unknown fields
+        return from_dict(TrainConfig, values)
     except ConfigError as error:
-        raise field_problem(["body", "config"], str(error)) from None
+        raise _refusal(error, []) from None
 
 
 def _checked_override(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
     try:
         return override(config, **changes)
     except ConfigError as error:
-        raise field_problem(["body"], str(error)) from None
+        raise _refusal(error, changes) from None
+
+
+def _refusal(error: ConfigError, changes: Collection[str]) -> Problem:
+    """A 422 that says where each wrong field stands: among the changes of the request, or in its configuration."""
+    fields = []
+    for one in error.problems:
+        within = [] if one.field in changes else ["config"]
+        location: list[str | int] = ["body", *within, *filter(None, one.field.split("."))]
+        fields.append(FieldProblem(location=location, message=str(one), type="value_error"))
+    told = "; ".join(f"{'.'.join(map(str, field.location))}: {field.message}" for field in fields[:5])
+    return Problem(422, "invalid-request", told, errors=fields)
 
 
 def _known_dataset(name: str, settings: Settings, bucket: Bucket) -> Summary | None:

@@ -31,6 +31,11 @@ def test_a_preset_survives_json(name: str) -> None:
         ({"horizontal_flips": "yes"}, "true or false"),
         ({"network": {"multipliers": [1, "2"]}}, "multipliers is '2'"),
         ({"steps": "many"}, "steps is 'many'"),
+        ({"batch_size": "large"}, "batch_size is 'large'; expected an integer from 1 to 65536, or 'auto'"),
+        ({"batch_size": 0}, "batch_size is 0; expected a number from 1 to 65536"),
+        ({"seed": 2**63}, "seed is 9223372036854775808; expected a number from 0"),
+        ({"chain": {"step_size": 10**400}}, r"chain\.step_size is inf; expected a number from 1e-06 to 10"),
+        ({"network": {"multipliers": [1, 17]}}, r"network\.multipliers is 17; expected a number from 1 to 16"),
         ({"chain": {"num_steps": -1}}, r"chain\.num_steps is -1"),
         ({"chain": {"step_size": float("nan")}}, r"chain\.step_size is nan"),
         ({"chain": 3}, "chain is 3; expected an object"),
@@ -51,6 +56,21 @@ def test_a_preset_survives_json(name: str) -> None:
 def test_a_value_out_of_range_is_named_with_its_range(values: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         from_dict(TrainConfig, values)
+
+
+def test_every_wrong_field_is_found_and_named_by_its_path() -> None:
+    with pytest.raises(ConfigError) as found:
+        from_dict(TrainConfig, {"steps": 0, "chain": {"num_steps": -1, "start": 3}, "dept": 1})
+
+    assert [one.field for one in found.value.problems] == ["dept", "steps", "chain.num_steps", "chain.start"]
+
+
+@pytest.mark.parametrize("values", [{"num_steps": -1}, {"kernel": "nuts"}, {"step_size": float("nan")}])
+def test_a_range_holds_whoever_makes_the_configuration(values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=rf"chain\.{next(iter(values))} is .*; expected"):
+        ChainConfig(**values)
+    with pytest.raises(ConfigError, match="expected"):
+        replace(ChainConfig(), **values)
 
 
 def test_an_unknown_preset_lists_the_known_ones() -> None:

@@ -16,6 +16,7 @@ import pytest
 import typer
 
 from service.cli import application, main
+from service.commands.request_options import complete_setting
 from service.door.keys import Scope
 from tests.servers import free_ports
 from tests.service.serving import ROOT, Serving, with_key
@@ -237,3 +238,56 @@ def test_the_key_of_the_file_goes_to_the_address_of_the_file_only(environment: d
     assert (by_variable.returncode, json.loads(by_variable.stdout)) == (0, [])
     assert same_server_other_name.returncode == 1
     assert "this service needs a key" in same_server_other_name.stderr
+
+
+def test_an_option_has_the_range_of_its_field() -> None:
+    refused = [run("train", "--steps", "0"), run("train", "--device", "tpu"), run("train", "--batch-size", "large")]
+    told = run("train", "--help", COLUMNS="200").stdout
+
+    assert [one.returncode for one in refused] == [2, 2, 2]
+    assert "1<=x<=100000000" in refused[0].stderr
+    assert "'auto', 'cpu', 'cuda'" in refused[1].stderr
+    assert "'large' is no number, nor auto" in refused[2].stderr
+    assert "All training steps; the phases keep their shares" in told
+    assert "<auto|cpu|cuda>" in told
+
+
+def test_the_command_passes_on_the_options_that_were_given_and_no_other(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    with Serving(environment, tmp_path / "log") as serving:
+        known: dict[str, Any] = {"RECOVERY_URL": serving.url}
+        words = [
+            "--steps",
+            "44",
+            "--batch-size",
+            "auto",
+            "--no-calibrate",
+            "--name",
+            "small",
+            "--set",
+            "chain.num_steps=3",
+        ]
+        made = json.loads(run("train", "density-2d", "--json", *words, **known).stdout)
+        wrong = run("train", "--set", "chain.stepsize=3", **known)
+
+    config = made["config"]
+    assert (config["steps"], config["batch_size"], config["calibrate"], made["name"]) == (44, "auto", False, "small")
+    assert (config["chain"]["num_steps"], config["checkpoint_every"], made["device"]) == (3, 1000, "auto")
+    assert wrong.returncode == 1
+    assert "body.config.chain.stepsize: unknown field chain.stepsize; expected one of kernel" in wrong.stderr
+
+
+def test_a_field_below_one_that_was_set_to_a_value_is_wrong_usage() -> None:
+    result = run("train", "--set", "chain=3", "--set", "chain.num_steps=8")
+
+    assert result.returncode == 2
+    assert "names a field of chain" in result.stderr
+
+
+def test_the_fields_of_a_configuration_are_completed_with_what_they_mean() -> None:
+    found = dict(complete_setting("chain.num"))
+
+    assert list(found) == ["chain.num_steps="]
+    assert found["chain.num_steps="].startswith("K; 0 draws")
+    assert {"steps=", "schedule.kind="} <= dict(complete_setting("s")).keys()

@@ -95,6 +95,24 @@ def test_the_number_of_gpus_is_the_jobs_and_auto_a_batch_size(client: TestClient
     assert start(client)["num_gpus"] == 1
 
 
+def test_every_wrong_field_of_a_configuration_is_named_where_it_is(client: TestClient) -> None:
+    config = {"chain": {"num_steps": -1, "kernel": "nuts"}, "steps": "many", "depth": 3}
+    problem = refused(client, {"preset": "digits", "config": config})
+    told = {".".join(one["location"]): one["message"] for one in problem["errors"]}
+
+    assert told.keys() == {f"body.config.{name}" for name in ("chain.num_steps", "chain.kernel", "steps", "depth")}
+    assert told["body.config.chain.num_steps"] == "chain.num_steps is -1; expected a number from 0 to 10000"
+    assert told["body.config.chain.kernel"] == "chain.kernel is 'nuts'; expected one of langevin, mala, hmc"
+
+
+def test_fields_that_do_not_fit_each_other_are_named_where_they_are(client: TestClient) -> None:
+    within = refused(client, {"preset": "digits-t6", "config": {"chain": {"target_acceptance": 0.7}}})
+    alone = refused(client, {"config": {"score_matching": {"steps": 50}, "steps": 40}})
+
+    assert [one["location"] for one in within["errors"]] == [["body", "config", "chain", "target_acceptance"]]
+    assert [one["location"] for one in alone["errors"]] == [["body", "config", "score_matching", "steps"]]
+
+
 @pytest.mark.parametrize(
     ("request_body", "told"),
     [

@@ -142,6 +142,33 @@ def test_what_the_examples_ask_for_is_understood(client: TestClient, document: d
                 assert status == (202 if name == "train" else 404), (name, example)  # such a model there is not
 
 
+def test_a_configuration_is_described_field_by_field(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    whole, partial = schemas["ChainConfig"], schemas["PartialChainConfig"]
+    answered = [schemas[name]["properties"]["config"] for name in ("PresetBody", "TrainCheckBody")]
+
+    assert set(whole["required"]) == set(whole["properties"]) == set(partial["properties"])
+    assert "required" not in partial
+    assert partial["additionalProperties"] is False
+    steps = partial["properties"]["num_steps"]
+    assert (steps["minimum"], steps["maximum"], steps["type"]) == (0, 10_000, "integer")
+    assert steps["description"].startswith("K; 0 draws from the normal approximation")
+    assert steps["description"].endswith("Without a preset 30.")
+    assert whole["properties"]["num_steps"]["default"] == 30
+    # A generated client would send a default, and it would count more than the preset's value.
+    assert all("default" not in one for one in partial["properties"].values())
+    assert partial["properties"]["kernel"]["enum"] == ["langevin", "mala", "hmc"]
+    assert {one["$ref"] for one in answered} == {"#/components/schemas/TrainConfig"}
+
+
+@pytest.mark.parametrize("name", ["TrainConfig", "NetworkConfig", "CalibrationConfig"])
+def test_every_field_of_a_configuration_says_what_it_means(document: dict[str, Any], name: str) -> None:
+    schemas = document["components"]["schemas"]
+    for field, schema in schemas[name]["properties"].items():
+        reference = schema.get("$ref", "").rpartition("/")[2]
+        assert (schema | schemas.get(reference, {})).get("description"), field
+
+
 def test_a_client_can_be_generated_and_talks_to_the_service(
     client: TestClient, document: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,9 +182,9 @@ def test_a_client_can_be_generated_and_talks_to_the_service(
 
     monkeypatch.syspath_prepend(str(tmp_path / "generated"))
     package = importlib.import_module("recovery_likelihood_client")
-    train, jobs, body = (
+    train, jobs, models = (
         importlib.import_module(f"recovery_likelihood_client.{name}")
-        for name in ("api.jobs.train", "api.jobs.list_jobs", "models.train_request")
+        for name in ("api.jobs.train", "api.jobs.list_jobs", "models")
     )
 
     def pass_on(request: httpx.Request) -> httpx.Response:
@@ -167,7 +194,10 @@ def test_a_client_can_be_generated_and_talks_to_the_service(
         return httpx.Response(answer.status_code, content=answer.content)
 
     generated = package.Client("http://test", httpx_args={"transport": httpx.MockTransport(pass_on)})
-    made = train.sync(client=generated, body=body.TrainRequest(preset="digits", name="generated"))
+    chain = models.PartialTrainConfig(chain=models.PartialChainConfig(num_steps=9))
+    made = train.sync(client=generated, body=models.TrainRequest(preset="digits", name="generated", config=chain))
 
     assert made.status == "queued"
+    assert isinstance(made.config, models.TrainConfig)
+    assert (made.config.chain.num_steps, made.config.chain.kernel) == (9, "mala")  # nothing else was sent
     assert [job.id for job in jobs.sync(client=generated).jobs] == [made.id]

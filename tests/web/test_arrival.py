@@ -77,6 +77,41 @@ def test_the_form_is_checked_as_it_is_filled_in(visitor: Visitor) -> None:
     assert page.locator(".field-error:visible").count() == 0
 
 
+def test_the_form_has_every_field_of_the_configuration_with_the_preset_s_value(visitor: Visitor) -> None:
+    visitor.open()
+    visitor.open("/#/train")
+    page = visitor.page
+    page.get_by_text("More settings").click()
+    page.get_by_text("Advanced: every field of the configuration").click()
+    for group in ("chain", "optimizer", "training"):
+        page.locator(".group > summary", has_text=group).click()
+    steps, energy = page.get_by_label("chain.num_steps", exact=True), page.get_by_label("energy", exact=True)
+
+    assert steps.get_attribute("placeholder") == "6"
+    assert energy.locator("option").all_inner_texts() == [
+        "as the preset: gaussian",
+        "step_size",
+        "gaussian",
+        "log_snr",
+    ]
+    assert "0 to 10,000" in page.locator(".field", has=steps).inner_text()
+    assert visitor.faults() == []
+    with visitor.refused():
+        steps.fill("20000")
+        page.locator(".group", has=steps).evaluate("group => { group.open = false; }")  # what is wrong must open it
+        page.locator(".field-error", has_text="chain.num_steps is 20000; expected a number from 0 to 10000").wait_for()
+        assert steps.is_visible()
+        steps.fill("9")
+        page.get_by_label("optimizer.max_gradient_norm", exact=True).fill("none")
+        page.locator(".group > summary", has_text="network").click()
+        page.get_by_label("network.multipliers", exact=True).fill("1, two")
+        page.get_by_text("“1, two” is not whole numbers").wait_for(state="attached")
+        page.get_by_label("network.multipliers", exact=True).fill("1, 1")
+        page.locator(".summary", has_text="9 chain steps at each").wait_for()
+    assert page.locator(".field-error:visible").count() == 0
+    visitor.open()  # a form that somebody comes back to without leaving is as it was left
+
+
 def test_what_does_not_exist_is_said_in_a_sentence(visitor: Visitor) -> None:
     with visitor.refused():
         visitor.go("/models/01M8500000000000000000000A")

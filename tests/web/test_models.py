@@ -109,8 +109,8 @@ def test_a_model_is_calibrated_and_scores_pictures(
     model_id = recovery.job(trained)["model_id"]
     visitor.open(f"/#/models/{model_id}")
     page.get_by_text("How thoroughly").click()
-    page.get_by_label("Chains").fill("64")
-    page.get_by_label("Bridges at most").fill("2")
+    page.get_by_label("Num chains").fill("64")
+    page.get_by_label("Max bridges").fill("2")
     visitor.button("Calibrate").click()
     page.wait_for_url(re.compile("#/jobs/"))
     finished(visitor, recovery, page.url.rpartition("/")[2])
