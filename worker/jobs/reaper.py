@@ -1,7 +1,8 @@
 """Puts right what died, was lost, or could not be delivered. Runs in a thread of every worker, one at a time acting.
 
 A sweep: jobs back from S3 if Redis was wiped; running jobs without a lease back into the queue; copies in S3 brought up
-to date; messages for queued jobs that have none; deletions that were decided carried out. Each step is idempotent and guarded by the records.
+to date; messages for queued jobs that have none; deletions that were decided carried out. Each step is idempotent and
+guarded by the records.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from worker.jobs.event import CheckpointsDeletedEvent, CheckpointStoredEvent, Gr
 from worker.jobs.kinds import TrainSpec
 from worker.jobs.record import JobRecord, Progress, RecordError
 from worker.kinds.calibrate import calibrate_checkpoint
-from worker.storage.artifacts import ArtifactDamaged, ArtifactError, ArtifactMissing, model_prefix
+from worker.storage.artifacts import ArtifactDamaged, ArtifactError, ArtifactMissing
 from worker.trainer.attempt import Attempt, device_of
 from worker.trainer.spool import Spool, deliver_leftovers
 from worker.trainer.watch import StopReason
@@ -174,7 +174,7 @@ class Run(Attempt):
         return self.settings.storage_patience_s
 
     def _describe_model(self, model_id: str, record: JobRecord) -> None:
-        if self.artifacts.exists(f"{model_prefix(model_id)}model.json"):
+        if self.artifacts.has_model(model_id):
             return
         config = record.spec["config"]
         self.artifacts.put_model(

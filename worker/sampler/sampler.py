@@ -162,6 +162,15 @@ class Sampler:
         """How busy it is."""
         return self._engine.load()
 
+    def drop_deleted(self) -> None:
+        """Forget the models whose checkpoints were deleted, except those that requests are still under way on.
+
+        Raises StorageUnavailable.
+        """
+        for key in self._engine.load().models:
+            if not self._artifacts.has_checkpoint(key.model_id, key.step) and self._engine.drop(key):
+                log.info("deleted_model_dropped", model_id=key.model_id, step=key.step)
+
     def open_requests(self) -> list[str]:
         """Ids of the requests that the engine works on."""
         with self._lock:

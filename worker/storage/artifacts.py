@@ -139,12 +139,16 @@ class Artifacts(Bucket):
             raise ArtifactDamaged(f"model.json of {model_id} is not an object")
         return description
 
+    def has_model(self, model_id: str) -> bool:
+        """Whether there is such a model."""
+        return self.exists(f"{model_prefix(model_id)}model.json")
+
     def list_models(self) -> list[str]:
         """Ids of all models, newest first."""
         ids = sorted((name for name in self.list_folders("models/") if _ID.match(name)), reverse=True)
         # SeaweedFS keeps the folders of deleted models for a while.
         with ThreadPoolExecutor(8) as pool:
-            there = pool.map(lambda model_id: self.exists(f"{model_prefix(model_id)}model.json"), ids)
+            there = pool.map(self.has_model, ids)
         return [model_id for model_id, is_there in zip(ids, there, strict=True) if is_there]
 
     def change_model(self, model_id: str, changes: Mapping[str, Any]) -> None:
@@ -216,7 +220,7 @@ class Artifacts(Bucket):
         raise to keep it from being. Repeating a call that was interrupted is safe.
         """
         prefix = checkpoint_prefix(model_id, step)
-        if self.exists(prefix + MANIFEST):
+        if self.has_checkpoint(model_id, step):
             return False
         files = {path.name: self._upload(prefix, path) for path in sorted(directory.iterdir())}
         manifest = {
@@ -255,6 +259,10 @@ class Artifacts(Bucket):
             Checkpoint(model_id=model_id, step=step, size_bytes=sizes[step], committed_at=committed[step])
             for step in sorted(committed)
         ]
+
+    def has_checkpoint(self, model_id: str, step: int) -> bool:
+        """Whether a checkpoint of that step is committed."""
+        return self.exists(checkpoint_prefix(model_id, step) + MANIFEST)
 
     def newest_step(self, model_id: str) -> int | None:
         """Step of the newest committed checkpoint, or None."""
