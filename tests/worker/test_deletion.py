@@ -14,7 +14,6 @@ from worker.jobs.reaper import Reaper
 from worker.jobs.record import IllegalTransition, JobNotFound, JobStatus, NeedsDeleted
 from worker.jobs.records import RecordStore
 from worker.storage.artifacts import Artifacts, checkpoint_prefix, job_prefix, model_prefix
-from worker.storage.shards import put_manifest as put_shard_manifest
 from worker.storage.shards import put_shard
 
 pytestmark = pytest.mark.stack
@@ -151,7 +150,7 @@ def test_what_a_slow_process_writes_after_a_deletion_is_swept_when_it_is_settled
 ) -> None:
     record, _ = make_job(store, JobStatus.succeeded)
     Deletions(store).delete_job(record.id)
-    put_shard_manifest(s3, record.id, {})
+    put_shard(s3, record.id, 0, b"npy")
     s3.put_bytes(job_prefix(record.id) + "job.json", record.model_dump_json().encode())
     with pytest.raises(JobNotFound):
         store.find(record.id)

@@ -145,7 +145,8 @@ class Deletions:
         kind = kind_of(record.kind)
         if kind is None or not kind.makes_model or record.model_id is None:
             return
-        if not self._artifacts.list_checkpoints(record.model_id):
+        is_there = any(True for _ in self._artifacts.list_keys(model_prefix(record.model_id)))
+        if is_there and not self._artifacts.list_checkpoints(record.model_id):
             with contextlib.suppress(InUse):
                 self.delete_model(record.model_id)
 
