@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test fuzz lint options format clean bench-density bench-serve bench-train bench-gpu soak chaos ablation test-web test-observability test-docs
+.PHONY: help install demo test test-fast coverage fuzz lint options format clean bench-density bench-serve bench-train bench-gpu soak chaos ablation test-web test-observability test-docs
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -20,8 +20,17 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## train, sample and judge a model of handwritten digits on this machine; writes demo/
 	$(BIN)/recovery demo --out demo
 
+# Much of the suite waits for processes: two tests at a time keep two cores busy. A file's tests stay together, in order.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
 test: $(STAMP) ## every test
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+test-fast: $(STAMP) ## the tests that need no server and no minutes: 90 s on two cores
+	$(PYTEST) -m "not stack and not slow"
+
+coverage: $(STAMP) ## every test, and the share of the branches of model/, worker/ and service/ that they take
+	$(PYTEST) --cov --cov-report=term:skip-covered
 
 test-docs: $(STAMP) ## run every command and code block of README.md and docs/ against a real stack
 	$(BIN)/python -m pytest tests/docs -m docs

@@ -28,7 +28,7 @@ class GaussianMoments:
 
 @dataclass(frozen=True, kw_only=True)
 class CopyTest:
-    """How far samples lie from their nearest training item, against how far unseen real data does.
+    """How far samples lie from their nearest training item, beside how far unseen real items do.
 
     Euclidean distances, data units.
     """

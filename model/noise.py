@@ -20,7 +20,7 @@ from model.rows import Rows
 
 
 class NoiseSource(Protocol):
-    """What a kernel draws from."""
+    """The source from which a kernel draws its random numbers."""
 
     def normal(self, like: Tensor) -> Tensor:
         """Standard normals in the shape, dtype and device of `like` (B, *event)."""
@@ -47,7 +47,7 @@ class SharedNoise:
         self._rows = rows
 
     def at(self, rows: Rows) -> SharedNoise:
-        """What the stream goes on with, kept at `rows`; this one does not move."""
+        """A source that hands out the given `rows` of what this stream draws next. This source itself does not move."""
         return SharedNoise(self.generator.clone_state(), rows)
 
     def normal(self, like: Tensor) -> Tensor:

@@ -132,7 +132,7 @@ _DENSITY_DIGITS = TrainConfig(
 
 @dataclass(frozen=True)
 class _Paper:
-    """What DRL chooses for one dataset: commands in the release's README, network in its `model.py`."""
+    """The choices of DRL for one dataset: commands from the release's README, the network from its `model.py`."""
 
     dataset: str
     side: int
@@ -165,7 +165,8 @@ _T1K_STEP_SIZE = 1.0
 
 
 def _t6(paper: _Paper) -> TrainConfig:
-    """All of it said, whatever the defaults are: `config.py` and `model.py` of the release."""
+    """The T6 recipe with every value stated, whatever the defaults are; sources are the release's `config.py` and
+    `model.py`."""
     return TrainConfig(
         schedule=ScheduleConfig(kind="published", num_levels=6),
         network=NetworkConfig(

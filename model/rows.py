@@ -29,7 +29,7 @@ class Rows:
 
     @property
     def share(self) -> float:
-        """Of the batch: what a mean over these rows weighs in the mean over all."""
+        """The fraction of the batch that these rows are: the weight of their mean in the mean over all rows."""
         return len(self) / self.count
 
     def of(self, batch: Tensor) -> Tensor:

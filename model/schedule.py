@@ -40,7 +40,7 @@ class Schedule:
 
     @property
     def num_levels(self) -> int:
-        """T."""
+        """The number T of noise levels."""
         return len(self.alpha) - 1
 
     @cached_property

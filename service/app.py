@@ -75,7 +75,7 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
 
 
 class _Application(FastAPI):
-    """Completes the OpenAPI document."""
+    """An application that completes its OpenAPI document."""
 
     def openapi(self) -> dict[str, Any]:
         return complete(super().openapi())

@@ -21,7 +21,7 @@ _SECURITY_SCHEME = {
 
 
 def complete(document: dict[str, Any]) -> dict[str, Any]:
-    """The same document, with what FastAPI cannot know. Completing it twice changes nothing."""
+    """The document with what FastAPI cannot know. Completing it twice changes nothing."""
     components = document["components"]
     schemas = components["schemas"]
     # Those that routes refer to by name only.

@@ -26,7 +26,7 @@ MAX_ITEM_PATHS = 512
 
 
 class ServiceSettings(Settings):
-    """What the API allows and how long it waits."""
+    """The settings of the API: what it allows, and how long it waits."""
 
     max_body_bytes: int = Field(default=1_048_576, ge=1024)
     """Larger requests get 413; a training configuration is a few kilobytes."""
@@ -52,7 +52,7 @@ class ServiceSettings(Settings):
     """Requests that no sampler has taken yet; with more, POST /sample and POST /log-density answer 429."""
 
     def body_limit_bytes(self, path: str) -> int:
-        """How large a request to that path may be."""
+        """The largest body, in bytes, that a request to the path may have."""
         carrying_data = {LOG_DENSITY_PATH: self.max_density_body_bytes, DATASETS_PATH: self.max_dataset_bytes}
         return carrying_data.get(path, self.max_body_bytes)
 
@@ -62,7 +62,7 @@ class SettingsError(ForeseenError):
 
 
 def read_settings(environment: Mapping[str, str] = os.environ) -> ServiceSettings:
-    """What the RECOVERY_ variables say. Raises SettingsError naming the first that is wrong."""
+    """The settings that the RECOVERY_ variables state. Raises SettingsError naming the first that is wrong."""
     values = {
         name.removeprefix(_PREFIX).lower(): text for name, text in environment.items() if name.startswith(_PREFIX)
     }

@@ -34,7 +34,7 @@ class Stores:
 
     @property
     def datasets(self) -> DatasetStore:
-        """Uploaded datasets."""
+        """The store of uploaded datasets."""
         return DatasetStore(self.artifacts)
 
     @classmethod
@@ -57,7 +57,7 @@ class Stores:
 
 
 def stores(request: Request) -> Stores:
-    """Those of the application that serves this request."""
+    """The stores of the application that serves this request."""
     found: Stores = request.app.state.stores
     return found
 

@@ -1,4 +1,7 @@
-"""Real Valkey and SeaweedFS processes for tests, started from their wheels on free ports."""
+"""Real Valkey and SeaweedFS processes for tests, started from their wheels on free ports.
+
+With them is what every test that starts processes needs: ports, patience, and a tether to the test run.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,23 @@ from redis.retry import Retry
 ACCESS_KEY = "test-access"
 SECRET_KEY = "test-secret-never-logged"
 BUCKET = "recovery-test"
+_TETHER = """
+import ctypes, os, signal, sys
+PR_SET_PDEATHSIG = 1
+ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+if os.getppid() != int(sys.argv[1]):  # it died before the kernel was asked to tell
+    sys.exit(1)
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+def tethered(command: Sequence[str]) -> list[str]:
+    """The same command, for a process that the kernel kills when the thread that starts it ends.
+
+    A test run that is killed takes its servers with it in this way: no fixture of it can end them any more. The command
+    replaces the Python that asks the kernel, so that the process has the id and the command line of the command alone.
+    """
+    return [sys.executable, "-S", "-E", "-c", _TETHER, str(os.getpid()), *command]
 
 
 def free_ports(count: int) -> list[int]:
@@ -77,7 +97,7 @@ class Valkey:
         arguments = f"--port {self.port} --bind 127.0.0.1 --save --appendonly yes --dir {self.directory}".split()
         arguments.insert(arguments.index("--save") + 1, "")
         with (self.directory / "log").open("ab") as log:
-            self.process = subprocess.Popen([_valkey_binary(), *arguments], stdout=log, stderr=log)
+            self.process = subprocess.Popen(tethered([_valkey_binary(), *arguments]), stdout=log, stderr=log)
         wait_until(self._answers, 10, "Valkey's first answer")
 
     def stop(self) -> None:
@@ -121,7 +141,7 @@ class SeaweedFS:
         environment = os.environ | {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
         with (self.directory.parent / "weed.log").open("ab") as log:
             command = [weed, "-logtostderr=true", "mini", *options]
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+            self.process = subprocess.Popen(tethered(command), stdout=log, stderr=log, env=environment)
         wait_until(self._accepts, 30, "SeaweedFS's first write", every_s=0.2)
 
     def stop(self) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from service.client import Recovery
+from tests.servers import tethered
 from worker.settings import Settings
 
 READY_TIMEOUT_S = 120.0
@@ -35,7 +36,7 @@ class UpCommand:
     def __init__(self, data: Path, *arguments: str) -> None:
         self.data = data
         self.process = subprocess.Popen(
-            [sys.executable, "-u", "-m", "service.cli", "up", "--data", str(data), *arguments],
+            tethered([sys.executable, "-u", "-m", "service.cli", "up", "--data", str(data), *arguments]),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -71,7 +71,7 @@ class Companions:
         self._preparation.start()
 
     def stop(self) -> None:
-        """Withdraw and stop."""
+        """Withdraw this worker's sign of life and stop."""
         if self._preparation is not None:
             self._preparation.join()
         while self._running:

@@ -31,7 +31,7 @@ def redis_client(settings: Settings) -> Redis:
 
 
 def async_redis_client(settings: Settings) -> AsyncRedis:
-    """The same for asyncio."""
+    """A client of the same Redis for asyncio."""
     return AsyncRedis.from_url(
         settings.redis_url,
         socket_connect_timeout=CONNECT_TIMEOUT_S,

@@ -27,7 +27,7 @@ def beat(path: Path) -> None:
 
 
 def complaint(path: Path, max_age_s: float) -> str | None:
-    """What is wrong with the file; None when it is fresh."""
+    """What is wrong with the heartbeat file, in words, or None when it is fresh."""
     try:
         age_s = time.time() - path.stat().st_mtime
     except OSError as error:

@@ -18,7 +18,8 @@ from model.intake.limits import ReadLimits
 
 
 class Settings(BaseSettings):
-    """Where the stores are, how long a lease lives, and what a worker keeps on its disk."""
+    """The settings that all processes share: where the stores are, how long a lease lives, what a worker keeps on its
+    disk."""
 
     model_config = SettingsConfigDict(env_prefix="RECOVERY_", frozen=True, extra="ignore")
 
@@ -98,7 +99,7 @@ class Settings(BaseSettings):
         return url
 
     def secrets(self) -> list[str]:
-        """What must never be written anywhere."""
+        """The texts that must never be written anywhere."""
         given = (self.s3_access_key, self.s3_secret_key)
         password = urllib.parse.urlsplit(self.redis_url).password
         found = [secret.get_secret_value() for secret in given if secret is not None]
@@ -106,7 +107,7 @@ class Settings(BaseSettings):
 
     @property
     def read_limits(self) -> ReadLimits:
-        """How much a dataset may hold, wherever it comes from."""
+        """The limits on what a dataset may hold, wherever it comes from."""
         return ReadLimits(**{field.name: getattr(self, f"dataset_{field.name}") for field in fields(ReadLimits)})
 
     @property

@@ -40,7 +40,7 @@ _ACCEPT, _REJECT = np.float32(-1), np.float32(2)  # in place of a uniform
 
 
 class Waiting(IntEnum):
-    """What the evaluation of a row is for."""
+    """The reason why a row waits for an evaluation."""
 
     start = 0
     """the start of a level's chain, which asked for a score"""
@@ -73,7 +73,7 @@ class Arrivals:
 
 @dataclass(frozen=True)
 class Step:
-    """What one evaluation brought about."""
+    """The outcome of one evaluation of all rows."""
 
     arrivals: list[Arrivals]
     ended: Rows

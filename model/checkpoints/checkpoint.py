@@ -65,7 +65,7 @@ class Snapshot:
 
     @property
     def energy(self) -> NetworkTensors:
-        """What it holds of the energy."""
+        """The tensors of the energy network."""
         return self.networks[ENERGY]
 
     def write(self, directory: Path) -> None:

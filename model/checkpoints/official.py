@@ -84,7 +84,7 @@ def _read(ckpt_prefix: Path | str, num_levels: int, image_size: int | None, data
 
 
 def _network_shapes(shapes: Shapes, prefix: Path) -> Shapes:
-    """Those of the averaged network, by their names below it."""
+    """The shapes of the averaged network's tensors, by their names below the network's own."""
     found = {
         name.removeprefix(_ROOT).removesuffix(_VALUE): shape
         for name, shape in shapes.items()

@@ -34,7 +34,7 @@ _DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 9: "<i8"}
 
 
 class _Malformed(Exception):
-    """What is wrong with the bytes, without the file's name."""
+    """The bytes are not what the format asks for; the message does not name the file."""
 
 
 class TensorBundle:
@@ -58,7 +58,7 @@ class TensorBundle:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of every value, by name."""
+        """The shape of every value, by name."""
         return {name: entry.shape for name, entry in self._entries.items()}
 
     def read(self, name: str) -> npt.NDArray[np.generic]:

@@ -29,7 +29,7 @@ _PILOT_CHAINS = 64  # enough for a mean acceptance to 0.05
 
 
 class WalkStopped(Exception):
-    """Somebody asked to stop in the middle of a walk; what was walked so far says nothing."""
+    """Somebody asked to stop in the middle of a walk. What was walked so far says nothing about log Z."""
 
 
 def _go_on() -> bool:
@@ -146,7 +146,7 @@ class _Walker:
         self._moves += 1
 
     def walk(self) -> Walk:
-        """What was walked."""
+        """The finished walk."""
         return Walk(self.log_weights, self.position, self._acceptance / max(1, self._moves))
 
 
@@ -282,7 +282,7 @@ def _there_and_back(
     sample_target: Callable[[int, NoiseSource], Tensor] | None,
     stop_fn: StopFn,
 ) -> _ThereAndBack:
-    """Raises WalkStopped."""
+    """One walk forwards and one backwards. Raises WalkStopped."""
     forward = anneal(path, num_chains, noise, num_bridges=num_bridges, stop_fn=stop_fn)
     if sample_target is None:
         ends = resample(path, forward, noise, stop_fn=stop_fn)

@@ -71,7 +71,8 @@ class Calibration:
         return self.log_z.std_error <= self.tolerance
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values, with what follows from both sides of log Z beside them."""
+        """The calibration as JSON values, with the estimate, its error and `converged` beside the two sides of log
+        Z."""
         log_z = dataclasses.asdict(self.log_z) | {"estimate": self.log_z.estimate, "std_error": self.log_z.std_error}
         return {"version": VERSION, **to_dict(self), "log_z": log_z, "converged": self.converged}
 

@@ -177,14 +177,14 @@ class MixtureBase(GaussianBase):
         self.rotations.copy_(rotations)
 
     def normalized(self, x: Tensor, log_snr: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """As `GaussianBase.normalized`, the energy that of the mixture."""
+        """The same as `GaussianBase.normalized`, with the energy of the mixture."""
         _, features, alpha_bar, noise_std = super().normalized(x, log_snr)
         return self._energy(x, log_snr, 1.0), features, alpha_bar, noise_std
 
     def widened(
         self, log_snr: Tensor, like: Tensor, noise: NoiseSource, factor: float
     ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """As `GaussianBase.widened`, of every component."""
+        """The same as `GaussianBase.widened`, with every component widened."""
         cumulative = self.log_weights.exp().cumsum(0)
         uniform = noise.uniform(like.new_empty(len(like)))
         chosen = torch.searchsorted(cumulative, uniform).clamp(max=len(cumulative) - 1)

@@ -56,7 +56,7 @@ class Rows(Layout):
     told = "(N, D) rows"
 
     def fits(self, shape: Shape, dtype: np.dtype[Any]) -> bool:  # noqa: ARG002
-        """By two axes."""
+        """An array of two axes holds vectors, one in each row."""
         return len(shape) == 2
 
     def require_shape(self, name: str, shape: Shape, limits: ReadLimits) -> None:

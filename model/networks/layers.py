@@ -107,12 +107,12 @@ class Weighted(nn.Module):
 
     @property
     def is_frozen(self) -> bool:
-        """Whether what is applied is fixed."""
+        """Whether the weight that is applied is fixed at present."""
         return self._frozen is not None
 
     @property
     def frozen_bytes(self) -> int:
-        """Of what is kept beside the parameters while they are fixed."""
+        """The bytes of memory that a fixed weight takes beside the parameters."""
         applied = [tensor for pair in list((self._frozen or {}).values()) for tensor in pair]
         return sum(tensor.numel() * tensor.element_size() for tensor in (*applied, *list(self._kernels.values())))
 

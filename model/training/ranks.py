@@ -35,7 +35,7 @@ class Ranks:
 
     @property
     def leads(self) -> bool:
-        """Whether this rank speaks for all: it alone stores checkpoints and tells of progress."""
+        """Whether this rank speaks for all: only the leading rank stores checkpoints and reports progress."""
         return self.index == 0
 
     def rows(self, count: int) -> Rows:
@@ -50,7 +50,7 @@ class Ranks:
         return tensor
 
     def any(self, flag: bool) -> bool:
-        """Whether it is true on any rank. To be called by all."""
+        """Whether `value` is true on any rank. All ranks must call this together."""
         return flag if self.count == 1 else bool(self.sum(torch.tensor(float(flag))) > 0)
 
     def least(self, value: int) -> int:

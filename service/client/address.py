@@ -98,7 +98,7 @@ class Address:
         }
 
     def error_of(self, error: httpx2.TransportError | httpx2.InvalidURL) -> ClientError:
-        """What a person is told instead."""
+        """The error that a person is told instead of the library's own."""
         match error:
             case httpx2.ConnectError() | httpx2.ConnectTimeout():
                 return UnreachableError(f"nothing answers at {self.url}; start it with `recovery up`, or give --url")

@@ -26,11 +26,11 @@ class AsyncJob(JobCalls):
     _client: AsyncRecovery
 
     async def perform(self, call: Call[T]) -> T:
-        """Over the client's connections."""
+        """Send the requests of a call over the client's connections."""
         return await self._client.perform(call)
 
     def events(self, *, after: str | None = None) -> AsyncIterator[Event]:
-        """Everything that happens in it until it ends."""
+        """Yield everything that happens in the job until it ends."""
         return self._client.events(self.id, after=after)
 
     async def wait(self, *, progress: bool = False, timeout_s: float | None = None) -> AsyncJob:
@@ -54,12 +54,12 @@ class AsyncModel(ModelCalls[AsyncJob]):
     _client: AsyncRecovery
 
     async def perform(self, call: Call[T]) -> T:
-        """Over the client's connections."""
+        """Send the requests of a call over the client's connections."""
         return await self._client.perform(call)
 
 
 class AsyncRecovery(Address, Calls[AsyncJob, AsyncModel]):
-    """The same for asyncio: every method is awaited, events come with `async for`."""
+    """The client for asyncio: every method is awaited, and events are read with `async for`."""
 
     def __init__(self, url: str | None = None, *, api_key: str | None = None) -> None:
         """What is absent comes from RECOVERY_URL and RECOVERY_API_KEY. Raises ClientError for what is no address."""
@@ -78,17 +78,17 @@ class AsyncRecovery(Address, Calls[AsyncJob, AsyncModel]):
         await self.close()
 
     async def close(self) -> None:
-        """Close its connections."""
+        """Close the client's connections."""
         await self._http.aclose()
 
     def job_of(self, body: Json) -> AsyncJob:
-        """With the methods of a job."""
+        """The answer as a job that can be awaited, cancelled and resumed."""
         job = parsed(AsyncJob, body)
         job._client = self
         return job
 
     def model_of(self, body: Json) -> AsyncModel:
-        """With the methods of a model."""
+        """The answer as a model that can be sampled and asked for densities."""
         model = parsed(AsyncModel, body)
         model._client = self
         return model
@@ -110,7 +110,7 @@ class AsyncRecovery(Address, Calls[AsyncJob, AsyncModel]):
                 await asyncio.sleep(feed.pause_after_failure_s(self.url))
 
     async def perform(self, call: Call[T]) -> T:
-        """Do everything a call asks for; its result. Raises ClientError."""
+        """Send the requests of a call over the client's connections."""
         try:
             wanted = next(call)
             while True:

@@ -26,11 +26,11 @@ class Job(JobCalls):
     _client: Recovery
 
     def perform(self, call: Call[T]) -> T:
-        """Over the client's connections."""
+        """Send the requests of a call over the client's connections."""
         return self._client.perform(call)
 
     def events(self, *, after: str | None = None) -> Iterator[Event]:
-        """Everything that happens in it until it ends."""
+        """Yield everything that happens in the job until it ends."""
         return self._client.events(self.id, after=after)
 
     def wait(self, *, progress: bool = False, timeout_s: float | None = None) -> Job:
@@ -57,7 +57,7 @@ class Model(ModelCalls[Job]):
     _client: Recovery
 
     def perform(self, call: Call[T]) -> T:
-        """Over the client's connections."""
+        """Send the requests of a call over the client's connections."""
         return self._client.perform(call)
 
 
@@ -81,17 +81,17 @@ class Recovery(Address, Calls[Job, Model]):
         self.close()
 
     def close(self) -> None:
-        """Close its connections."""
+        """Close the client's connections."""
         self._http.close()
 
     def job_of(self, body: Json) -> Job:
-        """With the methods of a job."""
+        """The answer as a job that can be waited for, cancelled and resumed."""
         job = parsed(Job, body)
         job._client = self
         return job
 
     def model_of(self, body: Json) -> Model:
-        """With the methods of a model."""
+        """The answer as a model that can be sampled and asked for densities."""
         model = parsed(Model, body)
         model._client = self
         return model
@@ -120,7 +120,7 @@ class Recovery(Address, Calls[Job, Model]):
                 time.sleep(feed.pause_after_failure_s(self.url))
 
     def perform(self, call: Call[T]) -> T:
-        """Do everything a call asks for; its result. Raises ClientError."""
+        """Send the requests of a call over the client's connections."""
         try:
             wanted = next(call)
             while True:

@@ -59,7 +59,7 @@ class RefusedError(ClientError):
 
 @dataclass(frozen=True)
 class Send:
-    """One request."""
+    """One request that a call wants sent."""
 
     method: Literal["GET", "POST", "PATCH", "DELETE"]
     path: str
@@ -71,7 +71,7 @@ class Send:
 
 @dataclass(frozen=True)
 class Pause:
-    """Time to let pass."""
+    """A time that a call wants to let pass before its next request."""
 
     seconds: float
 
@@ -98,7 +98,7 @@ def answered(request: Send) -> Call[httpx2.Response]:
 
 
 def _pause_before_another(error: ClientError, pause_s: float) -> Pause | None:
-    """How long to wait before asking again; None when that would not help."""
+    """The seconds to wait before the request is sent again, or None when another try would not help."""
     match error:
         case BrokenOffError():
             return Pause(pause_s)
@@ -160,12 +160,12 @@ def _bound_signature(describe_fn: Callable[..., Any]) -> Any:
 
 
 def quoted(text: str) -> str:
-    """As one segment of a path, whatever it holds."""
+    """The text as one segment of a path, whatever characters it holds."""
     return urllib.parse.quote(text, safe="")
 
 
 def given(**options: Any) -> Json:
-    """Those that are not None: the rest is the service's to decide."""
+    """The options that are not None. The service decides about the others."""
     return {name: value for name, value in options.items() if value is not None}
 
 

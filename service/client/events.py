@@ -15,7 +15,7 @@ _PAUSE_S = 0.2
 
 
 class Event(TypedDict):
-    """Something that happened in a job."""
+    """One event of a job."""
 
     id: str
     """orders events; `after` takes it"""
@@ -27,7 +27,7 @@ class Event(TypedDict):
 
 @dataclass
 class EventFeed:
-    """How far a reader of a job's events has come."""
+    """The position of a reader in the stream of a job's events."""
 
     job_id: str
     last_id: str | None = None
@@ -66,5 +66,5 @@ class EventFeed:
 
 
 def is_sign_of_life(line: str) -> bool:
-    """Whether the server only says that it is there."""
+    """Whether the line carries no event and only shows that the server is there."""
     return line.startswith(":")

@@ -33,16 +33,19 @@ class Samples:
 
     @property
     def images(self) -> list[Image.Image]:
-        """As pictures of Pillow. Raises TypeError for vectors."""
+        """The samples as pictures of Pillow. Raises TypeError for vectors."""
         self._require_images()
         return [_opened(encode_png(image)) for image in self.x]
 
     def grid(self, *, scale: int = 1) -> Image.Image:
-        """All in one picture, pixels magnified; with levels a row per sample. Raises TypeError for vectors."""
+        """All samples in one picture with magnified pixels; with levels, one row for each sample.
+
+        Raises TypeError for vectors.
+        """
         return _opened(self.png(scale=scale))
 
     def png(self, *, scale: int = 1) -> bytes:
-        """The same as a file: one image, a grid, or with levels a row per sample, noisiest first."""
+        """A PNG file: one image, or a grid; with levels, one row for each sample with the noisiest level first."""
         self._require_images()
         if self.levels is not None:
             way = np.concatenate([self.levels, self.x[None]])

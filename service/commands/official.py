@@ -1,7 +1,7 @@
 """`recovery import-official`: a checkpoint of the authors' TensorFlow release becomes a model in storage.
 
-The checkpoint is converted here, by this command, and written where the workers read; see the decision in
-ARCHITECTURE.md.
+The checkpoint is converted here, by this command, and written where the workers read: the service loads no torch and
+could not check the weights (docs/decisions/0040-import-official-writes-to-storage.md).
 """
 
 from __future__ import annotations

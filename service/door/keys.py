@@ -30,7 +30,7 @@ _NOBODY = hashlib.sha256(b"").hexdigest()
 
 
 class Scope(StrEnum):
-    """What a key may do."""
+    """What a key allows its holder to do."""
 
     read = "read"
     """Look at everything."""
@@ -59,7 +59,7 @@ class Key(BaseModel):
     created_at: datetime
 
     def allows(self, scope: Scope) -> bool:
-        """Whether the key may do that."""
+        """Whether the key has the scope, or `admin`."""
         return scope in self.scopes or Scope.admin in self.scopes
 
 
@@ -71,7 +71,7 @@ class _Content(BaseModel):
 
 
 class KeyFile:
-    """All keys of a service, in one JSON file. Changed whole or not at all, by one process at a time."""
+    """All keys of a service in one JSON file, which one process at a time changes whole or not at all."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

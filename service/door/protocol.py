@@ -20,7 +20,7 @@ _BAD_REQUEST = ("bad-request", "this is no HTTP/1.1 request; check the client, o
 
 
 class ProblemProtocol(H11Protocol):
-    """uvicorn's own protocol on h11, with problem+json where it would answer in plain text."""
+    """uvicorn's protocol on h11, which answers with problem+json where uvicorn would answer in plain text."""
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002
         """Called while the parser's error is handled; h11 says there which status fits."""

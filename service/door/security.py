@@ -31,7 +31,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks: a key, or without keys an address of this machine."""
+    """Whoever sends a request: a key, or without keys an address of this machine."""
 
     identity: str
     """Names the caller in logs and in the keys of its limits; never text of the client's choice."""
@@ -39,7 +39,10 @@ class Caller:
 
 
 def required_scope(method: str, path: str) -> Scope | None:
-    """What a request needs; None needs no key. What is not listed here changes something, so it needs `train`."""
+    """The scope that a request needs, or None when it needs no key.
+
+    A request that is not listed here changes something and needs `train`.
+    """
     if is_open(path):
         return None
     if method in ("GET", "HEAD", "OPTIONS"):
@@ -55,7 +58,7 @@ def is_open(path: str) -> bool:
 
 
 def is_page(path: str) -> bool:
-    """Whether a path is a page for people, or a file of one."""
+    """Whether a path is a page for people, or one of a page's files."""
     return path in PAGES or path.startswith(f"{FILES_PREFIX}/")
 
 
@@ -72,7 +75,7 @@ class Door:
         self._refresh()
 
     def admit(self, connection: Connection) -> Caller:
-        """Who asks. Raises Problem 401, 403, or 503 when the keys cannot be read."""
+        """The caller of a request. Raises Problem 401 or 403, and 503 when the keys cannot be read."""
         address = _address(connection)
         scope = required_scope(connection["method"], connection["path"])
         if scope is None:
@@ -182,7 +185,8 @@ def _is_foreign(host: str) -> bool:
 
 
 def _address(connection: Connection) -> str:
-    """Where a request comes from; an address or nothing, since a proxy's header can hold any text."""
+    """The address a request comes from, or nothing where the text is no address, since a proxy's header can hold any
+    text."""
     try:
         return f"address:{ipaddress.ip_address((connection.get('client') or ('', 0))[0])}"
     except ValueError:

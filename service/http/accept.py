@@ -17,7 +17,7 @@ def preferred(header: str | None, offered: Sequence[str]) -> str | None:
 
 
 def _quality(media_type: str, ranges: Sequence[tuple[str, float]]) -> float:
-    """That of the most specific range that covers the type; 0 when none does."""
+    """The quality of the most specific range that covers the media type, and 0 when no range covers it."""
     main = media_type.partition("/")[0]
     qualities = dict(ranges)
     for pattern in (media_type, f"{main}/*", "*/*"):

@@ -32,7 +32,7 @@ log = structlog.get_logger()
 
 
 class FieldProblem(BaseModel):
-    """What is wrong with one field of a request."""
+    """One field of a request and what is wrong with it."""
 
     location: list[str | int] = Field(description="Where the field is, outermost first", examples=[["body", "steps"]])
     message: str = Field(description="What was expected", examples=["Input should be greater than or equal to 1"])
@@ -87,7 +87,7 @@ class Problem(HTTPException):
 
     @property
     def title(self) -> str:
-        """The kind in words."""
+        """The kind of problem in words."""
         return self.kind.replace("-", " ").capitalize()
 
     def response(self, path: str) -> JSONResponse:
@@ -207,7 +207,8 @@ def _validation_problem(error: RequestValidationError) -> Problem:
 
 
 def _plain(error: Mapping[str, Any]) -> str:
-    """Without pydantic's own prefix on messages that validators wrote; with what the JSON parser stumbled over."""
+    """The message without the prefix that pydantic puts before a validator's own words, and with the place where the
+    JSON parser stopped."""
     message = str(error["msg"]).removeprefix("Value error, ")
     return f"{message} ({error['ctx']['error']})" if error["type"] == "json_invalid" and "ctx" in error else message
 
@@ -227,7 +228,7 @@ def _http_problem(error: HTTPException, request: Request) -> Problem:
 
 
 def _allowed(request: Request) -> dict[str, str]:
-    """All methods of a path (RFC 9110, 10.2.1): the router names those of the first route that fits."""
+    """All methods of a path (RFC 9110, 10.2.1). The router itself names only those of the first route that fits."""
     paths: dict[str, dict[str, Any]] = request.app.openapi()["paths"]
     here = request.url.path
     fitting = [here] if here in paths else [path for path in paths if compile_path(path)[0].fullmatch(here)]

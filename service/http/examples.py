@@ -30,7 +30,7 @@ def add_examples(operation: dict[str, Any], schemas: Mapping[str, Schema]) -> No
 
 
 def _named(schema: Schema, schemas: Mapping[str, Schema]) -> dict[str, Any]:
-    """All examples of a body, under the names that pages show: the first is the one to begin with."""
+    """All examples of a body under the names that pages show. The first is the one to begin with."""
     resolved = _not_null(_resolved(schema, schemas), schemas)
     values = resolved.get("examples") or [example_of(resolved, schemas)]
     return {f"example {number}": {"value": value} for number, value in enumerate(values, 1)}
@@ -58,13 +58,13 @@ def example_of(schema: Schema, schemas: Mapping[str, Schema]) -> Any:
 
 
 def _not_null(schema: Schema, schemas: Mapping[str, Schema]) -> Schema:
-    """What a field or body that may also be null, or left out, is otherwise."""
+    """The schema of a field or body without its alternative null."""
     choices = [one for one in schema.get("anyOf", []) if one.get("type") != "null"]
     return _resolved(choices[0], schemas) if choices else schema
 
 
 def _resolved(schema: Schema, schemas: Mapping[str, Schema]) -> Schema:
-    """What a reference leads to; what stands beside it counts more."""
+    """The schema that a reference leads to. What stands beside the reference has precedence."""
     if "$ref" not in schema:
         return schema
     beside = {name: value for name, value in schema.items() if name != "$ref"}

@@ -21,7 +21,7 @@ _WAIT = re.compile(r'(?:^|[,;])\s*wait\s*=\s*"?(\d{1,9})"?\s*(?=[,;]|$)', re.IGN
 
 
 class PreferredWait:
-    """How long the client would like the answer to wait for the job's end; what cannot be read is ignored."""
+    """How long the client would like the answer to wait for the job's end. A header that cannot be read is ignored."""
 
     def __init__(
         self,

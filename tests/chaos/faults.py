@@ -58,15 +58,15 @@ class Faults:
     """Kinds of problem the API answered with while a store was away."""
 
     def __post_init__(self) -> None:
-        self._helpers: list[threading.Thread] = []
+        self._outages: list[threading.Event] = []
 
     def run(self) -> None:
         """Everything in the plan; returns when all is up again."""
         for what in self._order():
             time.sleep(self.random.uniform(*_PAUSE_S))
             self._do(what)
-        for helper in self._helpers:
-            helper.join()
+        for is_over in self._outages:
+            assert is_over.wait(_PATIENCE_S), "SeaweedFS did not come back"
 
     def _order(self) -> list[str]:
         """Shuffled, with the victim's kills among the first, before it is done."""
@@ -145,14 +145,17 @@ class Faults:
     def _stop_s3(self) -> str:
         """Other harm goes on meanwhile."""
         self.stack.weed.stop()
+        is_over = threading.Event()
+        self._outages.append(is_over)
 
         def come_back() -> None:
             self._ask_away("POST", "/jobs/train", json={"preset": "digits"})
             time.sleep(S3_OUTAGE_S)
             self.stack.weed.start()
+            is_over.set()
+            threading.Event().wait()  # the server is tethered to the thread that started it
 
-        self._helpers.append(threading.Thread(target=come_back))
-        self._helpers[-1].start()
+        threading.Thread(target=come_back, daemon=True).start()
         return f"killed, {S3_OUTAGE_S:g} s down"
 
     def _ask_away(self, method: str, path: str, **more: object) -> None:

@@ -16,7 +16,7 @@ import psutil
 from pydantic import SecretStr
 
 from tests.conftest import environment_of
-from tests.servers import ACCESS_KEY, BUCKET, SECRET_KEY, SeaweedFS, Valkey, free_ports, wait_until
+from tests.servers import ACCESS_KEY, BUCKET, SECRET_KEY, SeaweedFS, Valkey, free_ports, tethered, wait_until
 from tests.worker.conftest import ROOT, TRAINER, WorkerProcess
 from worker.connect import redis_client
 from worker.jobs.reaper import LOCK_KEY
@@ -80,7 +80,7 @@ class Stack:
             self.weed.stop()
 
     def _start_api(self) -> None:
-        command = [sys.executable, "-m", "uvicorn", "service.app:app", "--port", str(self._api_port)]
+        command = tethered([sys.executable, "-m", "uvicorn", "service.app:app", "--port", str(self._api_port)])
         with (self.directory / "api.log").open("ab") as log:
             self._api = subprocess.Popen(command, env=os.environ | self.environment, cwd=ROOT, stdout=log, stderr=log)
         wait_until(lambda: self.ask("GET", "/healthz") is not None, 30, "the API")

@@ -22,7 +22,7 @@ from redis.retry import Retry
 
 from service.settings import ServiceSettings
 from tests.deploy.compose import DEV_ENVIRONMENT, FILE, ROOT, MissingVariable, parsed, read_environment, variables
-from tests.servers import SeaweedFS, _valkey_binary, free_ports, wait_until
+from tests.servers import SeaweedFS, _valkey_binary, free_ports, tethered, wait_until
 
 OURS = ("service", "trainer", "sampler", "trainer-gpu", "sampler-gpu")
 
@@ -144,6 +144,7 @@ def _seconds(text: str) -> float:
     return float(text[:-1])
 
 
+@pytest.mark.stack
 def test_valkey_takes_the_configuration_keeps_everything_and_asks_for_the_password(
     compose: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -151,7 +152,7 @@ def test_valkey_takes_the_configuration_keeps_everything_and_asks_for_the_passwo
     text = compose["configs"]["valkey"]["content"].replace("dir /data", f"dir {tmp_path}")
     (tmp_path / "valkey.conf").write_text(text)
     command = [_valkey_binary(), str(tmp_path / "valkey.conf"), "--port", str(port), "--bind", "127.0.0.1"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(tethered(command), stdout=subprocess.DEVNULL)
     password = read_environment(DEV_ENVIRONMENT)["VALKEY_PASSWORD"]
     try:
         with Redis(port=port, password=password, retry=Retry(NoBackoff(), 0)) as client:
@@ -172,6 +173,7 @@ def _pings(client: Redis) -> bool:
         return False
 
 
+@pytest.mark.stack
 def test_seaweedfs_takes_the_command_and_stores_in_the_bucket_with_those_keys_only(
     compose: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -184,7 +186,8 @@ def test_seaweedfs_takes_the_command_and_stores_in_the_bucket_with_those_keys_on
     command += [f"-{name}={port}" for name, port in ports.items() if name != "s3.port"]
     weed = shutil.which("weed") or str(Path(sys.executable).with_name("weed"))
     with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen([weed, *command], env=os.environ | service["environment"], stdout=log, stderr=log)
+        environment = os.environ | service["environment"]
+        process = subprocess.Popen(tethered([weed, *command]), env=environment, stdout=log, stderr=log)
     server = SeaweedFS(list(ports.values()), tmp_path / "data", process)
     try:
         wait_until(lambda: _stores(server, service["environment"]), 30, "SeaweedFS's first write", every_s=0.2)

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from importlib import metadata
 
+import pytest
+
 PROJECT = "recovery-likelihood"
 STARTING = """
 import sys
@@ -51,6 +53,7 @@ def _start(allowed: set[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", STARTING, *absent], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_the_service_starts_with_what_its_own_dependencies_bring() -> None:
     allowed = _installed_with(PROJECT, set())
     assert {"celery", "kombu", "fastapi"} <= allowed

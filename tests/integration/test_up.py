@@ -11,7 +11,7 @@ from service.client import RefusedError
 from service.stack import tether
 from tests.stack import TINY, UpCommand, follow_to_a_step, survivors
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(240)]
 
 
 def test_a_second_up_finds_everything_and_nothing_outlives_either(

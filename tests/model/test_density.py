@@ -119,6 +119,7 @@ def test_log_density_is_that_of_the_blurred_data_in_their_own_units(model: Energ
     )
 
 
+@pytest.mark.slow
 def test_the_path_estimate_agrees_without_log_z(model: EnergyModel) -> None:
     x_data = _DATA.sample(300, torch.Generator().manual_seed(3)).float()
     estimate = path_log_density(model, x_data, seed=4, num_paths=4, num_inner=128)
@@ -168,6 +169,7 @@ def test_bits_per_dim_of_eight_bit_data_is_the_usual_formula() -> None:
     assert float(bits_per_dim(uniform, 64, 2 / 256)) == pytest.approx(8)
 
 
+@pytest.mark.slow
 def test_calibration_runs_until_the_sides_meet_and_repeats_with_its_seed(model: EnergyModel) -> None:
     rounds = list(calibrate(model, seed=1, num_chains=400, tolerance=0.05, max_bridges=8))
     again = list(calibrate(model, seed=1, num_chains=400, tolerance=0.05, max_bridges=8))
@@ -180,6 +182,7 @@ def test_calibration_runs_until_the_sides_meet_and_repeats_with_its_seed(model: 
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+@pytest.mark.slow
 def test_once_the_bridges_are_at_their_most_the_chains_double_and_are_pooled(model: EnergyModel) -> None:
     rounds = list(calibrate(model, seed=1, num_chains=100, tolerance=1e-6, max_bridges=2))
     assert [log_z.num_bridges for log_z in rounds] == [1, 2, 2, 2]
@@ -203,6 +206,7 @@ def test_chains_are_not_added_to_sides_that_disagree(model: EnergyModel) -> None
     assert len(rounds) == 1
 
 
+@pytest.mark.slow
 def test_a_calibration_stops_before_its_next_move_and_forgets_the_round(model: EnergyModel) -> None:
     calls = itertools.count()
     assert len(list(calibrate(model, num_chains=16, max_bridges=1, max_chains=16))) == 1

@@ -86,6 +86,7 @@ def test_one_normal_draw_a_level_suffices_when_steps_are_many() -> None:
         assert float(samples.x[:, axis].std()) == pytest.approx(float(_STD[axis]), rel=0.08)
 
 
+@pytest.mark.slow
 def test_the_expected_data_are_less_noisy_than_x_0() -> None:
     config = replace(_CONFIG, schedule=replace(_CONFIG.schedule, log_snr_max=0.5))
     noisy = _gaussian_model(config)

@@ -14,7 +14,7 @@ import httpx2
 import yaml
 
 from tests.observability.catalogue import DEPLOY, RULES
-from tests.servers import free_ports, wait_until
+from tests.servers import free_ports, tethered, wait_until
 
 SCRAPE_S = 3
 """The service answers within 2.5 s while its stores hang, and a scrape may last no longer than its interval."""
@@ -88,7 +88,7 @@ class Prometheus:
             f"--web.listen-address=127.0.0.1:{self._port}",
         ]
         with (self.directory / "log").open("wb") as log, self._http:
-            process = subprocess.Popen(command, stdout=log, stderr=log)
+            process = subprocess.Popen(tethered(command), stdout=log, stderr=log)
             try:
                 wait_until(self._is_ready, 20, "Prometheus")
                 yield self

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx2
 
 from service.door.keys import KeyFile, Scope
-from tests.servers import free_ports, wait_until
+from tests.servers import free_ports, tethered, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,7 +30,7 @@ class Serving:
     def __post_init__(self) -> None:
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
-                [*self.command, "--host", self.host, "--port", str(self.port)],
+                tethered([*self.command, "--host", self.host, "--port", str(self.port)]),
                 env=os.environ | self.environment,
                 cwd=ROOT,
                 stdout=output,

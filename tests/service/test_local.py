@@ -59,6 +59,7 @@ def test_a_folder_in_use_is_refused_with_the_address_it_is_served_at(tmp_path: P
             LocalStack(tmp_path).start()
 
 
+@pytest.mark.stack
 def test_a_server_that_cannot_start_is_named_with_the_end_of_its_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,7 +26,7 @@ from model.config import (
     to_dict,
 )
 from model.presets import preset
-from tests.servers import wait_until
+from tests.servers import tethered, wait_until
 from worker.jobs.kinds import JobKind
 from worker.jobs.record import JobRecord, JobStatus, Lease
 from worker.jobs.records import RecordStore
@@ -108,7 +108,7 @@ class WorkerProcess:
         self.log = log
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                [*command, *options.split()],
+                tethered([*command, *options.split()]),
                 env=os.environ | environment | {"C_FORCE_ROOT": "1"},
                 cwd=ROOT,
                 stdout=output,

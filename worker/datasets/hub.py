@@ -36,7 +36,7 @@ _BATCH = 1024
 
 @dataclass(frozen=True)
 class HubName:
-    """What is asked of the hub; what is None is chosen if there is one choice."""
+    """A request to the hub. Parts that are None are chosen where there is only one choice."""
 
     repository: str
     split: str | None
@@ -44,7 +44,7 @@ class HubName:
 
 
 def parse_hub_name(name: str) -> HubName:
-    """Raises DataError."""
+    """The parts of a name `hf://…`. Raises DataError for a name that cannot be read."""
     found = _NAME.fullmatch(name)
     if found is None or ".." in found["repository"]:
         raise DataError(f"dataset is {shortened(name)!r}; expected hf://owner/name, hf://owner/name:split/column")
@@ -144,7 +144,7 @@ def _store_images(
 
 
 def _image_bytes(image: Any, name: str) -> bytes:
-    """Of an image in the table itself: a path in a table from outside must not open a file here."""
+    """The bytes of an image that lies in the table itself. A path in a table from outside must not open a file here."""
     data = image and image["bytes"]
     if not isinstance(data, bytes):
         raise DataError(f"{name} has no image in it; expected a dataset that holds its images, as Parquet or Arrow")

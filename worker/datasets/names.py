@@ -41,7 +41,10 @@ def fetch_dataset(name: str, settings: Settings, bucket: Bucket, image_size: Ima
 
 
 def require_dataset(name: str, settings: Settings, bucket: Bucket) -> Summary | None:
-    """What is known of a dataset before anything is fetched. Raises DataError when a training could not find it."""
+    """What is known of a dataset before anything is fetched.
+
+    Raises DataError when a training could not find the dataset.
+    """
     if name in BUILT_IN_DATASETS:
         return BUILT_IN_DATASETS[name]
     if is_dataset_id(name):
@@ -78,7 +81,7 @@ def resolve_dataset(name: str, datasets_dir: Path | None) -> str:
 
 
 def folder_datasets(datasets_dir: Path | None) -> list[str]:
-    """What lies directly in the folder of datasets and looks like one, by name."""
+    """The names of what lies directly in the folder of datasets and looks like a dataset."""
     if datasets_dir is None or not datasets_dir.is_dir():
         return []
     found = (path for path in datasets_dir.iterdir() if not path.name.startswith("."))

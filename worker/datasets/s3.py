@@ -52,7 +52,7 @@ def fetch_prefix(
 
 
 def _parse(name: str, settings: Settings) -> tuple[str, str]:
-    """(bucket, path). Raises DataError."""
+    """The bucket and the path of a name `s3://…`. Raises DataError."""
     found = _URL.fullmatch(name)
     if found is None or not name.isprintable():
         raise DataError(f"dataset is {shortened(name)!r}; expected s3://bucket/path of a file or a folder of images")

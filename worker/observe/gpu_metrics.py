@@ -27,7 +27,7 @@ UTILIZATION = Series("recovery_gpu_utilization_ratio", "gauge", "Share of time i
 
 
 class GpuCollector(Collector):
-    """All GPUs of this machine. Raises pynvml.NVMLError where there is no driver."""
+    """Collects the figures of all GPUs of this machine. Raises pynvml.NVMLError where there is no driver."""
 
     def __init__(self) -> None:
         pynvml.nvmlInit()

@@ -29,7 +29,7 @@ _GPU_TIMEOUT_S = 10
 
 
 class WorkerReport(BaseModel):
-    """What a worker says of itself with every sign of life."""
+    """What a worker tells of itself with every sign of life."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -61,7 +61,7 @@ class Presence:
         self._thread.start()
 
     def stop(self) -> None:
-        """Be gone at once."""
+        """Withdraw the sign of life at once."""
         self._stopped.set()
         self._thread.join(timeout=10)
         try:
@@ -102,7 +102,7 @@ def live_workers(redis: Redis) -> dict[str, int]:
 
 
 async def live_workers_async(redis: AsyncRedis) -> dict[str, int]:
-    """The same for asyncio."""
+    """The number of live workers of each queue, for asyncio."""
     return _by_kind([key async for key in redis.scan_iter(match=_PATTERN, count=1000)])
 
 

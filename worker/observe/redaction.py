@@ -34,7 +34,7 @@ def hide(secrets: Iterable[str]) -> None:
 
 
 def redact(text: str) -> str:
-    """`text` without secrets."""
+    """The text with secrets replaced."""
     for secret in sorted(_known, key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     for form, replacement in _FORMS:
@@ -43,7 +43,7 @@ def redact(text: str) -> str:
 
 
 def redact_all(value: Any) -> Any:
-    """The same for every text within JSON-like data."""
+    """JSON-like data with secrets replaced in every text."""
     match value:
         case str():
             return redact(value)

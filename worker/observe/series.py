@@ -39,29 +39,29 @@ class Series:
     bounds: tuple[float, ...] = ()
 
     def counter(self, registry: CollectorRegistry) -> Counter:
-        """Counted in this process."""
+        """A counter that this process increments."""
         return Counter(self.name, self.text, self.labels, registry=registry)
 
     def gauge(self, registry: CollectorRegistry) -> Gauge:
-        """Set in this process."""
+        """A gauge that this process sets."""
         return Gauge(self.name, self.text, self.labels, registry=registry)
 
     def histogram(self, registry: CollectorRegistry) -> Histogram:
-        """Observed in this process."""
+        """A histogram that this process observes."""
         return Histogram(self.name, self.text, self.labels, buckets=self.bounds, registry=registry)
 
     def collected(self, values: Values) -> Metric:
-        """As a collector yields it, read from elsewhere at the moment of the scrape."""
+        """The series as a collector yields it, with values that were read elsewhere at the moment of the scrape."""
         if self.kind == "counter":
             return _filled(CounterMetricFamily(self.name, self.text, labels=self.labels), values)
         return _filled(GaugeMetricFamily(self.name, self.text, labels=self.labels), values)
 
     def single(self, value: float) -> Metric:
-        """The same for one without labels."""
+        """A collected series of one value without labels."""
         return self.collected({(): value})
 
     def distributed(self, values: Mapping[tuple[str, ...], Distribution]) -> Metric:
-        """The same for a histogram."""
+        """A collected series of histograms."""
         family = HistogramMetricFamily(self.name, self.text, labels=self.labels)
         for labels, found in values.items():
             names = [*(str(float(bound)) for bound in self.bounds), "+Inf"]
@@ -74,7 +74,7 @@ BUILD = Series("recovery_build_info", "gauge", "1 for what runs here", ("compone
 
 
 def register_process(registry: CollectorRegistry, component: str) -> None:
-    """What every process of the project says of itself.
+    """Register the series that every process of the project exports about itself.
 
     When each counter began, which prometheus-client would tell in a series of its own, is left out: nobody asks for it.
     """

@@ -8,7 +8,7 @@ DISTRIBUTION = "recovery-likelihood"
 
 
 def version() -> str:
-    """Of the distribution, or a stand-in when run from a checkout."""
+    """The version of the installed distribution, or a stand-in when the code runs from a checkout."""
     try:
         return metadata.version(DISTRIBUTION)
     except metadata.PackageNotFoundError:

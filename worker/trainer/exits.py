@@ -27,7 +27,7 @@ class Exit(IntEnum):
 
     @property
     def in_order(self) -> bool:
-        """Whether the process did what it was asked to; every other rank then does the same."""
+        """Whether the process did what it was asked to, so that every other rank does the same."""
         return self in (Exit.succeeded, Exit.interrupted, Exit.cancelled)
 
 

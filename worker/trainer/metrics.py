@@ -69,7 +69,7 @@ _BY_LEVEL = {
 
 @dataclass
 class Course:
-    """What a job's events have said so far."""
+    """What a job's events have told so far."""
 
     cursor: str = "0"
     said_at: float | None = None

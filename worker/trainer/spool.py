@@ -41,7 +41,7 @@ MAX_WAITING = 4
 
 
 class UndeliveredError(Exception):
-    """Something could not be delivered in time, or not even be written."""
+    """A file could not be delivered in time, or could not even be written."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Spool:
         self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
 
     def start(self) -> None:
-        """Begin to deliver."""
+        """Begin to deliver files in a thread."""
         self._thread.start()
 
     def add_checkpoint(self, step: int, write_fn: Callable[[Path], None]) -> None:

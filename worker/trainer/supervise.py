@@ -68,7 +68,7 @@ class Child:
         return self._process.pid
 
     def has_ended(self, timeout_s: float) -> bool:
-        """Whether it ended within `timeout_s`."""
+        """Whether the subprocess has ended within `timeout_s`."""
         try:
             self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:

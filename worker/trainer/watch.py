@@ -53,7 +53,7 @@ class Watch:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop following it."""
+        """Stop following the job."""
         self._closed.set()
 
     def interrupt(self) -> None:
