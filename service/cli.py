@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from service.client import JobFailedError, UnreachableError
-from service.commands import datasets, doctor, jobs, keys, models, stack
+from service.commands import changes, datasets, doctor, jobs, keys, models, stack
 from service.commands.capacity import capacity
 from service.commands.official import import_official
 from service.commands.options import (
@@ -49,7 +49,7 @@ def _about(
         raise typer.Exit
 
 
-for part in (stack, jobs, models):
+for part in (stack, jobs, models, changes):
     application.add_typer(part.application)
 application.add_typer(datasets.application, name="datasets", rich_help_panel=DATA_PANEL)
 application.command("import-official", rich_help_panel=DATA_PANEL)(import_official)

@@ -53,6 +53,11 @@ JOB_COUNTS = "jobs:counts"
 """Hash, KIND/STATUS -> the number of jobs in that state. It stays for ever. The service's metrics read it."""
 JOB_TALLY = "jobs:tally"
 """Hash of what became of attempts and jobs; worker/jobs/tally.py names its fields. It stays for ever."""
+DELETIONS = "deletions"
+"""Sorted set of the folders in storage that are being deleted, by the Unix time (s) at which that was decided.
+
+A folder stays in it until its deletion is settled. worker/jobs/deletion.py and the scripts that guard a record use it.
+"""
 JOB_PLACES = Keys("quota:")
 """Sorted set, `quota:{API key id}`: the ids of the open jobs of that key, and reservations by the time they run out.
 

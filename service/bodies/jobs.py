@@ -102,6 +102,22 @@ class TrainRequest(_OVERRIDES, _TrainingStart):  # type: ignore[misc]
         description="Number of GPUs of one trainer that share every batch; the weights are those of one GPU, to "
         "rounding. With device `cpu` it is the number of processes",
     )
+    keep_last: int | None = Field(
+        None,
+        ge=1,
+        le=100_000,
+        description="Checkpoints that are kept at least, the newest, as are calibrated ones and those that a job "
+        "needs; the service's own number when absent",
+        examples=[10],
+    )
+    keep_every: int | None = Field(
+        None,
+        ge=1,
+        le=100_000,
+        description="Of the older checkpoints, every so manieth is kept, by its step; 1 keeps them all, and the "
+        "service's own number holds when absent",
+        examples=[10],
+    )
 
 
 class _Calibrated(RequestBody):

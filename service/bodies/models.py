@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from model.config import TrainConfig
-from service.bodies.fields import JOB_ID, MODEL_ID, SOME_CONFIG, SchemaOf
+from service.bodies.fields import JOB_ID, MODEL_ID, SOME_CONFIG, Name, RequestBody, SchemaOf
 
 
 class LogZBody(BaseModel):
@@ -88,6 +88,7 @@ class ModelBody(BaseModel):
 
     id: str = Field(examples=[MODEL_ID])
     name: str | None = Field(examples=["my first model"])
+    tags: list[str] = Field([], description="For people", examples=[["for the paper"]])
     dataset: str | None = Field(examples=["digits"])
     job_id: str | None = Field(description="The job that trained it; null when it was imported", examples=[JOB_ID])
     origin: str | None = Field(
@@ -98,6 +99,23 @@ class ModelBody(BaseModel):
     checkpoints: list[CheckpointBody] = Field(
         description="The checkpoints by their step; /sample uses the last unless told"
     )
+
+
+Tag = Annotated[str, Field(min_length=1, max_length=40)]
+
+
+class ModelChangeRequest(RequestBody):
+    """What a model is called; a field that is absent stays as it is."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "digits, wide", "tags": ["for the paper"]}]})
+
+    name: Name = Field(None, description="null takes the name away", examples=["digits, wide"])
+    tags: list[Tag] = Field([], max_length=20, description="In place of all that it has", examples=[["for the paper"]])
+
+    @field_validator("tags")
+    @classmethod
+    def _each_once(cls, tags: list[str]) -> list[str]:
+        return list(dict.fromkeys(tags))
 
 
 class ModelListBody(BaseModel):

@@ -61,7 +61,7 @@ class RefusedError(ClientError):
 class Send:
     """One request that a call wants sent."""
 
-    method: Literal["GET", "POST", "DELETE"]
+    method: Literal["GET", "POST", "PATCH", "DELETE"]
     path: str
     options: Json = field(default_factory=dict)
     """as httpx2 takes them: json, params, headers, files, data, timeout"""

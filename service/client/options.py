@@ -37,6 +37,12 @@ class TrainOptions(TypedDict, total=False):
     num_gpus: int | None
     """Number of GPUs of one trainer that share every batch; the weights are those of one GPU, to rounding. With device
     `cpu` it is the number of processes."""
+    keep_last: int | None
+    """Checkpoints that are kept at least, the newest, as are calibrated ones and those that a job needs; the service's
+    own number when absent."""
+    keep_every: int | None
+    """Of the older checkpoints, every so manieth is kept, by its step; 1 keeps them all, and the service's own number
+    holds when absent."""
 
 
 class CalibrateOptions(TypedDict, total=False):

@@ -21,7 +21,7 @@ from starlette.routing import compile_path
 
 from model.errors import ConfigError, DataError, DataTooLarge
 from worker.ids import InvalidId
-from worker.jobs.record import IllegalTransition, JobNotFound
+from worker.jobs.record import IllegalTransition, JobNotFound, NeedsDeleted
 from worker.observe.redaction import redact_all
 from worker.storage.artifacts import ArtifactDamaged, ArtifactMissing, StorageUnavailable
 
@@ -141,6 +141,7 @@ def install(app: FastAPI) -> None:
         InvalidId,
         JobNotFound,
         IllegalTransition,
+        NeedsDeleted,
         ArtifactMissing,
         ArtifactDamaged,
         StorageUnavailable,
@@ -169,6 +170,8 @@ def problem_of(error: Exception, request: Request) -> Problem:
             return Problem(404, "unknown-id", f"{error}; GET /jobs and GET /models list what there is")
         case IllegalTransition():
             return Problem(409, "illegal-transition", str(error))
+        case NeedsDeleted():
+            return Problem(404, "deleted", f"{error}; GET /models lists what there is")
         case ArtifactMissing():
             return Problem(404, "unknown-artifact", f"{error}; GET /models lists what there is")
         case DataTooLarge():

@@ -70,7 +70,8 @@ class IdempotencyKey:
         return record
 
     def _made_before(self, stores: Stores, fingerprint: str) -> JobRecord:
-        bound: Any = stores.records.redis.get(str(self._name))
+        redis = stores.records.redis
+        bound: Any = redis.get(str(self._name))
         known, _, job_id = (bound or b"").decode().partition(" ")
         if bound and known != fingerprint:
             raise Problem(
@@ -81,6 +82,10 @@ class IdempotencyKey:
         try:
             return stores.records.get(job_id)
         except (JobNotFound, ValueError):
+            if int(redis.ttl(str(self._name)) or 0) > _IN_FLIGHT_S:
+                raise Problem(
+                    409, "job-deleted", "the job that this Idempotency-Key made was deleted; take a new key"
+                ) from None
             raise Problem(
                 409,
                 "request-in-flight",

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from service.bodies.models import CheckpointBody, ModelBody, ModelListBody
+from service.bodies.models import CheckpointBody, ModelBody, ModelChangeRequest, ModelListBody
 from service.http.errors import Problem, documented
 from service.http.examples import BINARY
 from service.stores import Stores, StoresDependency
 from service.work.catalogue import calibration_of, checkpoint_step, describe
 from service.work.exchange import REPLY_HEADERS, addressed, ask, reply_headers, require_sampler
+from worker.jobs.deletion import Deletions, InUse
 from worker.queue.tasks import MAP, DensityMapRequest
 from worker.storage.artifacts import ArtifactMissing
 
@@ -27,13 +29,44 @@ ModelId = Annotated[
 @router.get("", operation_id="list_models", summary="List models, newest first")
 def list_models(stores: StoresDependency) -> ModelListBody:
     """All models."""
-    return ModelListBody(models=[_body(stores, model_id) for model_id in stores.artifacts.list_models()])
+    found = []
+    for model_id in stores.artifacts.list_models():
+        with contextlib.suppress(Problem):  # it was deleted a moment ago
+            found.append(_body(stores, model_id))
+    return ModelListBody(models=found)
 
 
 @router.get("/{model_id}", operation_id="get_model", summary="Look at a model", responses=documented(404))
 def get_model(model_id: ModelId, stores: StoresDependency) -> ModelBody:
     """What the model was trained on and how, and its checkpoints."""
     return _body(stores, model_id)
+
+
+@router.patch("/{model_id}", operation_id="change_model", summary="Name a model, and tag it", responses=documented(404))
+def change_model(model_id: ModelId, request: ModelChangeRequest, stores: StoresDependency) -> ModelBody:
+    """Two changes at once are made one after the other, and none is lost."""
+    describe(stores, model_id)
+    stores.artifacts.change_model(model_id, request.model_dump(exclude_unset=True))
+    return _body(stores, model_id)
+
+
+@router.delete(
+    "/{model_id}",
+    operation_id="delete_model",
+    summary="Delete a model",
+    status_code=204,
+    responses=documented(404, 409),
+)
+def delete_model(model_id: ModelId, stores: StoresDependency) -> None:
+    """Its checkpoints and calibrations go with it. Refused while a job that makes or uses it waits or runs."""
+    describe(stores, model_id)
+    try:
+        Deletions(stores.records).delete_model(model_id)
+    except InUse as error:
+        told = ", ".join(error.job_ids[:3]) + (f" and {len(error.job_ids) - 3} more" if len(error.job_ids) > 3 else "")
+        raise Problem(
+            409, "model-in-use", f"model {model_id} is in use by {told}; POST /jobs/{{id}}/cancel first, or wait"
+        ) from None
 
 
 @router.get(
@@ -117,5 +150,6 @@ def _body(stores: Stores, model_id: str) -> ModelBody:
         )
         for one in stores.artifacts.list_checkpoints(model_id)
     ]
+    tags = description.get("tags") or []
     known = {name: description.get(name) for name in ("name", "dataset", "job_id", "origin", "created_at", "config")}
-    return ModelBody(id=model_id, checkpoints=checkpoints, **known)
+    return ModelBody(id=model_id, checkpoints=checkpoints, tags=tags, **known)

@@ -30,17 +30,15 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
 
-import boto3
 import httpx2
 import redis
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
 
 from service.door.keys import write_private
 from service.door.security import require_keys
 from service.settings import read_settings
 from service.stack.child import Child, LocalStackError
 from service.stack.folder import ENVIRONMENT_FILE, locked, read_secrets
+from worker.storage.bucket import ArtifactError, Bucket
 
 DEFAULT_PORT = 8000
 LOOPBACK = "127.0.0.1"
@@ -289,22 +287,13 @@ class LocalStack:
 
     def _seaweedfs_stores(self) -> str | None:
         # An open port says little: the volume server must have joined before a put succeeds.
-        client = boto3.client(
-            "s3",
-            endpoint_url=f"http://{LOOPBACK}:{self.ports.s3}",
-            aws_access_key_id=self.secrets.s3_access_key,
-            aws_secret_access_key=self.secrets.s3_secret_key,
-            region_name="us-east-1",
-            config=Config(
-                connect_timeout=1, read_timeout=5, retries={"total_max_attempts": 1}, s3={"addressing_style": "path"}
-            ),
-        )
+        bucket = Bucket.connect(read_settings(self.environment))
         try:
-            client.put_object(Bucket=BUCKET, Key="ready", Body=b"ready")
-        except (BotoCoreError, ClientError) as error:
+            bucket.put_bytes("ready", b"ready")
+        except ArtifactError as error:
             return str(error)
         finally:
-            client.close()
+            bucket.close()
         return None
 
     def _api_is_ready(self) -> str | None:

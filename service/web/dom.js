@@ -73,6 +73,34 @@ export function actionButton(label, attributes, act, report) {
   return button;
 }
 
+/** Ask before something is done that cannot be undone; whether the person wants it. */
+export function ask(question, consequence, action) {
+  const dialog = h(
+    "dialog",
+    { "aria-labelledby": "question" },
+    h(
+      "form",
+      { method: "dialog" },
+      h("h2", { id: "question" }, question),
+      h("p", {}, consequence),
+      h(
+        "p",
+        { class: "actions" },
+        h("button", { value: "", autofocus: true }, "Keep it"),
+        h("button", { class: "primary", value: "yes" }, action),
+      ),
+    ),
+  );
+  document.body.append(dialog);
+  dialog.showModal();
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => {
+      dialog.remove();
+      resolve(dialog.returnValue === "yes");
+    });
+  });
+}
+
 /** A place for one message at a time. */
 export function messagePlace() {
   const place = h("div", {});

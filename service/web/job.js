@@ -2,7 +2,7 @@
 
 import { follow, get, isOver, pause, post, save, send } from "./api.js";
 import { datasetNames } from "./datasets.js";
-import { actionButton, h, messagePlace, say } from "./dom.js";
+import { actionButton, ask, h, messagePlace, say } from "./dom.js";
 import { ago, duration, facts, fixed, number, whole } from "./format.js";
 import { kindOf, progressBar, showStatus, title } from "./jobs.js";
 import { calibrationChart, curves, gridStrip } from "./training.js";
@@ -20,6 +20,8 @@ function told({ type, data }) {
       return `batches of ${whole(data.batch_size)}`;
     case "checkpoint":
       return `checkpoint of step ${whole(data.step)} stored`;
+    case "deleted":
+      return `older checkpoints deleted: of ${data.steps.length === 1 ? "step" : "steps"} ${data.steps.map((step) => whole(step)).join(", ")}`;
     case "sample":
       return `samples drawn at step ${whole(data.step)}`;
     case "rollback":
@@ -132,6 +134,14 @@ export async function view(root, { id, signal }) {
 
   const follow_ = () => keepFollowing().catch((error) => error.name !== "AbortError" && report(error));
 
+  const remove = async () => {
+    const kept = job.kind === "train" ? " The model stays, if it has a checkpoint." : "";
+    const wanted = await ask(`Delete “${title(job)}”?`, `Its events, pictures and files are gone for good.${kept}`, "Delete the job");
+    if (!wanted) return;
+    await send(`/jobs/${id}`, { method: "DELETE", signal });
+    location.hash = "#/jobs";
+  };
+
   const refresh = () => {
     showStatus(status, job);
     const took =
@@ -183,6 +193,7 @@ export async function view(root, { id, signal }) {
         ),
       );
     }
+    if (isOver(job)) parts.push(actionButton("Delete…", {}, remove, report));
     actions.replaceChildren(...parts);
   };
 

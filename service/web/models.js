@@ -37,6 +37,7 @@ function card(model, names, signal) {
         model.created_at && ago(model.created_at),
       ),
     ),
+    model.tags.length ? h("p", { class: "labels" }, model.tags.map((tag) => h("span", { class: "label" }, tag))) : null,
     last?.calibration ? h("p", { class: "tag" }, "answers with densities") : null,
   );
 }

@@ -307,3 +307,17 @@ def test_settings_reach_a_subprocess_unchanged(settings: Settings, tmp_path: Pat
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+def test_a_training_keeps_as_many_checkpoints_as_it_is_told_to(store: RecordStore, s3: Artifacts) -> None:
+    store.restore_from_s3()
+    record = store.create(JobKind.train, {**tiny_spec(steps=100, checkpoint_every=10), "keep_last": 2, "keep_every": 4})
+    ended = Attempt(store).end()
+    assert ended is not None
+    assert (ended.status, ended.error) == (JobStatus.succeeded, None)
+    assert record.model_id is not None
+    assert [checkpoint.step for checkpoint in s3.list_checkpoints(record.model_id)] == [40, 80, 90, 100]
+    told = [event.data for event in store.read_events(record.id, limit=10_000) if event.type == "deleted"]
+    assert [step for data in told for step in data["steps"]] == [10, 20, 30, 50, 60, 70]
+    assert told[0] == {"steps": [10], "keep_last": 2, "keep_every": 4}
+    assert s3.list_tombstones() == []

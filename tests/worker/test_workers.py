@@ -10,10 +10,12 @@ import numpy as np
 import psutil
 
 from tests.servers import wait_until
-from tests.stored import store_untrained
+from tests.stored import STEP, store_untrained
 from tests.worker.conftest import SAMPLER, TRAINER, StartWorker, tiny_config, tiny_spec
+from worker import redis_keys
 from worker.connect import async_redis_client
 from worker.ids import new_id
+from worker.jobs.deletion import Deletions
 from worker.jobs.kinds import JobKind
 from worker.jobs.record import JobRecord, JobStatus
 from worker.jobs.records import RecordStore
@@ -223,3 +225,23 @@ def test_a_request_in_a_samplers_own_queue_is_answered(
         send_request(app, request, own_queue("sampler@test"))
     wait_until(lambda: store.redis.exists(ReplyChannel(request.request_id).key), 20, "a reply")
     assert live_workers(store.redis) == {"sample": 1}
+
+
+def test_a_deleted_model_leaves_the_samplers_memory(
+    store: RecordStore, s3: Artifacts, start_worker: StartWorker, settings: Settings
+) -> None:
+    store.restore_from_s3()
+    model_id, other = store_untrained(s3, tiny_config()), store_untrained(s3, tiny_config())
+    start_worker("sampler", SAMPLER)
+    assert _ask(settings, model_id=model_id, step=STEP).ok
+    assert _ask(settings, model_id=other).ok
+
+    def loaded() -> set[str]:
+        entries: Any = store.redis.hgetall(redis_keys.LOADS)
+        return {model for load in fresh_loads(entries) for model in load.models}
+
+    wait_until(lambda: len(loaded()) == 2, 5, "both models in memory")
+    Deletions(store).delete_model(model_id)
+    wait_until(lambda: loaded() == {f"{other}@{STEP}"}, 5, "the end of the deleted one")
+    assert _ask(settings, model_id=model_id, step=STEP).error == "unknown_model"
+    assert _ask(settings, model_id=other).ok

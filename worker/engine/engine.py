@@ -148,6 +148,14 @@ class Engine:
             self._departures.append(ticket)
             self._condition.notify()
 
+    def drop(self, key: Key) -> bool:
+        """Forget a model, unless it is in use; whether it is no longer there."""
+        with self._condition:
+            lane = self._lanes.get(key)
+            if lane is not None and lane.in_flight == 0:
+                self._forget(key)
+            return key not in self._lanes
+
     def load(self) -> EngineLoad:
         """A snapshot, from any thread."""
         with self._condition:
@@ -247,12 +255,15 @@ class Engine:
             size_bytes = sum(lane.size_bytes for lane in self._lanes.values())
             if len(self._lanes) <= self._max_models and size_bytes <= self._max_bytes:
                 return
-            dropped = self._lanes.pop(key)
-            self._past_evaluations += dropped.num_evaluations
-            self._past_row_evaluations += dropped.num_row_evaluations
-            self._past_row_capacity += dropped.num_row_capacity
-            self._num_evictions += 1
-            self._loading.pop(key, None)
+            self._forget(key)
+
+    def _forget(self, key: Key) -> None:
+        dropped = self._lanes.pop(key)
+        self._past_evaluations += dropped.num_evaluations
+        self._past_row_evaluations += dropped.num_row_evaluations
+        self._past_row_capacity += dropped.num_row_capacity
+        self._num_evictions += 1
+        self._loading.pop(key, None)
 
     def _require_room(self) -> None:
         backlog_s = self.load().backlog_s

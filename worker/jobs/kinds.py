@@ -20,6 +20,7 @@ from model.events import BatchEvent, RollbackEvent, StepEvent
 from worker.jobs.event import (
     CalibratedEvent,
     CalibrationEvent,
+    CheckpointsDeletedEvent,
     CheckpointStoredEvent,
     EventData,
     GridEvent,
@@ -79,6 +80,10 @@ class TrainSpec(Spec):
     config: Annotated[TrainConfig, PlainValidator(_reader(TrainConfig)), PlainSerializer(to_dict)]
     num_gpus: int = 1
     """GPUs of one trainer that share every batch; processes with device "cpu\""""
+    keep_last: int | None = None
+    """checkpoints that are kept at least, the newest; None is the workers' own setting, and so below"""
+    keep_every: int | None = None
+    """of the older ones, those whose step is a multiple of so many intervals between checkpoints"""
 
 
 class CalibrateSpec(Spec):
@@ -140,6 +145,7 @@ KINDS = (
             StepEvent,
             GridEvent,
             CheckpointStoredEvent,
+            CheckpointsDeletedEvent,
             RollbackEvent,
             CalibrationEvent,
             CalibratedEvent,

@@ -15,6 +15,7 @@ _NAMES = (
     "JOBS_UNSAVED",
     "JOB_COUNTS",
     "JOB_TALLY",
+    "DELETIONS",
 )
 _KEYS = "".join(f"local {name} = '{getattr(redis_keys, name)}'\n" for name in _NAMES)
 
@@ -35,6 +36,21 @@ if not found and expected ~= '' then return {'missing'} end
 if found and found ~= expected then return {'conflict'} end
 if only_unleased == '1' and redis.call('EXISTS', lease) == 1 then return {'leased'} end
 local before = redis.call('HGET', job, 'status')
+if not found or (status == 'queued' and before ~= 'running') then
+  -- Nothing comes back that is being deleted, and nothing begins that needs what is.
+  local needed = {'jobs/' .. id .. '/'}
+  local job_record = cjson.decode(record)
+  if status == 'queued' and type(job_record.model_id) == 'string' then
+    local model = 'models/' .. job_record.model_id .. '/'
+    table.insert(needed, model)
+    if type(job_record.spec.step) == 'number' then
+      table.insert(needed, string.format('%scheckpoints/%d/', model, job_record.spec.step))
+    end
+  end
+  for _, folder in ipairs(needed) do
+    if redis.call('ZSCORE', DELETIONS, folder) then return {'deleted', folder} end
+  end
+end
 redis.call('HSET', job, 'version', version, 'status', status, 'fence', fence, 'cancel', cancel, 'record', record)
 redis.call('ZADD', JOBS_ALL, 0, id)
 if before and before ~= status then redis.call('ZREM', JOBS_BY_STATUS .. before, id) end
@@ -104,4 +120,44 @@ end
 if redis.call('ZCARD', KEYS[1]) >= limit then return 0 end
 redis.call('ZADD', KEYS[1], runs_out, reservation)
 return 1
+""")
+
+TAKE_AWAY_JOB = _script("""
+-- Removes a job that has ended, or with ARGV[3] any, and marks its folder as being deleted. Answers its status; nothing
+-- when there is no such job.
+local id, folder, always = ARGV[1], ARGV[2], ARGV[3]
+local job = JOB .. id
+local held = redis.call('HMGET', job, 'status', 'record')
+local status = held[1]
+if status and always == '' and (status == 'queued' or status == 'running') then return status end
+if status or always ~= '' then
+  redis.call('ZADD', DELETIONS, 'NX', redis.call('TIME')[1], folder)
+  redis.call('DEL', job, LEASE .. id, EVENTS .. id)
+end
+if not status then return false end
+local kind = cjson.decode(held[2]).kind
+redis.call('ZREM', JOBS_ALL, id)
+redis.call('ZREM', JOBS_BY_STATUS .. status, id)
+redis.call('ZREM', JOBS_WAITING .. kind, id)
+redis.call('SREM', JOBS_UNSAVED, id)
+if redis.call('HINCRBY', JOB_COUNTS, kind .. '/' .. status, -1) == 0 then
+  redis.call('HDEL', JOB_COUNTS, kind .. '/' .. status)
+end
+return status
+""")
+
+MARK_UNUSED = _script("""
+-- Marks the folder of a model, or of its checkpoint of a step, as being deleted, unless jobs that wait or run need it.
+-- Answers the ids of those.
+local folder, model_id, step = ARGV[1], ARGV[2], ARGV[3]
+local users = {}
+for _, status in ipairs({'queued', 'running'}) do
+  for _, id in ipairs(redis.call('ZRANGE', JOBS_BY_STATUS .. status, 0, -1)) do
+    local record = cjson.decode(redis.call('HGET', JOB .. id, 'record'))
+    local needs = record.model_id == model_id and (step == '' or record.spec.step == tonumber(step))
+    if needs then table.insert(users, id) end
+  end
+end
+if #users == 0 then redis.call('ZADD', DELETIONS, 'NX', redis.call('TIME')[1], folder) end
+return users
 """)

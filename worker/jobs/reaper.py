@@ -1,7 +1,8 @@
 """Puts right what died, was lost, or could not be delivered. Runs in a thread of every worker, one at a time acting.
 
 A sweep: jobs back from S3 if Redis was wiped; running jobs without a lease back into the queue; copies in S3 brought up
-to date; messages for queued jobs that have none. Each step is idempotent and guarded by the records.
+to date; messages for queued jobs that have none; deletions that were decided carried out. Each step is idempotent and
+guarded by the records.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import structlog
 from redis import Redis
 from redis.exceptions import RedisError
 
+from worker.jobs.deletion import Deletions
 from worker.jobs.record import JobNotFound, JobStatus
 from worker.jobs.records import RecordStore
 from worker.redis_keys import JOBS_UNSAVED, REAPER_LOCK
@@ -35,6 +37,7 @@ class Reaper:
         wake_fn: Callable[[str, str], None],
     ) -> None:
         self._store = store
+        self._deletions = Deletions(store)
         self._redis: Redis = store.redis
         self._settings = store.settings
         self._name = name
@@ -87,6 +90,7 @@ class Reaper:
         for queue in self._queues:
             self._resend_messages(queue)
         self._save_copies()
+        self._deletions.sweep()
 
     def _leases_are_meaningful(self) -> bool:
         """While Redis was down nobody could renew: after a restart every holder gets the time to do so."""

@@ -75,6 +75,15 @@ class Sampler:
         """Return how busy the engine is."""
         return self._engine.load()
 
+    def drop_deleted(self) -> None:
+        """Forget the models whose checkpoints were deleted, except those that requests are still under way on.
+
+        Raises StorageUnavailable.
+        """
+        for key in self._engine.load().models:
+            if not self._resources.checkpoints.has(key) and self._engine.drop(key):
+                log.info("deleted_model_dropped", model_id=key.model_id, step=key.step)
+
     def open_requests(self) -> list[str]:
         """Return the ids of the requests under way."""
         with self._lock:

@@ -29,6 +29,7 @@ from worker.jobs.records import RecordStore
 from worker.observe.redaction import hide, redact
 from worker.redis_keys import TRAIN_QUEUE
 from worker.settings import Settings
+from worker.storage.artifacts import StorageUnavailable
 from worker.trainer.exits import Exit, death_in_words, read_outcome
 
 log = structlog.get_logger(__name__)
@@ -134,10 +135,9 @@ class Renewal:
     def _is_known(self) -> bool:
         """Whether the record is there. One that was lost with Redis comes back from S3, with our token in it."""
         try:
-            self._store.get(self._lease.job_id)
-        except (JobNotFound, RedisError):
+            return not self._store.will_return(self._lease.job_id)
+        except (RedisError, StorageUnavailable):
             return False
-        return True
 
 
 class Supervisor:
