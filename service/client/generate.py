@@ -18,7 +18,7 @@ from service.bodies.sampling import LogDensityOptions, SampleRequestBody
 
 FILE = Path(__file__).with_name("options.py")
 _WIDTH = 120
-_HEAD = '''"""Options of the client's calls, which `make options` writes from the bodies of requests: do not edit them here.
+_HEAD = '''"""Options of the client's calls. `make options` writes them from the bodies of requests: do not edit.
 
 The service uses its defaults for options that are left out.
 """

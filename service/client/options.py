@@ -1,4 +1,4 @@
-"""Options of the client's calls, which `make options` writes from the bodies of requests: do not edit them here.
+"""Options of the client's calls. `make options` writes them from the bodies of requests: do not edit.
 
 The service uses its defaults for options that are left out.
 """
