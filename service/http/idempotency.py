@@ -19,6 +19,7 @@ from service.http.errors import Problem
 from service.stores import Stores
 from worker.ids import new_id
 from worker.jobs.record import JobNotFound, JobRecord
+from worker.redis_keys import IDEMPOTENCY
 
 KEY_TTL_S = 24 * 3600
 """For so long a key is remembered, unless Redis is wiped."""
@@ -46,7 +47,7 @@ class IdempotencyKey:
     ) -> None:
         self._path = request.url.path
         # Two clients may choose the same key.
-        self._name = None if key is None else f"idempotency:{_digest(authorization or '', key)}"
+        self._name = None if key is None else IDEMPOTENCY.of(_digest(authorization or "", key))
 
     def create(self, stores: Stores, body: BaseModel, create_fn: Callable[[str], JobRecord]) -> JobRecord:
         """The job that `create_fn(id)` makes, or made when this request came before.

@@ -12,9 +12,8 @@ from redis.exceptions import RedisError
 from service.bodies.health import CheckBody, HealthBody, ReadinessBody, WorkerBody, WorkerListBody
 from service.http.errors import Problem, documented
 from service.stores import Stores, StoresDependency
-from worker.jobs.kinds import TRAIN_QUEUE
 from worker.observe.presence import live_workers, worker_reports
-from worker.queue.messages import SAMPLE_QUEUE
+from worker.redis_keys import SAMPLE_QUEUE, TRAIN_QUEUE
 from worker.storage.artifacts import ArtifactError
 
 router = APIRouter(tags=["operation"])

@@ -28,8 +28,8 @@ from service.door.limits import JobSlot
 from service.http.accept import preferred
 from service.http.errors import Problem, documented, field_problem, not_acceptable
 from service.http.preference import WaitDependency
-from service.routes.models import checkpoint_step, describe, parse_model
 from service.stores import Stores, StoresDependency
+from service.work.catalogue import checkpoint_step, describe, parse_model
 from service.work.configuration import train_config, with_steps
 from service.work.submission import SubmissionDependency, Wanted, job_body, making_a_job, queue
 from worker.ids import ULID_PATTERN

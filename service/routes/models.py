@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from service.bodies.models import CalibrationBody, CheckpointBody, ModelBody, ModelChangeRequest, ModelListBody
-from service.http.errors import Problem, documented, field_problem
+from service.bodies.models import CheckpointBody, ModelBody, ModelChangeRequest, ModelListBody
+from service.http.errors import Problem, documented
 from service.http.examples import BINARY
 from service.stores import Stores, StoresDependency
-from service.work.exchange import REPLY_HEADERS, ask, reply_headers, require_sampler
-from worker.ids import new_id
+from service.work.catalogue import calibration_of, checkpoint_step, describe
+from service.work.exchange import REPLY_HEADERS, addressed, ask, reply_headers, require_sampler
 from worker.jobs.deletion import Deletions, InUse
-from worker.queue.messages import DensityMapReply, DensityMapRequest, not_calibrated
+from worker.queue.tasks import MAP, DensityMapRequest
 from worker.storage.artifacts import ArtifactMissing
 
 router = APIRouter(prefix="/models", tags=["models"])
@@ -89,7 +89,7 @@ async def get_model_density(
 ) -> Response:
     """log density of a calibrated checkpoint over the frame of the data, in the data's units, and the data."""
     request = await run_in_threadpool(_density_map_request, stores, model_id, step)
-    reply = await ask(stores, connection, request, DensityMapReply, "try again later")
+    reply = await ask(stores, connection, MAP, request, remedy="try again later")
     headers = {"Cache-Control": "no-cache", **reply_headers(reply, time.perf_counter(), connection)}
     return Response(reply.png, media_type="image/png", headers=headers)
 
@@ -107,8 +107,7 @@ def _density_map_request(stores: Stores, model_id: str, step: int | None) -> Den
             "of two numbers only. POST /log-density scores others",
         )
     require_sampler(stores)
-    deadline = time.time() + stores.settings.sample_timeout_s
-    return DensityMapRequest(request_id=new_id(), model_id=model_id, step=step, deadline=deadline)
+    return DensityMapRequest(**addressed(stores, model_id, step))
 
 
 @router.get(
@@ -137,47 +136,6 @@ def get_model_samples(
             404, "no-samples-yet", f"model {model_id} has no {which}; POST /sample draws from its checkpoints"
         ) from None
     return Response(png, media_type="image/png", headers={"Cache-Control": "no-cache"})
-
-
-def describe(stores: Stores, model_id: str) -> dict[str, Any]:
-    """model.json of a model. Raises Problem 404 saying how to list them."""
-    try:
-        return stores.artifacts.get_model(model_id)
-    except ArtifactMissing:
-        raise Problem(404, "unknown-model", f"there is no model {model_id}; GET /models lists them") from None
-
-
-def parse_model(text: str) -> tuple[str, int | None]:
-    """`id` or `id@step`. Raises Problem 422."""
-    model_id, at, step = text.partition("@")
-    if not at:
-        return model_id, None
-    if not (step.isascii() and step.isdecimal() and len(step) < 10):
-        raise field_problem(["body", "model"], f"{text!r} is not a model; expected an id, or id@step with a number")
-    return model_id, int(step)
-
-
-def checkpoint_step(stores: Stores, model_id: str, step: int | None) -> int:
-    """`step` if there is such a checkpoint, the newest for None. Raises Problem 404, or 409 when there is none yet."""
-    steps = [checkpoint.step for checkpoint in stores.artifacts.list_checkpoints(model_id)]
-    if not steps:
-        raise Problem(
-            409, "no-checkpoint", f"model {model_id} has no checkpoint yet; follow its job until the first is committed"
-        )
-    if step is not None and step not in steps:
-        some = ", ".join(map(str, steps[-10:]))
-        raise Problem(404, "unknown-checkpoint", f"model {model_id} has no checkpoint of step {step}; there are {some}")
-    return steps[-1] if step is None else step
-
-
-def calibration_of(stores: Stores, model_id: str, step: int) -> CalibrationBody:
-    """The calibration of a checkpoint. Raises Problem 409 naming the call that makes one."""
-    try:
-        return CalibrationBody.model_validate(stores.artifacts.get_calibration(model_id, step))
-    except ArtifactMissing:
-        others = [f"{model_id}@{other}" for other in stores.artifacts.list_calibrations(model_id)]
-        more = f"; calibrated are {', '.join(others)}" if others else ""
-        raise Problem(409, "not-calibrated", not_calibrated(model_id, step) + more) from None
 
 
 def _body(stores: Stores, model_id: str) -> ModelBody:

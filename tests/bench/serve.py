@@ -38,7 +38,8 @@ from service.stack.local import LocalStack
 from tests.servers import free_ports, wait_until
 from tests.stored import store_untrained
 from worker.connect import redis_client
-from worker.queue.loads import LOADS_KEY, fresh_loads
+from worker.queue.loads import fresh_loads
+from worker.redis_keys import LOADS
 from worker.settings import Settings
 from worker.storage.artifacts import Artifacts
 
@@ -154,7 +155,7 @@ class Occupancy:
 
     def totals(self) -> tuple[int, int, float]:
         """(batches, rows in them, when it was told)."""
-        entries: Any = self._redis.hgetall(LOADS_KEY)
+        entries: Any = self._redis.hgetall(LOADS)
         loads = fresh_loads(entries)
         batches, rows = sum(load.num_evaluations for load in loads), sum(load.num_row_evaluations for load in loads)
         return batches, rows, max(load.told_at for load in loads)

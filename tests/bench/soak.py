@@ -27,7 +27,8 @@ from service.stack.local import LocalStack
 from tests.bench.serve import settings_of
 from tests.stored import store_untrained
 from worker.connect import redis_client
-from worker.queue.loads import LOADS_KEY, fresh_loads
+from worker.queue.loads import fresh_loads
+from worker.redis_keys import LOADS
 from worker.storage.artifacts import Artifacts
 
 RESULTS = Path("bench-results/soak.json")
@@ -110,7 +111,7 @@ class Soak:
         """Chains and waiting ones after everybody has gone."""
         redis, give_up_at = redis_client(settings_of(self.stack)), time.monotonic() + within_s
         while True:
-            entries: Any = redis.hgetall(LOADS_KEY)
+            entries: Any = redis.hgetall(LOADS)
             left = sum(load.num_chains + load.num_waiting for load in fresh_loads(entries))
             if not left or time.monotonic() > give_up_at:
                 return left

@@ -10,7 +10,7 @@ import uuid
 from redis import Redis
 from redis.exceptions import RedisError
 
-from worker.jobs.kinds import TRAIN_QUEUE
+from worker.redis_keys import TRAIN_QUEUE
 
 
 class Doubler:

@@ -19,8 +19,8 @@ from tests.conftest import environment_of
 from tests.servers import ACCESS_KEY, BUCKET, SECRET_KEY, SeaweedFS, Valkey, free_ports, tethered, wait_until
 from tests.worker.conftest import ROOT, TRAINER, WorkerProcess
 from worker.connect import redis_client
-from worker.jobs.reaper import LOCK_KEY
 from worker.jobs.records import RecordStore
+from worker.redis_keys import REAPER_LOCK
 from worker.settings import Settings
 
 LEASE_S = 6.0
@@ -115,7 +115,7 @@ class Stack:
 
     def reaper_host(self) -> str | None:
         """The trainer that sweeps at present."""
-        holder: Any = self.store.redis.get(LOCK_KEY)
+        holder: Any = self.store.redis.get(REAPER_LOCK)
         name = holder.decode().split("@")[0] if holder else None
         return name if name in self.workers else None
 

@@ -20,8 +20,7 @@ from service.door.keys import KeyFile, matching
 from service.settings import ServiceSettings
 from tests.deploy.compose import ROOT
 from tests.deploy.kustomize import Object, containers, pod_template, rendered
-from worker.jobs.kinds import TRAIN_QUEUE
-from worker.queue.messages import SAMPLE_QUEUE
+from worker.redis_keys import SAMPLE_QUEUE, TRAIN_QUEUE
 
 K8S = ROOT / "deploy" / "k8s"
 FOLDERS = ("base", "overlays/cpu-dev", "overlays/gpu")

@@ -31,7 +31,8 @@ from service.client import (
 from tests.service.conftest import StandInSampler, calibration
 from worker.jobs.record import JobStatus
 from worker.jobs.records import RecordStore
-from worker.queue.messages import DensityReply, DensityRequest, SampleReply, SampleRequest, Timings
+from worker.queue.messages import Timings
+from worker.queue.tasks import DensityReply, DensityRequest, SampleReply, SampleRequest
 from worker.storage.artifacts import Artifacts
 
 SMALL: dict[str, Any] = {"preset": "digits", "steps": 10, "seed": 7}

@@ -20,9 +20,9 @@ from service.client import Recovery
 from service.http.preference import MAX_WAIT_S
 from service.settings import ServiceSettings
 from tests.service.test_jobs import SMALL, take
-from worker.jobs.kinds import TRAIN_QUEUE
 from worker.jobs.record import JobStatus
 from worker.jobs.records import RecordStore
+from worker.redis_keys import TRAIN_QUEUE
 
 KEY = {"Idempotency-Key": "client-7/first try"}
 

@@ -10,9 +10,9 @@ from fastapi.testclient import TestClient
 from redis import Redis
 
 from worker.ids import new_id
-from worker.jobs.kinds import TRAIN_QUEUE
 from worker.jobs.record import JobRecord, JobStatus, Lease
 from worker.jobs.records import RecordStore
+from worker.redis_keys import TRAIN_QUEUE
 
 SMALL = {"preset": "digits", "steps": 44, "seed": 3}
 

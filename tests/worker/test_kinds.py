@@ -12,11 +12,12 @@ from model.config import to_dict
 from model.errors import ConfigError
 from tests.worker.conftest import calibration_spec, make_job, tiny_config, tiny_spec
 from worker.jobs.event import EVENTS, NoticeEvent, StartedEvent, StatusEvent, data_of, type_of
-from worker.jobs.kinds import KINDS, TRAIN_QUEUE, CalibrateSpec, JobKind, Kind, SampleSpec, TrainSpec, kind_of
+from worker.jobs.kinds import KINDS, CalibrateSpec, JobKind, Kind, SampleSpec, TrainSpec, kind_of
 from worker.jobs.reaper import Reaper
 from worker.jobs.record import JobStatus
 from worker.jobs.records import RecordStore
 from worker.queue.broker import make_app, wake
+from worker.redis_keys import TRAIN_QUEUE
 from worker.settings import Settings
 from worker.tasks import register_tasks
 from worker.trainer.attempt import Attempt

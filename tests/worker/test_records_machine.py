@@ -21,9 +21,10 @@ from hypothesis.stateful import (
 
 from worker.ids import new_id
 from worker.jobs.deletion import Deletions
-from worker.jobs.kinds import TRAIN_QUEUE, JobKind
+from worker.jobs.kinds import JobKind
 from worker.jobs.record import IllegalTransition, JobNotFound, JobStatus, Lease, Progress, StaleLease
 from worker.jobs.records import RecordStore
+from worker.redis_keys import TRAIN_QUEUE
 from worker.storage.artifacts import job_prefix
 
 ENDINGS = {
@@ -115,7 +116,7 @@ class Records(RuleBasedStateMachine):
     def _gone(self, job_id: str) -> None:
         self.deleted.add(job_id)
         for known in (self.expected, self.attempts, self.places, self.specs, self.checkpoints):
-            known.pop(job_id, None)  # type: ignore[attr-defined]
+            known.pop(job_id, None)
 
     @rule(target=leases, job_id=jobs, worker=st.sampled_from(["a", "b"]))
     def acquire(self, job_id: str, worker: str) -> Any:

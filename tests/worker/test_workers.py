@@ -15,13 +15,15 @@ from tests.worker.conftest import SAMPLER, TRAINER, StartWorker, tiny_config, ti
 from worker.connect import async_redis_client
 from worker.ids import new_id
 from worker.jobs.deletion import Deletions
-from worker.jobs.kinds import TRAIN_QUEUE, JobKind
+from worker.jobs.kinds import JobKind
 from worker.jobs.record import JobRecord, JobStatus
 from worker.jobs.records import RecordStore
 from worker.observe.presence import live_workers
 from worker.queue.broker import make_app, send_request, wake
-from worker.queue.loads import LOADS_KEY, fresh_loads, own_queue
-from worker.queue.messages import ReplyChannel, SampleReply, SampleRequest, cancel_key
+from worker.queue.loads import fresh_loads, own_queue
+from worker.queue.messages import ReplyChannel, cancel_key
+from worker.queue.tasks import SampleReply, SampleRequest
+from worker.redis_keys import LOADS, TRAIN_QUEUE
 from worker.settings import Settings
 from worker.storage.artifacts import Artifacts
 
@@ -201,7 +203,7 @@ def test_a_client_that_leaves_frees_the_samplers_chains(
     )
 
     def chains() -> int:
-        entries: Any = store.redis.hgetall(LOADS_KEY)
+        entries: Any = store.redis.hgetall(LOADS)
         return sum(load.num_chains for load in fresh_loads(entries))
 
     with make_app(settings) as app:
@@ -234,7 +236,7 @@ def test_a_deleted_model_leaves_the_samplers_memory(
     assert _ask(settings, model_id=other).ok
 
     def loaded() -> set[str]:
-        entries: Any = store.redis.hgetall(LOADS_KEY)
+        entries: Any = store.redis.hgetall(LOADS)
         return {model for load in fresh_loads(entries) for model in load.models}
 
     wait_until(lambda: len(loaded()) == 2, 5, "both models in memory")

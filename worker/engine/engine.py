@@ -25,13 +25,13 @@ from worker.engine.tickets import (
     AnyTicket,
     Cancelled,
     DeadlinePassed,
-    DrawOrder,
     DrawTicket,
     EngineBusy,
     EngineStopped,
     WorkFn,
     WorkTicket,
 )
+from worker.queue.tasks import DrawOrder
 
 log = structlog.get_logger(__name__)
 
@@ -114,8 +114,11 @@ class Engine:
         if self._thread.is_alive():
             self._thread.join()
 
-    def draw(self, key: Key, order: DrawOrder, *, deadline: float = math.inf) -> DrawTicket:
-        """Queue samples. Raises ConfigError, EngineBusy, EngineStopped, and what loading raises."""
+    def draw(self, key: Key, order: DrawOrder, *, first: int = 0, deadline: float = math.inf) -> DrawTicket:
+        """Queue samples `first` … `first + num_images − 1` of the stream of a seed.
+
+        Raises ConfigError, EngineBusy, EngineStopped, and what loading raises.
+        """
         lane = self._lane(key)
         try:
             model = lane.model
@@ -123,7 +126,7 @@ class Engine:
                 model, num_steps=order.num_steps, noise_scale=order.noise_scale, levels=order.levels
             )
             self._require_room()
-            ticket = DrawTicket(order, settings, lane.cost(settings), tuple(model.event_shape), deadline)
+            ticket = DrawTicket(order, first, settings, lane.cost(settings), tuple(model.event_shape), deadline)
             return self._order(lane, ticket)
         except BaseException:
             self._release(lane)

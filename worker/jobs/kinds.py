@@ -27,9 +27,9 @@ from worker.jobs.event import (
     SamplingEvent,
     ShardEvent,
 )
+from worker.redis_keys import TRAIN_QUEUE
 from worker.storage.shards import Manifest
 
-TRAIN_QUEUE = "train"
 """The queue of the trainers, which run one job at a time."""
 
 

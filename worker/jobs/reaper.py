@@ -19,11 +19,10 @@ from redis.exceptions import RedisError
 from worker.jobs.deletion import Deletions
 from worker.jobs.record import JobNotFound, JobStatus
 from worker.jobs.records import RecordStore
+from worker.redis_keys import JOBS_UNSAVED, REAPER_LOCK
 from worker.storage.artifacts import ArtifactError
 
 log = structlog.get_logger(__name__)
-
-LOCK_KEY = "reaper:lock"
 
 
 class Reaper:
@@ -58,8 +57,8 @@ class Reaper:
         self._stopped.set()
         self._thread.join(timeout=15)
         try:
-            if self._redis.get(LOCK_KEY) == self._name.encode():
-                self._redis.delete(LOCK_KEY)
+            if self._redis.get(REAPER_LOCK) == self._name.encode():
+                self._redis.delete(REAPER_LOCK)
         except RedisError as error:
             log.warning("reaper_lock_kept", error=type(error).__name__)
 
@@ -76,11 +75,11 @@ class Reaper:
     def _holds_lock(self) -> bool:
         # Two sweeping at once, while a lock changes hands, would do no harm: the records guard every change.
         lifetime_ms = int(max(3 * self._settings.reaper_every_s, 2.0) * 1000)
-        if self._redis.set(LOCK_KEY, self._name, nx=True, px=lifetime_ms):
+        if self._redis.set(REAPER_LOCK, self._name, nx=True, px=lifetime_ms):
             return True
-        if self._redis.get(LOCK_KEY) != self._name.encode():
+        if self._redis.get(REAPER_LOCK) != self._name.encode():
             return False
-        return bool(self._redis.pexpire(LOCK_KEY, lifetime_ms))
+        return bool(self._redis.pexpire(REAPER_LOCK, lifetime_ms))
 
     def sweep(self) -> None:
         """One round. Raises RedisError, ArtifactError."""
@@ -133,5 +132,5 @@ class Reaper:
             try:
                 self._store.save_copy(job_id)
             except JobNotFound:
-                self._redis.srem("jobs:unsaved", job_id)
+                self._redis.srem(JOBS_UNSAVED, job_id)
         self._unsaved_before = unsaved

@@ -36,8 +36,8 @@ from worker.jobs.record import (
     require_held,
     resumed,
 )
-from worker.jobs.record_reader import RESTORED_KEY
 from worker.jobs.record_writer import Conflict, LeaseAlive, RecordWriter, copy_key
+from worker.redis_keys import JOB, JOBS_RESTORED
 from worker.settings import Settings
 from worker.storage.artifacts import ArtifactDamaged, ArtifactError, ArtifactMissing, Artifacts, job_prefix
 
@@ -239,7 +239,7 @@ class RecordStore(RecordWriter):
         """
         with ThreadPoolExecutor(8) as pool:
             restored = sum(pool.map(self._restore, self.artifacts.list_jobs()))
-        self.redis.set(RESTORED_KEY, int(time.time()))
+        self.redis.set(JOBS_RESTORED, int(time.time()))
         if restored:
             log.warning("jobs_restored_from_storage", jobs=restored)
         return restored
@@ -249,7 +249,7 @@ class RecordStore(RecordWriter):
 
         Raises StorageUnavailable.
         """
-        return not self.redis.exists(f"job:{job_id}") and self.artifacts.exists(copy_key(job_id))
+        return not self.redis.exists(JOB.of(job_id)) and self.artifacts.exists(copy_key(job_id))
 
     def find(self, job_id: str) -> JobRecord:
         """As `get`, also between a wipe of Redis and the reaper's next sweep: the job is then brought back at once.
@@ -263,7 +263,7 @@ class RecordStore(RecordWriter):
             return self.get(job_id)
 
     def _restore(self, job_id: str) -> bool:
-        if self.redis.exists(f"job:{job_id}"):
+        if self.redis.exists(JOB.of(job_id)):
             return False
         try:
             record = JobRecord.model_validate(self.artifacts.get_json(copy_key(job_id)))

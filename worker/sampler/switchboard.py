@@ -15,8 +15,9 @@ import structlog
 from redis import Redis
 from redis.exceptions import RedisError
 
-from worker.queue.loads import LOADS_KEY, SamplerLoad, packed
+from worker.queue.loads import SamplerLoad, packed
 from worker.queue.messages import cancel_key
+from worker.redis_keys import LOADS
 from worker.sampler.sampler import Sampler
 from worker.storage.artifacts import StorageUnavailable
 
@@ -52,7 +53,7 @@ class Switchboard:
         self._stopped.set()
         self._thread.join(timeout=10)
         try:
-            self._redis.hdel(LOADS_KEY, self._name)
+            self._redis.hdel(LOADS, self._name)
         except RedisError as error:
             log.warning("load_not_withdrawn", error=type(error).__name__)
 
@@ -94,13 +95,13 @@ class Switchboard:
             num_row_evaluations=load.num_row_evaluations,
             told_at=time.time(),
         )
-        self._redis.hset(LOADS_KEY, self._name, packed(told))
+        self._redis.hset(LOADS, self._name, packed(told))
         self._told_at = time.monotonic()
         self._forget()
 
     def _forget(self) -> None:
         """Remove samplers that died long ago."""
-        entries: Any = self._redis.hgetall(LOADS_KEY)
+        entries: Any = self._redis.hgetall(LOADS)
         for name, entry in entries.items():
             if time.time() - json.loads(entry)["told_at"] > _FORGET_S:
-                self._redis.hdel(LOADS_KEY, name)
+                self._redis.hdel(LOADS, name)

@@ -24,10 +24,10 @@ from typing import Any
 import structlog
 from redis.exceptions import RedisError
 
-from worker.jobs.kinds import TRAIN_QUEUE
 from worker.jobs.record import JobNotFound, JobRecord, JobStatus, Lease, StaleLease
 from worker.jobs.records import RecordStore
 from worker.observe.redaction import hide, redact
+from worker.redis_keys import TRAIN_QUEUE
 from worker.settings import Settings
 from worker.storage.artifacts import StorageUnavailable
 from worker.trainer.exits import Exit, death_in_words, read_outcome
