@@ -167,7 +167,7 @@ class Records(RuleBasedStateMachine):
     def end(self, lease: Lease, call: str) -> None:
         arguments = ["why"] if call in ("fail", "requeue", "lose_attempt") else []
         if not self._is_held(lease):
-            with pytest.raises(StaleLease):
+            with pytest.raises(JobNotFound if lease.job_id in self.deleted else StaleLease):
                 getattr(self.store, call)(lease, *arguments)
             return
         getattr(self.store, call)(lease, *arguments)
