@@ -1,6 +1,6 @@
-"""Options of the client's calls, made of the bodies of requests by `make options`: not to be edited.
+"""Options of the client's calls. `make options` writes them from the bodies of requests: do not edit.
 
-Those that are left out are the service's to decide.
+The service uses its defaults for options that are left out.
 """
 
 from __future__ import annotations
