@@ -18,7 +18,7 @@ from fastapi.testclient import TestClient
 from service.app import create_app
 from worker.jobs.event import EVENTS
 
-METHODS = {"get", "post", "delete"}
+METHODS = {"get", "post", "patch", "delete"}
 FILES = ("image/png", "application/zip", "application/x-npy")
 
 

@@ -82,6 +82,7 @@ def test_names_are_those_that_earlier_versions_wrote() -> None:
         "jobs:restored",
         "jobs:counts",
         "jobs:tally",
+        "deletions",
         "quota:",
         "reaper:lock",
         "train",
