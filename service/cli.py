@@ -1,4 +1,4 @@
-"""The `recovery` command: all of its parts, and what becomes of errors."""
+"""The `recovery` command: it gathers the commands of `service.commands` and prints foreseen errors in one line."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ application.command("doctor", epilog=doctor.EXAMPLES, rich_help_panel=RUN_PANEL)
 
 
 def main() -> None:
-    """Run the command; errors that are foreseen become one line."""
+    """Run the command, and print an error that was foreseen in one line on standard error."""
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         application()

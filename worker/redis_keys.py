@@ -54,10 +54,9 @@ JOB_COUNTS = "jobs:counts"
 JOB_TALLY = "jobs:tally"
 """Hash of what became of attempts and jobs; worker/jobs/tally.py names its fields. It stays for ever."""
 DELETIONS = "deletions"
-"""Sorted set of the folders in storage that are being deleted, by the time (s) at which that was decided.
+"""Sorted set of the folders in storage that are being deleted, by the Unix time (s) at which that was decided.
 
-An entry stays until its deletion is settled. worker/jobs/deletion.py reads it, and the script that writes records: no
-job begins that needs such a folder.
+A folder stays in it until its deletion is settled. worker/jobs/deletion.py and the scripts that guard a record use it.
 """
 JOB_PLACES = Keys("quota:")
 """Sorted set, `quota:{API key id}`: the ids of the open jobs of that key, and reservations by the time they run out.

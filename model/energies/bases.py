@@ -1,7 +1,7 @@
-"""What the energies of x_t would be if the data were Gaussian, or a mixture of Gaussians: the term that the network
-corrects in the forms `gaussian` and `log_snr`.
+"""The base: the energy that x_t would have if the data were Gaussian, or a mixture of Gaussians.
 
-Where the data have mean μ and covariance Σ, x_t has mean ᾱμ and covariance C = ᾱ²Σ + σ̄²I, all in the eigenbasis of Σ.
+In the forms `gaussian` and `log_snr` of `model.energies.energy_model`, the network corrects this energy. Where the data
+have mean μ and covariance Σ, x_t has mean ᾱμ and covariance C = ᾱ²Σ + σ̄²I; both are kept in the eigenbasis of Σ.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from model.errors import ShapeError
 from model.noise import NoiseSource
 from model.schedule import Schedule
 
-_FULL_COVARIANCE_MAX_DIM = 1024  # above it one variance for all coordinates: the eigenvectors would outgrow the network
-_MIN_VARIANCE = 1e-4  # of a data direction, in scaled units
-_MIN_COMPONENT_VARIANCE = 1e-3  # added to every direction of a component
-_INPUT_STD = 1.5  # of the network's input: a little into the nonlinearity
+_FULL_COVARIANCE_MAX_DIM = 1024  # above it all coordinates share one variance: eigenvectors would outgrow the network
+_MIN_VARIANCE = 1e-4  # the least variance along any direction of the data, in scaled units
+_MIN_COMPONENT_VARIANCE = 1e-3  # is added to the variance of every direction of a mixture's component
+_INPUT_STD = 1.5  # the standard deviation of the network's input: it reaches a little into the nonlinearity
 
 
 class Whitening(NamedTuple):
-    """A linear change of coordinates x_t ↔ z, of (B, *event)."""
+    """A linear change of coordinates between x_t and z, both (B, *event)."""
 
     to_x: Callable[[Tensor], Tensor]
     to_z: Callable[[Tensor], Tensor]
@@ -34,7 +34,10 @@ class Whitening(NamedTuple):
 
 
 class GaussianBase(nn.Module):
-    """The energy of x_t if the data were Gaussian, in the eigenbasis of their covariance; see the module's formula."""
+    """The energy that x_t would have if the data were Gaussian, computed in the eigenbasis of their covariance.
+
+    The module's docstring gives the formula.
+    """
 
     mean: Tensor
     variance: Tensor
@@ -53,7 +56,7 @@ class GaussianBase(nn.Module):
     sigma_bar: Tensor
 
     def fit(self, events: Tensor) -> None:
-        """Moments of `events` (N, *event)."""
+        """Set the mean and covariance of the base to those of `events` (N, *event)."""
         flat = events.flatten(1).double().cpu()
         self.mean.copy_(flat.mean(0))
         if self.rotation is None:
@@ -64,14 +67,17 @@ class GaussianBase(nn.Module):
         self.rotation.copy_(rotation)
 
     def forward(self, x: Tensor, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(base energy (B,), network input (B, *event), output scale (B,)) at x = x_t."""
+        """Return (base energy (B,), network input (B, *event), output scale (B,)) at x = x_t."""
         alpha_bar, sigma_bar, variance = self._moments(level)
         energy, features = self._whitened(x, alpha_bar, variance)
         return energy, features, (alpha_bar / sigma_bar)[:, 0] / self._gain
 
     def normalized(self, x: Tensor, log_snr: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(−log of the base's density (B,), network input (B, *event), ᾱ (B,), the part of the input's standard
-        deviation that is noise (B,)) at x = x_λ of any λ (B,)."""
+        """Return (energy (B,), network input (B, *event), ᾱ (B,), noise_std (B,)) at x = x_λ, for any log-SNR λ (B,).
+
+        The energy is −log of the base's normalized density; noise_std is the part of the input's standard deviation
+        that is noise.
+        """
         alpha_bar, sigma_bar = torch.sigmoid(log_snr)[:, None].sqrt(), torch.sigmoid(-log_snr)[:, None].sqrt()
         variance = alpha_bar**2 * self.variance + sigma_bar**2
         energy, features = self._whitened(x, alpha_bar, variance)
@@ -81,8 +87,10 @@ class GaussianBase(nn.Module):
     def widened(
         self, log_snr: Tensor, like: Tensor, noise: NoiseSource, factor: float
     ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Draws of the base at λ (B,), in the shape of `like` (B, *event), with standard deviations times `factor`, and
-        −log of their density."""
+        """Draw from the base at λ (B,) with its standard deviations multiplied by `factor`.
+
+        Returns the draws, in the shape of `like` (B, *event), and the function that gives −log of the widened density.
+        """
         alpha_bar, sigma_bar = torch.sigmoid(log_snr)[:, None].sqrt(), torch.sigmoid(-log_snr)[:, None].sqrt()
         variance = factor**2 * (alpha_bar**2 * self.variance + sigma_bar**2)
         centred = self._rotate_back(variance.sqrt() * noise.normal(like).flatten(1))
@@ -98,13 +106,13 @@ class GaussianBase(nn.Module):
         return _INPUT_STD / self.variance.mean().sqrt()
 
     def _whitened(self, x: Tensor, alpha_bar: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        """(base energy (B,), network input (B, *event))"""
+        """Return (base energy (B,), network input (B, *event))."""
         centred = self._rotate(x.flatten(1) - alpha_bar * self.mean)
         features = self._rotate_back(self._gain * (self.variance / variance).sqrt() * centred)
         return (centred**2 / variance).sum(1) / 2, features.reshape(x.shape)
 
     def whitening(self, t: int) -> Whitening:
-        """The coordinates z in which the base of x_t is standard normal."""
+        """Return the change to the coordinates z in which the base of x_t is standard normal."""
         alpha_bar, _, variance = self._moments(torch.tensor([t], device=self.variance.device))
         centre, std = alpha_bar * self.mean, variance.sqrt()
 
@@ -117,13 +125,16 @@ class GaussianBase(nn.Module):
         return Whitening(to_x, to_z, float(variance.double().log().sum()) / 2)
 
     def whiten(self, residual: Tensor, level: Tensor) -> Tensor:
-        """σ̄_t ∇E − ε (B, *event) -> (B, D), in units of what the network contributes along each eigenvector: with
-        output scale ᾱ/σ̄ and input scale (λ/v)^½ that is ᾱ (λ/v)^½."""
+        """Bring the residual σ̄_t ∇E − ε (B, *event) to the units of the network's part in it, along each eigenvector.
+
+        The network has output scale ᾱ/σ̄ and input scale (λ/v)^½, so that its part has the scale ᾱ (λ/v)^½. Returns
+        (B, D).
+        """
         alpha_bar, _, variance = self._moments(level)
         return self._rotate(residual.flatten(1)) / (alpha_bar * (self.variance / variance).sqrt())
 
     def _moments(self, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(ᾱ_t, σ̄_t, eigenvalues of C_t), (B, 1) and (B, D)."""
+        """Return (ᾱ_t (B, 1), σ̄_t (B, 1), eigenvalues of C_t (B, D))."""
         alpha_bar, sigma_bar = self.alpha_bar[level, None], self.sigma_bar[level, None]
         return alpha_bar, sigma_bar, alpha_bar**2 * self.variance + sigma_bar**2
 
@@ -135,15 +146,18 @@ class GaussianBase(nn.Module):
 
 
 class MixtureBase(GaussianBase):
-    """A mixture of Gaussians of full covariance, fit by expectation maximization, for form `log_snr`: a density with
-    exact samples at every λ. The network's input is scaled as over the single Gaussian."""
+    """A mixture of Gaussians of full covariance, fit by expectation maximization, for the form `log_snr`.
+
+    It is a normalized density from which exact samples can be drawn at every λ. The network's input is scaled as it is
+    for the single Gaussian.
+    """
 
     log_weights: Tensor
     """(K,)"""
     means: Tensor
     """(K, D)"""
     variances: Tensor
-    """(K, D) along the columns of `rotations`"""
+    """(K, D) variances along the columns of `rotations`"""
     rotations: Tensor
     """(K, D, D)"""
 
@@ -161,8 +175,8 @@ class MixtureBase(GaussianBase):
         self.register_buffer("rotations", torch.eye(dim).repeat(num_components, 1, 1))
 
     def fit(self, events: Tensor) -> None:
-        """Moments and mixture of `events` (N, *event), N at least the number of components."""
-        from sklearn.exceptions import ConvergenceWarning  # a second to import, needed here only
+        """Fit the moments and the mixture to `events` (N, *event), where N is at least the number of components."""
+        from sklearn.exceptions import ConvergenceWarning  # takes a second to import and is needed here only
         from sklearn.mixture import GaussianMixture
 
         super().fit(events)
@@ -177,14 +191,14 @@ class MixtureBase(GaussianBase):
         self.rotations.copy_(rotations)
 
     def normalized(self, x: Tensor, log_snr: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The same as `GaussianBase.normalized`, with the energy of the mixture."""
+        """Return what `GaussianBase.normalized` does, with the energy of the mixture."""
         _, features, alpha_bar, noise_std = super().normalized(x, log_snr)
         return self._energy(x, log_snr, 1.0), features, alpha_bar, noise_std
 
     def widened(
         self, log_snr: Tensor, like: Tensor, noise: NoiseSource, factor: float
     ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """The same as `GaussianBase.widened`, with every component widened."""
+        """Return what `GaussianBase.widened` does, with every component of the mixture widened."""
         cumulative = self.log_weights.exp().cumsum(0)
         uniform = noise.uniform(like.new_empty(len(like)))
         chosen = torch.searchsorted(cumulative, uniform).clamp(max=len(cumulative) - 1)
@@ -195,7 +209,7 @@ class MixtureBase(GaussianBase):
         return x, lambda x: self._energy(x, log_snr, factor)
 
     def _energy(self, x: Tensor, log_snr: Tensor, factor: float) -> Tensor:
-        """−log of the mixture's density at λ (B,), the components' standard deviations times `factor`: (B,)."""
+        """Return −log (B,) of the mixture's density at λ (B,), with the components' standard deviations × `factor`."""
         alpha_bar, _, variances = self._component_moments(log_snr)
         variances = factor**2 * variances
         num_components, dim = self.means.shape
@@ -206,7 +220,7 @@ class MixtureBase(GaussianBase):
         return -torch.logsumexp(self.log_weights - energies, 1)
 
     def _component_moments(self, log_snr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(ᾱ (B, 1, 1), σ̄ (B, 1, 1), variances of every component (B, K, D))."""
+        """Return (ᾱ (B, 1, 1), σ̄ (B, 1, 1), variances of every component (B, K, D))."""
         alpha_bar = torch.sigmoid(log_snr)[:, None, None].sqrt()
         sigma_bar = torch.sigmoid(-log_snr)[:, None, None].sqrt()
         return alpha_bar, sigma_bar, alpha_bar**2 * self.variances + sigma_bar**2

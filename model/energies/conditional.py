@@ -12,12 +12,15 @@ from model.energies.energy import EnergyFn
 
 
 def squared_norm(x: Tensor) -> Tensor:
-    """|x|² over the event of (B, *event): (B,)."""
+    """Return |x|² (B,) of every event of `x` (B, *event)."""
     return (x**2).flatten(1).sum(1)
 
 
 def recovery_energy(energy_fn: EnergyFn, x_next: Tensor, tether_precision: Tensor) -> EnergyFn:
-    """E(y | x_next) = E(y) + precision |x_next − y|²/2, with `tether_precision` (B,) = 1/σ_{t+1}², 0 for no tether."""
+    """Return the function E(y | x_next) = E(y) + precision |x_next − y|²/2 of y.
+
+    `tether_precision` (B,) is 1/σ_{t+1}², or 0 where there is no tether.
+    """
     half_precision = tether_precision.to(x_next) / 2
 
     def conditional(y: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Energies p ∝ exp(−E): the protocol, the score by automatic differentiation, and energies of known normalizer.
+"""Energies E of densities p ∝ exp(−E): their type, their score by automatic differentiation, and some of known log Z.
 
 The paper writes f_θ for the negative energy; this project speaks of energies in nats everywhere.
 """
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 EnergyFn = Callable[[Tensor], Tensor]
-"""Positions (B, *event) -> energies (B,) in nats."""
+"""A function from positions (B, *event) to energies (B,) in nats."""
 
 
 def energy_and_score(energy_fn: EnergyFn, position: Tensor) -> tuple[Tensor, Tensor]:
-    """(E(y), −∇E(y)) at `position` (B, *event), both detached: one gradient evaluation."""
+    """Return (E(y), −∇E(y)) at `position` (B, *event), both detached. This takes one gradient evaluation."""
     with torch.enable_grad():
         y = position.detach().requires_grad_()
         energy = energy_fn(y)
@@ -27,7 +27,7 @@ def energy_and_score(energy_fn: EnergyFn, position: Tensor) -> tuple[Tensor, Ten
 
 @dataclass(frozen=True)
 class GaussianEnergy:
-    """E(y) = |y − mean|²/(2 std²) over vectors, isotropic; log Z = D log(std √(2π))."""
+    """The energy of an isotropic Gaussian over vectors, E(y) = |y − mean|²/(2 std²); log Z = D log(std √(2π))."""
 
     mean: Tensor
     """(D,)"""
@@ -42,14 +42,14 @@ class GaussianEnergy:
         return len(self.mean) * math.log(self.std * math.sqrt(2 * math.pi))
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """`count` exact samples (count, D)."""
+        """Draw `count` exact samples (count, D)."""
         noise = torch.randn(count, len(self.mean), generator=generator, dtype=self.mean.dtype)
         return self.mean + self.std * noise
 
 
 @dataclass(frozen=True)
 class MixtureEnergy:
-    """E(y) = −log p(y) of a mixture of isotropic Gaussians over vectors; log Z = 0."""
+    """The energy of a mixture of isotropic Gaussians over vectors, E(y) = −log p(y); log Z = 0."""
 
     means: Tensor
     """(components, D)"""
@@ -65,11 +65,11 @@ class MixtureEnergy:
         return -torch.logsumexp(torch.log(weights) - log_normalizer - squared, dim=1)
 
     def diffused(self, scale: float, std: float) -> MixtureEnergy:
-        """The exact mixture of scale · y + std · ε."""
+        """Return the energy of scale · y + std · ε, which is again a mixture, without approximation."""
         return MixtureEnergy(self.means * scale, (self.stds**2 * scale**2 + std**2).sqrt(), self.weights)
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """`count` exact samples (count, D)."""
+        """Draw `count` exact samples (count, D)."""
         component = torch.multinomial(self.weights, count, replacement=True, generator=generator)
         noise = torch.randn(count, self.means.shape[1], generator=generator, dtype=self.means.dtype)
         return self.means[component] + self.stds[component, None] * noise

@@ -1,6 +1,6 @@
 """An energy model: one network, a schedule and the scales that turn the network's output into energies in nats.
 
-Two forms of E_t(y), y = α_{t+1} x_t:
+E_t(y), with y = α_{t+1} x_t, has one of three forms:
 
 `step_size` (DRL release): −net(y, t)/s_t², so that the network's gradient enters a Langevin step with the same
 coefficient at every level.
@@ -39,17 +39,17 @@ from model.spaces.space import Space
 
 
 class EnergyModel(nn.Module):
-    """The energies of all levels, with their schedule and step sizes."""
+    """The energies of all noise levels, given by one network, together with their schedule and step sizes."""
 
     schedule: Schedule
     step_size: Tensor
-    """(T,) float32 step of each level's chain, in the units of y; training adapts it where the configuration says so"""
+    """(T,) float32 step size of each level's chain, in the units of y; training adapts it if the configuration asks"""
     loss_weight: Tensor
-    """(T,) w_t of the contrastive loss, which brings energies back to the network's output scale"""
+    """(T,) weight w_t of the contrastive loss, which brings energies back to the network's output scale"""
     data_mean: Tensor
     data_std: Tensor
     bin_width: Tensor
-    """With the two before, the tensors of `space`: they move and are stored with the model's own."""
+    """`data_mean`, `data_std` and `bin_width` are the tensors of `space`: they move and are stored with the model's."""
 
     def __init__(self, config: TrainConfig, event_shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class EnergyModel(nn.Module):
 
     @property
     def space(self) -> Space:
-        """The way between the coordinates x of the energies and the data."""
+        """The change of coordinates between the data and the x of the energies."""
         return AffineSpace(self.event_shape, self.data_mean, self.data_std, self.bin_width)
 
     @space.setter
@@ -89,12 +89,12 @@ class EnergyModel(nn.Module):
             self.base.fit(events)
 
     def net_output(self, y: Tensor, at: At) -> Tensor:
-        """The network's bare output (B,) at y (B, *event)."""
+        """Return the network's bare output (B,) at y (B, *event)."""
         output: Tensor = self.network(y, at)
         return output
 
     def energy(self, y: Tensor, at: At) -> Tensor:
-        """E_t(y) (B,) in nats, at y (B, *event)."""
+        """Return E_t(y) (B,), in nats, at y (B, *event)."""
         if self.base is None:
             return -self.net_output(y, at) / self.step_size[at.level] ** 2
         x = y / expand(self.schedule.scale[at.level], y)
@@ -105,21 +105,24 @@ class EnergyModel(nn.Module):
         return energy
 
     def continuous_energy(self, x: Tensor, at: At) -> Tensor:
-        """−log p (B,) of x = x_λ, up to what training left of log Z; form `log_snr` only, `at.level` any log-SNR λ."""
+        """Return −log p (B,) of x = x_λ, up to what training left of log Z, where `at.level` is any log-SNR λ.
+
+        Only the form `log_snr` has this energy.
+        """
         assert self.base is not None
         energy, features, alpha_bar, noise_std = self.base.normalized(x, at.level)
         output: Tensor = energy - alpha_bar * self.network(features, at, noise_std)
         return output
 
     log_snr: Tensor
-    """(T,) log(ᾱ²/σ̄²) of the levels"""
+    """(T,) log-SNR log(ᾱ²/σ̄²) of each level"""
 
     def marginal(self, at: At) -> EnergyFn:
-        """E_t(y) as a function of y."""
+        """Return E_t(y) as a function of y."""
         return lambda y: self.energy(y, at)
 
     def conditional(self, x_next: Tensor, at: At) -> EnergyFn:
-        """E_t(y | x_{t+1}) as a function of y, for `x_next` (B, *event)."""
+        """Return E_t(y | x_{t+1}) as a function of y, for `x_next` = x_{t+1} (B, *event)."""
         return recovery_energy(self.marginal(at), x_next, self.schedule.tether_precision[at.level])
 
     def frozen(self, precision: Precision | None = None) -> contextlib.AbstractContextManager[None]:
@@ -128,7 +131,7 @@ class EnergyModel(nn.Module):
 
     @property
     def memory_bytes(self) -> int:
-        """The size of the weights, and of what is kept of them in other forms while they are frozen."""
+        """The bytes that the weights take, with the other forms of them that are kept while they are frozen."""
         own = sum(tensor.numel() * tensor.element_size() for tensor in (*self.parameters(), *self.buffers()))
         return own + sum(module.frozen_bytes for module in self.network.modules() if isinstance(module, Weighted))
 
@@ -139,7 +142,7 @@ class EnergyModel(nn.Module):
         return self
 
     def weigh_residual(self, residual: Tensor, level: Tensor) -> Tensor:
-        """A score-matching residual (in units of ε) brought to the scale at which the network has to learn it."""
+        """Bring a score-matching residual, which is in units of ε, to the scale at which the network learns it."""
         return residual if self.base is None else self.base.whiten(residual, level)
 
 
@@ -152,13 +155,14 @@ def _make_base(config: TrainConfig, schedule: Schedule, event_shape: tuple[int, 
 
 
 def _step_sizes(config: TrainConfig, schedule: Schedule) -> tuple[Tensor, Tensor]:
-    """(step_size, loss_weight) of both forms, (T,) each."""
+    """Return (step_size, loss_weight), each (T,), for the form of energy that `config` names."""
     if config.energy == "step_size":
         step_size = schedule.step_size(config.chain.step_size)
         return step_size, step_size**2 * schedule.sigma[1] / schedule.sigma[1:]
-    spread = schedule.scale * schedule.sigma_bar[:-1]  # of y around its mean given the data
+    spread = schedule.scale * schedule.sigma_bar[:-1]  # the standard deviation of y given the data
     width = (spread**-2 + schedule.tether_precision).rsqrt()
     if config.energy == "log_snr":
         return config.chain.step_size * width, torch.ones_like(width)
-    # the network's output scale ᾱ/σ̄ undone, but for levels noisier than their signal: there it would only amplify noise
+    # The weight undoes the network's output scale ᾱ/σ̄, except at levels noisier than their signal, where it would
+    # only amplify noise.
     return config.chain.step_size * width, (schedule.sigma_bar[:-1] / schedule.alpha_bar[:-1]).clamp(max=1)

@@ -1,8 +1,8 @@
-"""What the networks are built of: activations, the level embedding, residual blocks, and the head.
+"""The parts that both networks are built of: activations, the level embedding, residual blocks and the head.
 
 Source: DRL (Gao et al. 2021) appendix B.1 and release. A layer computes in the type of its input. The residual trunk
-runs in `trunk_dtype`; the input layer, the level embedding, the sum over space and the head stay in the parameters'
-type, and so does all that is returned.
+runs in `trunk_dtype`; the input layer, the level embedding, the sum over space and the head stay in the type of the
+parameters, and so does everything that is returned.
 """
 
 from __future__ import annotations
@@ -27,11 +27,14 @@ ACTIVATION_BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "leaky_relu": lambda gradient, x: torch.ops.aten.leaky_relu_backward(gradient, x, 0.2, False),
     "silu": torch.ops.aten.silu_backward,
 }
-"""(gradient of the output, input) -> gradient of the input"""
+"""The gradient by the input of each activation, as a function of (gradient of the output, input)."""
 
 
 def sinusoidal_embedding(level: Tensor, dim: int) -> Tensor:
-    """(B, dim) sines then cosines of level · 10000^(−k/(dim/2 − 1)) (Vaswani et al. 2017, as in DDPM's code)."""
+    """Return (B, dim) the sines, then the cosines, of level · 10000^(−k/(dim/2 − 1)).
+
+    Source: Vaswani et al. 2017, as in DDPM's code.
+    """
     half = dim // 2
     frequencies = torch.exp(-math.log(10_000) / (half - 1) * torch.arange(half, device=level.device))
     angles = level[:, None].to(frequencies.dtype) * frequencies
@@ -43,7 +46,7 @@ def level_width_of(config: NetworkConfig) -> int:
 
 
 class LevelEmbedding(nn.Module):
-    """What a network is asked under, as vectors: a sinusoidal code of the level through two dense layers."""
+    """Turns the conditions of a batch into vectors: two dense layers read a sinusoidal code of the level."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -54,14 +57,14 @@ class LevelEmbedding(nn.Module):
         self.dense1 = Dense(width, width, spectral_norm=config.spectral_norm)
 
     def forward(self, at: At) -> Tensor:
-        """(B, 4 width or `level_width`)."""
+        """Return the embedding of each row's conditions: (B, `level_width`), or (B, 4 `width`) if that is 0."""
         code = sinusoidal_embedding(at.level, self.width).to(self.dense0.weight.dtype)
         embedding: Tensor = self.dense1(self.activation(self.dense0(code)))
         return embedding
 
 
 class ResidualBlock(nn.Module):
-    """Activation → map → + level → activation → near-zero map, beside a shortcut; convolutions or dense layers."""
+    """Activation → map → + level → activation → near-zero map, added to a shortcut. Maps are convolutions or dense."""
 
     def __init__(
         self, layer: type[Conv3x3] | type[Dense], in_width: int, out_width: int, config: NetworkConfig
@@ -89,7 +92,7 @@ class ResidualBlock(nn.Module):
 
 
 class FrozenInput(torch.autograd.Function):
-    """The fixed input layer in its own precision, its output and the gradient in the trunk's."""
+    """The input layer with fixed weights: it computes in its own precision, and returns the precision of the trunk."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Conv3x3, dtype: torch.dtype) -> Tensor:
@@ -106,8 +109,8 @@ class FrozenInput(torch.autograd.Function):
 class FrozenBlock(torch.autograd.Function):
     """A residual block of convolutions whose weights are fixed, with its gradient by the input written out.
 
-    Two things make it faster on CPUs than what autograd does: the transposed convolutions run as plain ones of the
-    turned kernel, and the two gradients of x are added into a new tensor (bfloat16 in place takes four times as long).
+    Two things make it faster on CPUs than autograd: the transposed convolutions run as plain convolutions with the
+    turned kernel, and the two gradients of x are added into a new tensor (in place, bfloat16 takes four times as long).
     """
 
     @staticmethod
@@ -129,7 +132,7 @@ class FrozenBlock(torch.autograd.Function):
 
 
 class EnergyNetwork(nn.Module):
-    """What both networks share: the level embedding and the head's dot product with it."""
+    """The part that both networks share: the level embedding, and the head, which reads features out against it."""
 
     def __init__(self, config: NetworkConfig, out_width: int) -> None:
         super().__init__()
@@ -139,7 +142,7 @@ class EnergyNetwork(nn.Module):
         in_width = level_width_of(config)
         gain = (
             math.sqrt(2 * in_width / (in_width + out_width)) if config.spectral_norm else 0.5
-        )  # the release's or ours
+        )  # DRL's release has the first; the second is ours
         self.head = Dense(in_width, out_width, spectral_norm=False, gain=gain)
         self.precision: Precision = "float32"
 

@@ -1,4 +1,4 @@
-"""Spectral norms brought up to date, and weights fixed while a Markov chain runs.
+"""Bringing spectral norms up to date, and fixing weights while a Markov chain runs.
 
 Spectral norm (Miyato et al. 2018) divides a weight by an estimate of its largest singular value from one power
 iteration. `frozen` fixes the normalised weights for the length of a chain, during which they cannot change.
@@ -17,7 +17,10 @@ from model.networks.layers import Weighted
 
 
 def iterate_power(network: nn.Module, num_iterations: int = 1) -> None:
-    """Power iterations of every spectral norm in `network`, in place: one a training step (DRL), more to converge."""
+    """Run power iterations for every spectral norm in `network`, in place.
+
+    A training step takes one (DRL); more bring the singular vectors to convergence.
+    """
     for module in network.modules():
         if isinstance(module, Weighted):
             module.iterate_power(num_iterations)
@@ -25,10 +28,10 @@ def iterate_power(network: nn.Module, num_iterations: int = 1) -> None:
 
 @contextlib.contextmanager
 def frozen(network: nn.Module, precision: Precision | None = None) -> Iterator[None]:
-    """Fix every weight and its spectral norm while a chain runs: gradients then flow to positions only.
+    """Fix every weight and its spectral norm while a chain runs, so that gradients flow to positions only.
 
-    The trunk computes in `precision`, or in the network's own without one. Within another `frozen` of the same network
-    nothing else changes.
+    The trunk computes in `precision`, or in the network's own precision if that is None. Inside another `frozen` of
+    the same network, only the precision changes.
     """
     networks = [(m, m.precision) for m in network.modules() if isinstance(m, EnergyNetwork)]
     parameters = [p for p in network.parameters() if p.requires_grad]

@@ -1,4 +1,4 @@
-"""Layers with a spectral norm that can be fixed: convolution and dense, for training and for long chains.
+"""Convolutional and dense layers with a spectral norm, whose weights can be fixed for the length of a Markov chain.
 
 Spectral norm (Miyato et al. 2018) divides a weight by an estimate of its largest singular value. A layer computes in
 the type of its input.
@@ -14,22 +14,22 @@ from torch import Tensor, nn
 
 from model.networks import winograd
 
-_INITIAL_POWER_ITERATIONS = 15  # a random vector underestimates the singular value, so the first outputs would be huge
+_INITIAL_POWER_ITERATIONS = 15  # a random vector underestimates the singular value: the first outputs would be huge
 
 
 class Weighted(nn.Module):
-    """A linear map with optional spectral norm; subclasses say how the weight is applied.
+    """A linear map with an optional spectral norm; subclasses define how the weight is applied.
 
-    `bound_only` is the release's rule for near-zero-initialised weights: W/(s + 1e-6) · min(s + 1e-6, 1), which leaves
-    small weights as they are and only bounds the singular value from above.
+    `bound_only` is the rule of DRL's release for near-zero-initialised weights: W/(s + 1e-6) · min(s + 1e-6, 1), which
+    leaves small weights as they are and only bounds the singular value from above.
 
-    Initial weights follow the release where there is spectral norm. Elsewhere they are normal of standard deviation
-    `gain`/√fan_in with biases uniform up to ±`bias_limit`: starting near zero only delays learning there
+    With a spectral norm, initial weights follow the release. Without it they are normal with standard deviation
+    `gain`/√fan_in, and biases are uniform up to ±`bias_limit`: starting near zero only delays learning there
     (measured on a mixture: two to four times the score error after 500 steps).
     """
 
     kernel: tuple[int, ...] = ()
-    """trailing axes of the weight (out, in, *kernel)"""
+    """the trailing axes of the weight (out, in, *kernel)"""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class Weighted(nn.Module):
         self.iterate_power(_INITIAL_POWER_ITERATIONS)
 
     left_vector: Tensor
-    """(out,) the power iteration's estimate of the leading left singular vector."""
+    """(out,) estimate of the leading left singular vector by power iteration"""
 
     def iterate_power(self, num_iterations: int = 1) -> None:
         """Bring `left_vector` nearer to the weight's leading singular vector, in place."""
@@ -75,13 +75,13 @@ class Weighted(nn.Module):
                 self.left_vector.copy_(F.normalize(matrix @ right, dim=0, eps=1e-12))
 
     def normalized_weight(self) -> Tensor:
-        """The weight that is applied; gradients pass through the singular value but not through its vectors."""
+        """Return the weight over its spectral norm; gradients pass through the singular value but not its vectors."""
         if not self.spectral_norm:
             return self.weight
         matrix = self.weight.flatten(1)
         with torch.no_grad():
             right = F.normalize(matrix.T @ self.left_vector, dim=0, eps=1e-12)
-            # the release's rule; an averaged vector has no length 1
+            # The release's rule. An averaged `left_vector` does not have length 1, so it is not used as it is.
             left = F.normalize(matrix @ right, dim=0, eps=1e-12)
         singular_value = left @ matrix @ right
         if self.bound_only:
@@ -90,7 +90,7 @@ class Weighted(nn.Module):
         return self.weight / singular_value
 
     def applied(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """(weight, bias) that act on inputs of that type, with the learned scale in them."""
+        """Return the (weight, bias) that act on inputs of type `dtype`, with the learned scale included."""
         if self._frozen is not None and dtype in self._frozen:
             return self._frozen[dtype]
         weight: Tensor = self.normalized_weight()
@@ -98,7 +98,7 @@ class Weighted(nn.Module):
         if self.gain is not None:
             weight, bias = weight * self.gain[:, None, None, None], bias * self.gain
         if weight.dim() == 4:
-            # oneDNN and cuDNN then keep activations in this layout, in which their convolutions are fastest
+            # oneDNN and cuDNN then keep activations in this layout too, in which their convolutions are fastest.
             weight = weight.contiguous(memory_format=torch.channels_last)
         weight, bias = weight.to(dtype), bias.to(dtype)
         if self._frozen is not None:
@@ -107,26 +107,26 @@ class Weighted(nn.Module):
 
     @property
     def is_frozen(self) -> bool:
-        """Whether the weight that is applied is fixed at present."""
+        """Whether the applied weight is fixed at the moment."""
         return self._frozen is not None
 
     @property
     def frozen_bytes(self) -> int:
-        """The bytes of memory that a fixed weight takes beside the parameters."""
+        """The bytes of memory that the fixed forms of the weight take in addition to the parameters."""
         applied = [tensor for pair in list((self._frozen or {}).values()) for tensor in pair]
         return sum(tensor.numel() * tensor.element_size() for tensor in (*applied, *list(self._kernels.values())))
 
     def freeze(self) -> None:
-        """Fix what is applied, without gradient, until `unfreeze`."""
+        """Fix the applied weight and bias, without gradient, until `unfreeze`."""
         self._frozen, self._kernels = {}, {}
 
     def unfreeze(self) -> None:
-        """Go back to computing what is applied from the parameters."""
+        """Go back to computing the applied weight and bias from the parameters."""
         self._frozen, self._kernels = None, {}
 
 
 class Conv3x3(Weighted):
-    """3×3 convolution, stride 1, zero padding; `bound_only` adds the release's learned scale per channel."""
+    """A 3×3 convolution with stride 1 and zero padding; `bound_only` adds the release's learned scale per channel."""
 
     kernel = (3, 3)
 
@@ -136,13 +136,16 @@ class Conv3x3(Weighted):
         return F.conv2d(x, *self.applied(x.dtype), padding=1)
 
     def transposed(self, gradient: Tensor) -> Tensor:
-        """The gradient by the input, from that of the output; frozen layers only."""
+        """Return the gradient by the input, given the gradient by the output. The layer must be frozen."""
         if winograd.pays(gradient, self.weight.shape[1]):
             return winograd.convolve(gradient, self._kernel(torch.float32, turned=True, tiled=True), None)
         return F.conv2d(gradient, self._kernel(gradient.dtype, turned=True), padding=1)
 
     def _kernel(self, dtype: torch.dtype, *, turned: bool = False, tiled: bool = False) -> Tensor:
-        """The fixed weight, turned for the transposed convolution or mapped for `winograd.convolve`; made once."""
+        """Return the fixed weight, `turned` for the transposed convolution or `tiled` for `winograd.convolve`.
+
+        Each form is made once and kept until the layer is unfrozen.
+        """
         assert self.is_frozen
         key = dtype, turned, tiled
         if key not in self._kernels:
@@ -156,7 +159,7 @@ class Conv3x3(Weighted):
 
 
 class Dense(Weighted):
-    """Affine map of the last axis."""
+    """An affine map of the last axis."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, *self.applied(x.dtype))

@@ -15,7 +15,7 @@ from model.networks.layers import Dense
 
 
 class MLPEnergy(EnergyNetwork):
-    """Residual blocks of dense layers: events of any shape (B, *event), flattened, and their conditions -> (B,)."""
+    """Residual blocks of dense layers: they map events (B, *event) of any shape, flattened, and conditions to (B,)."""
 
     def __init__(self, config: NetworkConfig, event_shape: tuple[int, ...]) -> None:
         super().__init__(config, config.width)
@@ -32,8 +32,11 @@ class MLPEnergy(EnergyNetwork):
     """(D, `fourier_features`) wave vectors"""
 
     def forward(self, x: Tensor, at: At, noise_std: Tensor | None = None) -> Tensor:
-        """`noise_std` (B,): what of the input is noise; it damps a wave of frequency ω by exp(−(ω std)²/2), the mean
-        of the wave over the noise (Barron et al. 2021)."""
+        """Return the network's output (B,) at the input `x` (B, *event) under the conditions `at`.
+
+        `noise_std` (B,) is the standard deviation of the noise in the input. It damps a wave of frequency ω by
+        exp(−(ω std)²/2), which is the mean of the wave over the noise (Barron et al. 2021).
+        """
         embedding = self.embedding(at)
         h = x.flatten(1)
         if self.config.fourier_features:

@@ -1,4 +1,7 @@
-"""The networks by name, and how many threads one can keep busy. Which events they take, `model.event_kinds` says."""
+"""The networks by name, and the number of threads that one can keep busy.
+
+`model.event_kinds` says which kinds of events each network takes.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,9 @@ _ACTIVATIONS_PER_THREAD = 150_000
 
 
 def make_network(config: NetworkConfig, event_shape: tuple[int, ...]) -> EnergyNetwork:
-    """The network a configuration describes, randomly initialised from torch's global generator.
+    """Make the network that `config` describes, randomly initialised from torch's global generator.
 
-    Raises ShapeError when it does not take events of that kind.
+    Raises ShapeError if the network does not take events of shape `event_shape`.
     """
     kind = kind_of(event_shape)
     if config.kind not in kind.networks:
@@ -34,10 +37,11 @@ def make_network(config: NetworkConfig, event_shape: tuple[int, ...]) -> EnergyN
 
 
 def useful_threads(config: NetworkConfig, event_shape: tuple[int, ...], batch_size: int) -> int:
-    """How many CPU threads a batch can keep busy; small layers run slower on several, and spoil them for neighbours.
+    """Return how many CPU threads a batch can keep busy.
 
-    Measured on two cores: the digits preset trains 17 % (score matching) and 32 % (recovery) faster with the second
-    thread alone on the machine, and at a tenth of its rate at times beside other busy processes.
+    Small layers run slower on several threads, and take the cores away from other processes. Measured on two cores: a
+    second thread makes the digits preset train 17 % (score matching) and 32 % (recovery) faster alone on the machine,
+    and at times at a tenth of its rate beside other busy processes.
     """
-    positions = 1 if config.kind == "mlp" else math.prod(event_shape[1:])  # the others are convolutional
+    positions = 1 if config.kind == "mlp" else math.prod(event_shape[1:])  # other networks are convolutional
     return max(1, batch_size * positions * config.width // _ACTIVATIONS_PER_THREAD)

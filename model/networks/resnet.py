@@ -1,7 +1,7 @@
 """The paper's network: the encoder half of a DDPM U-Net without normalisation layers (DRL appendix B.1 and release).
 
-Spectral norm is on every convolution and dense layer except the last level projection. The noise level is a vector, so
-chains at different levels share one evaluation.
+Every convolution and dense layer has a spectral norm, except the last projection of the level. The noise level is given
+for each row, so that chains at different levels can share one evaluation.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from model.networks.layers import Conv3x3, Dense
 
 
 class ResNetEnergy(EnergyNetwork):
-    """The paper's network: images (B, C, H, W) and their conditions -> (B,)."""
+    """The paper's network, which maps images (B, C, H, W) and their conditions to (B,)."""
 
     def __init__(self, config: NetworkConfig, event_shape: tuple[int, ...]) -> None:
         channels, height, width = event_shape
@@ -48,7 +48,7 @@ class ResNetEnergy(EnergyNetwork):
             self.block_out = ResidualBlock(Dense, config.head_width, config.head_width, config)
 
     grid: Tensor
-    """(2, H, W) rows and columns from −1 to 1"""
+    """(2, H, W) row and column of every pixel, from −1 to 1"""
 
     def forward(self, x: Tensor, at: At, _noise_std: Tensor | None = None) -> Tensor:
         embedding = self.embedding(at)
@@ -66,6 +66,6 @@ class ResNetEnergy(EnergyNetwork):
         if self.config.head_width:
             h = self.block_out(self.dense_out(self.activation(h).flatten(1)), embedding)
             return self.read_out(self.activation(h).to(embedding.dtype), embedding)
-        # DRL: ReLU then the sum over space; the smooth counterpart keeps score matching twice differentiable
+        # DRL sums a ReLU over space; the smooth SiLU keeps the network twice differentiable for score matching.
         h = F.relu(h) if self.config.activation == "leaky_relu" else F.silu(h)
         return self.read_out(h.sum((2, 3), dtype=embedding.dtype), embedding)

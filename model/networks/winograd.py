@@ -1,11 +1,11 @@
 """3×3 convolutions with a quarter of the multiplications: Winograd's F(4×4, 3×3) on CPUs (Lavin & Gray 2016).
 
-The input is cut into 6×6 tiles that overlap by two. A fixed linear map makes 36 numbers of each, per channel; each of
-these is multiplied over the channels by its own part of the kernel; another linear map makes 4×4 outputs of the 36
-products. An output takes 2.25 multiplications per pair of channels where the sum of nine products takes 9, and what is
-left are a few large matrix products.
+The input is cut into 6×6 tiles that overlap by two. A fixed linear map turns each tile into 36 numbers per channel;
+each of these is multiplied over the channels by its own part of the kernel; another linear map turns the 36 products
+into 4×4 outputs. An output takes 2.25 multiplications per pair of channels where the sum of nine products takes 9, and
+the computation becomes a few large matrix products.
 
-In float32 it rounds ten times as coarsely as the plain sum (1e-5 of the largest output), which is why nothing but
+In float32 the result is rounded ten times as coarsely as the plain sum (1e-5 of the largest output), which is why only
 Markov chains and evaluations of fixed weights use it. In float64 both agree to rounding.
 """
 
@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 _OUT, _IN = 4, 6
-"""side of a tile of outputs and of the inputs that it depends on"""
+"""The side of a tile of outputs, and of the tile of inputs that it depends on, in pixels."""
 _CHUNK_BYTES = 8_000_000
-"""of transformed images at once: two such buffers stay near the cores, and never depend on the batch"""
+"""The bytes of images that are transformed at once, whatever the batch: two such buffers stay in the cores' caches."""
 _LEAST_CHANNELS = {torch.float32: 96, torch.bfloat16: 64}
 _LEAST_TILES = 8
 
@@ -47,12 +47,12 @@ _OUTPUT_MAP = (
     (0, 1, 1, 4, 4, 0),
     (0, 1, -1, 8, -8, 1),
 )
-"""Bᵀ, G and Aᵀ of one dimension (Lavin & Gray 2016, section 4.3); `_planar` makes those of two."""
+"""The matrices Bᵀ, G and Aᵀ for one dimension (Lavin & Gray 2016, section 4.3); `_planar` makes those for two."""
 
 
 @functools.cache
 def _planar(one_dimension: tuple[tuple[float, ...], ...], dtype: torch.dtype) -> Tensor:
-    """The map of flattened tiles that does the same along rows and along columns."""
+    """Return the matrix that maps flattened tiles as `one_dimension` maps their rows and their columns."""
     matrix = torch.tensor(one_dimension, dtype=torch.float64)
     return torch.kron(matrix, matrix).to(dtype)
 
@@ -61,17 +61,17 @@ def _planar(one_dimension: tuple[tuple[float, ...], ...], dtype: torch.dtype) ->
 def bfloat16_is_slow() -> bool:
     """Whether this CPU computes bfloat16 without matrix instructions, at half of float32's rate or less.
 
-    Said of x86-64 only: what other processors make of bfloat16 was not measured.
+    Only x86-64 was measured; for other processors this is false.
     """
     has = torch.cpu.get_capabilities()
     return has.get("architecture") == "x86_64" and not has.get("amx_bf16")
 
 
 def pays(x: Tensor, out_channels: int) -> bool:
-    """Whether `convolve` is the faster way for `x` (B, C, H, W), of which no gradient is wanted.
+    """Whether `convolve` is faster than the plain convolution of `x` (B, C, H, W), and no gradient is wanted.
 
     Measured with AVX-512: with fewer channels or tiles the maps cost what they save; with 128 channels it is 1.6 times
-    as fast, with 256 twice; in bfloat16 without AMX, two to three times from 96 channels on.
+    as fast, with 256 channels twice; in bfloat16 without AMX, two to three times from 96 channels on.
     """
     batch, channels, height, width = x.shape
     return (
@@ -91,13 +91,13 @@ def transform_kernel(weight: Tensor) -> Tensor:
 
 
 class _Workspace(threading.local):
-    """Two buffers of each thread, kept: memory that the system takes back and gives again costs more than the maps."""
+    """Two buffers that each thread keeps: to get memory from the system again and again costs more than the maps."""
 
     def __init__(self) -> None:
         self._buffers = {0: torch.empty(0), 1: torch.empty(0)}
 
     def take(self, which: int, dtype: torch.dtype, *shape: int) -> Tensor:
-        """One of the two in that shape, whatever it holds."""
+        """Return buffer `which`, 0 or 1, in the given shape and type. Its content is arbitrary."""
         numel, buffer = math.prod(shape), self._buffers[which]
         if buffer.dtype != dtype or buffer.numel() < numel:
             buffer = self._buffers[which] = torch.empty(numel, dtype=dtype)
@@ -109,10 +109,10 @@ _workspace = _Workspace()
 
 @torch.no_grad()
 def convolve(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
-    """What `F.conv2d(x, weight, bias, padding=1)` is, without gradient, from `kernel = transform_kernel(weight)`.
+    """Return `F.conv2d(x, weight, bias, padding=1)`, without gradient, given `kernel = transform_kernel(weight)`.
 
-    `x` (B, C, H, W), of any size; the result (B, O, H, W) is of its type and in `channels_last`. What lies between is
-    computed in the type of `kernel`.
+    `x` (B, C, H, W) may have any size. The result (B, O, H, W) has the type of `x` and the memory format
+    `channels_last`; everything in between is computed in the type of `kernel`.
     """
     (batch, _, height, width), out_channels = x.shape, kernel.shape[2]
     y = torch.empty((batch, out_channels, height, width), dtype=x.dtype, memory_format=torch.channels_last)
@@ -126,7 +126,7 @@ def convolve(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _convolve(x: Tensor, kernel: Tensor, bias: Tensor | None, y: Tensor) -> None:
-    """Images (N, H, W, C) into `y` (N, H, W, O)."""
+    """Convolve the images `x` (N, H, W, C) and write the result into `y` (N, H, W, O)."""
     (count, height, width, channels), out_channels, dtype = x.shape, kernel.shape[2], kernel.dtype
     rows, columns = -(-height // _OUT), -(-width // _OUT)
     num_tiles = count * rows * columns

@@ -1,4 +1,4 @@
-"""`Idempotency-Key`: a request sent again, because its answer got lost, gets the job it made and makes no other.
+"""The header `Idempotency-Key`: a request that is sent again, because its answer got lost, makes no second job.
 
 Before the job is made, its key is bound in Redis to a fingerprint of the request and to the id that the job will have.
 Whether that job exists then says whether the request is still under way, even if the process that served it died.
@@ -22,13 +22,13 @@ from worker.jobs.record import JobNotFound, JobRecord
 from worker.redis_keys import IDEMPOTENCY
 
 KEY_TTL_S = 24 * 3600
-"""For so long a key is remembered, unless Redis is wiped."""
+"""The seconds for which a key is remembered, unless Redis is wiped."""
 _IN_FLIGHT_S = 180
-"""Longer than storage is waited for: after that, a request that never made its job is forgotten."""
+"""The seconds after which a request that never made its job is forgotten; no request waits for storage that long."""
 
 
 class IdempotencyKey:
-    """The key of one request, if it has one."""
+    """The idempotency key of a request, if it has one."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class IdempotencyKey:
                 alias="Idempotency-Key",
                 min_length=1,
                 max_length=255,
-                description="Any text of the client's own; the same request sent again with it gets the same job",
+                description="Any text of the client's choice; the same request, sent again with it, gets the same job",
                 examples=["f3a1c2d4-first-try"],
             ),
         ] = None,
@@ -50,7 +50,7 @@ class IdempotencyKey:
         self._name = None if key is None else IDEMPOTENCY.of(_digest(authorization or "", key))
 
     def create(self, stores: Stores, body: BaseModel, create_fn: Callable[[str], JobRecord]) -> JobRecord:
-        """The job that `create_fn(id)` makes, or made when this request came before.
+        """Return the job that `create_fn(id)` makes, or the one that it made when this request came before.
 
         Raises Problem 422 when the key came with another request, 409 while that is still under way.
         """
@@ -62,7 +62,7 @@ class IdempotencyKey:
             return self._made_before(stores, fingerprint)
         try:
             record = create_fn(job_id)
-        except Exception:  # whatever it was is raised again; the key must not answer for a job that was never made
+        except Exception:  # any error is raised again, and the key must not answer for a job that was never made
             with contextlib.suppress(RedisError):
                 redis.delete(self._name)
             raise

@@ -35,7 +35,7 @@ from service.work.submission import SubmissionDependency, Wanted, job_body, maki
 from worker.ids import ULID_PATTERN
 from worker.jobs.deletion import Deletions
 from worker.jobs.event import JobEvent
-from worker.jobs.events import follow_events
+from worker.jobs.event_stream import follow_events
 from worker.jobs.kinds import CalibrateSpec, JobKind, SampleSpec, TrainSpec, kind_of
 from worker.jobs.record import JobRecord, JobStatus
 

@@ -12,6 +12,7 @@ import psutil
 from tests.servers import wait_until
 from tests.stored import STEP, store_untrained
 from tests.worker.conftest import SAMPLER, TRAINER, StartWorker, tiny_config, tiny_spec
+from worker import redis_keys
 from worker.connect import async_redis_client
 from worker.ids import new_id
 from worker.jobs.deletion import Deletions
@@ -236,7 +237,7 @@ def test_a_deleted_model_leaves_the_samplers_memory(
     assert _ask(settings, model_id=other).ok
 
     def loaded() -> set[str]:
-        entries: Any = store.redis.hgetall(LOADS)
+        entries: Any = store.redis.hgetall(redis_keys.LOADS)
         return {model for load in fresh_loads(entries) for model in load.models}
 
     wait_until(lambda: len(loaded()) == 2, 5, "both models in memory")

@@ -22,12 +22,12 @@ from typing import Any
 import structlog
 from pydantic import ValidationError
 
+from worker import redis_keys
 from worker.jobs import lua
 from worker.jobs.kinds import kind_of
 from worker.jobs.record import IllegalTransition, JobNotFound, JobRecord, JobStatus, RecordError
 from worker.jobs.record_writer import copy_key
 from worker.jobs.records import RecordStore
-from worker.redis_keys import DELETIONS
 from worker.storage.artifacts import ArtifactDamaged, ArtifactMissing, checkpoint_prefix, job_prefix, model_prefix
 
 log = structlog.get_logger(__name__)
@@ -112,8 +112,8 @@ class Deletions:
         now_s = int(self._redis.time()[0])
         tombstones = self._artifacts.list_tombstones()
         if tombstones:  # a wiped Redis has forgotten them
-            self._redis.zadd(DELETIONS, dict.fromkeys(tombstones, now_s), nx=True)
-        marks: Any = self._redis.zrange(DELETIONS, 0, -1, withscores=True)
+            self._redis.zadd(redis_keys.DELETIONS, dict.fromkeys(tombstones, now_s), nx=True)
+        marks: Any = self._redis.zrange(redis_keys.DELETIONS, 0, -1, withscores=True)
         for mark, decided_at in marks:
             folder = mark.decode()
             self._carry_out(folder)
@@ -153,7 +153,7 @@ class Deletions:
 
     def _settle(self, folder: str) -> None:
         self._artifacts.delete_tombstone(folder)
-        self._redis.zrem(DELETIONS, folder)
+        self._redis.zrem(redis_keys.DELETIONS, folder)
 
 
 def _is_checkpoint(folder: str) -> bool:

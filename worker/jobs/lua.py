@@ -105,6 +105,23 @@ redis.call('SREM', JOBS_UNSAVED, ARGV[1])
 return 1
 """)
 
+RESERVE_PLACE = _script("""
+-- A place for one more job, unless its holder has `limit` that wait or run.
+-- The set holds job ids with score 0, and reservations with the time they run out. Answers whether there was one.
+local limit, reservation, now, runs_out = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), ARGV[4]
+local members = redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
+for i = 1, #members, 2 do
+  local until_s = tonumber(members[i + 1])
+  local status = redis.call('HGET', JOB .. members[i], 'status')
+  local open = status == 'queued' or status == 'running'
+  if until_s > 0 then open = until_s > now end
+  if not open then redis.call('ZREM', KEYS[1], members[i]) end
+end
+if redis.call('ZCARD', KEYS[1]) >= limit then return 0 end
+redis.call('ZADD', KEYS[1], runs_out, reservation)
+return 1
+""")
+
 TAKE_AWAY_JOB = _script("""
 -- Removes a job that has ended, or with ARGV[3] any, and marks its folder as being deleted. Answers its status; nothing
 -- when there is no such job.
@@ -143,21 +160,4 @@ for _, status in ipairs({'queued', 'running'}) do
 end
 if #users == 0 then redis.call('ZADD', DELETIONS, 'NX', redis.call('TIME')[1], folder) end
 return users
-""")
-
-RESERVE_PLACE = _script("""
--- A place for one more job, unless its holder has `limit` that wait or run.
--- The set holds job ids with score 0, and reservations with the time they run out. Answers whether there was one.
-local limit, reservation, now, runs_out = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), ARGV[4]
-local members = redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
-for i = 1, #members, 2 do
-  local until_s = tonumber(members[i + 1])
-  local status = redis.call('HGET', JOB .. members[i], 'status')
-  local open = status == 'queued' or status == 'running'
-  if until_s > 0 then open = until_s > now end
-  if not open then redis.call('ZREM', KEYS[1], members[i]) end
-end
-if redis.call('ZCARD', KEYS[1]) >= limit then return 0 end
-redis.call('ZADD', KEYS[1], runs_out, reservation)
-return 1
 """)

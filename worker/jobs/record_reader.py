@@ -10,7 +10,7 @@ from redis import Redis
 
 from worker.ids import checked_id
 from worker.jobs.event import JobEvent
-from worker.jobs.events import EventLog
+from worker.jobs.event_stream import EventLog
 from worker.jobs.kinds import JobKind, kind_of, kinds_in
 from worker.jobs.record import JobNotFound, JobPage, JobRecord, JobStatus, Lease, Progress, StaleLease
 from worker.redis_keys import JOB, JOBS_ALL, JOBS_BY_STATUS, JOBS_RESTORED, JOBS_UNSAVED, JOBS_WAITING, LEASE

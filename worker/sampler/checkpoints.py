@@ -47,6 +47,10 @@ class Checkpoints:
             raise self._absent(request.model_id, None)
         return ModelKey(request.model_id, step, request.network_precision)
 
+    def has(self, key: ModelKey) -> bool:
+        """Return whether storage still holds the checkpoint. Raises StorageUnavailable."""
+        return self._artifacts.has_checkpoint(key.model_id, key.step)
+
     def load(self, key: ModelKey) -> EnergyModel:
         """Fetch and load a model. Raises RequestRefused, CheckpointError, ArtifactDamaged, StorageUnavailable."""
         from model.checkpoints.checkpoint import SAMPLING_FILES, load_model

@@ -81,7 +81,7 @@ class Sampler:
         Raises StorageUnavailable.
         """
         for key in self._engine.load().models:
-            if not self._resources.artifacts.has_checkpoint(key.model_id, key.step) and self._engine.drop(key):
+            if not self._resources.checkpoints.has(key) and self._engine.drop(key):
                 log.info("deleted_model_dropped", model_id=key.model_id, step=key.step)
 
     def open_requests(self) -> list[str]:
