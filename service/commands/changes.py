@@ -65,7 +65,7 @@ def delete_model(
 
 @application.command(
     rich_help_panel=MODELS_PANEL,
-    epilog=examples("recovery rename MODEL 'digits, wide'", "recovery rename MODEL --tag paper --tag 'seed 0'"),
+    epilog=examples("recovery rename MODEL wide-digits", "recovery rename MODEL --tag paper --tag seed-0"),
 )
 def rename(
     model: ModelName,

@@ -156,7 +156,7 @@ def test_samplers_are_never_all_gone_and_answer_what_they_accepted(objects: list
     assert SAMPLE_QUEUE in [trigger["metadata"].get("listName") for trigger in scaled["triggers"]]
     [query] = [trigger["metadata"]["query"] for trigger in scaled["triggers"] if trigger["type"] == "prometheus"]
     [series] = re.findall(r"recovery_\w+", query)
-    assert f'"{series}"' in (ROOT / "worker" / "observe" / "metrics.py").read_text()
+    assert f'"{series}"' in (ROOT / "worker" / "sampler" / "metrics.py").read_text()
     template = _named(objects, "Deployment", "sampler")["spec"]["template"]["spec"]
     assert template["terminationGracePeriodSeconds"] > ServiceSettings().sample_timeout_s
 

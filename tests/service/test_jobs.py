@@ -258,7 +258,9 @@ def test_a_running_job_is_asked_to_stop(client: TestClient, store: RecordStore) 
 
 
 def test_a_failed_job_is_resumed_with_more_steps(client: TestClient, store: RecordStore, redis: Redis) -> None:
-    job_id = start(client)["id"]
+    job = start(client)
+    job_id = job["id"]
+    store.artifacts.put_model(job["model_id"], {"job_id": job_id})  # as a trainer does before its first checkpoint
     lease = take(store, job_id)
     store.report_checkpoint(lease, 40)
     store.fail(lease, "out of memory")

@@ -26,7 +26,7 @@ from redis.exceptions import RedisError
 
 from worker.ids import InvalidId
 from worker.jobs.event import CheckpointStoredEvent
-from worker.jobs.record import JobNotFound, Lease, StaleLease
+from worker.jobs.record import JobNotFound, Lease, RecordError, StaleLease
 from worker.jobs.records import RecordStore
 from worker.pictures import picture_of
 from worker.storage.artifacts import Artifacts, StorageUnavailable
@@ -200,17 +200,9 @@ def commit(
 def remove_finished(store: RecordStore, spool_dir: Path) -> None:
     """Free the disk of jobs that ended on another machine. Raises RedisError."""
     for directory in (spool_dir / "jobs").glob("*"):
-        with contextlib.suppress(InvalidId, StorageUnavailable):
-            if _is_over(store, directory.name):
+        with contextlib.suppress(RecordError, InvalidId):
+            if store.get(directory.name).status.is_terminal:
                 shutil.rmtree(directory, ignore_errors=True)
-
-
-def _is_over(store: RecordStore, job_id: str) -> bool:
-    """Whether a job has ended, or was deleted."""
-    try:
-        return store.get(job_id).status.is_terminal
-    except JobNotFound:
-        return not store.will_return(job_id)
 
 
 def deliver_leftovers(
