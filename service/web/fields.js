@@ -101,7 +101,7 @@ export function field(path, label, meaning, control) {
 
 /**
  * A field of a request. `read()` returns {value}, {wrong: why}, or {} while it is left alone, and `usual(value)` shows
- * the value that it has then. With `mayBeNone` a person can say that the field has no value although the preset has one.
+ * the value that it has then. With `mayBeNone` a person can say that it has no value although the preset has one.
  */
 export function schemaField(path, label, schema, mayBeNone = false) {
   const options = choices(schema);
