@@ -11,10 +11,11 @@ from worker.ids import new_id
 from worker.jobs.deletion import Deletions, InUse, Retention
 from worker.jobs.kinds import JobKind
 from worker.jobs.reaper import Reaper
-from worker.jobs.record import IllegalTransition, JobNotFound, JobStatus, NeedsDeleted
+from worker.jobs.record import IllegalTransition, JobNotFound, JobStatus, NeedsDeleted, StaleLease
 from worker.jobs.records import RecordStore
 from worker.storage.artifacts import Artifacts, checkpoint_prefix, job_prefix, model_prefix
 from worker.storage.shards import put_shard
+from worker.trainer.watch import StopReason, Watch
 
 pytestmark = pytest.mark.stack
 
@@ -62,7 +63,7 @@ def test_nothing_is_left_of_a_deleted_job_and_its_model(
     put_shard(s3, record.id, 0, b"npy")
 
     deletions.delete_job(record.id)
-    assert s3.get_model(record.model_id) == {"name": "tests"}
+    assert s3.get_model(record.model_id) == {"name": "tests", "job_id": None}
     deletions.delete_model(record.model_id)
     assert [key for key, _, _ in s3.list_keys(model_prefix(record.model_id))] == []
     deletions.sweep()
@@ -157,6 +158,17 @@ def test_what_a_slow_process_writes_after_a_deletion_is_swept_when_it_is_settled
     Deletions(store).sweep()
     assert list(s3.list_keys("jobs/")) == []
     assert s3.list_tombstones() == [job_prefix(record.id)]
+
+
+def test_who_still_works_on_a_job_that_was_deleted_learns_that_it_is_lost(store: RecordStore) -> None:
+    record, lease = make_job(store, JobStatus.running)
+    assert lease is not None
+    store.cancel(lease)
+    Deletions(store).delete_job(record.id)
+    watch = Watch(store, lease)
+    with pytest.raises(StaleLease):
+        watch.confirm()
+    assert watch.reason is StopReason.stale
 
 
 def test_retention_keeps_the_newest_every_so_manieth_the_calibrated_and_the_one_to_go_back_to() -> None:
