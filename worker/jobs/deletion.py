@@ -25,6 +25,7 @@ from pydantic import ValidationError
 from worker import redis_keys
 from worker.jobs import lua
 from worker.jobs.kinds import kind_of
+from worker.jobs.places import forget_place
 from worker.jobs.record import IllegalTransition, JobNotFound, JobRecord, JobStatus, RecordError
 from worker.jobs.record_writer import copy_key
 from worker.jobs.records import RecordStore
@@ -134,6 +135,7 @@ class Deletions:
             job_id = folder.split("/")[1]
             # A Redis that lost its last second, or was restored from storage, may have the record again.
             self._take_away_script(args=[job_id, folder, "1"])
+            forget_place(self._redis, job_id)
             self._part_from_model(job_id)
         self._artifacts.delete_folder(folder)
 
