@@ -61,7 +61,8 @@ A folder stays in it until its deletion is settled. worker/jobs/deletion.py and 
 JOB_PLACES = Keys("quota:")
 """Sorted set, `quota:{API key id}`: the ids of the open jobs of that key, and reservations by the time they run out.
 
-It stays for ever; jobs that have ended leave it when the next one is asked for. worker/jobs/places.py uses it.
+It stays for ever; jobs that have ended leave it when the next one is asked for, deleted ones at once.
+worker/jobs/places.py uses it.
 """
 REAPER_LOCK = "reaper:lock"
 """String, the worker that sweeps. It lives for three sweeps after the last one."""

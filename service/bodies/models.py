@@ -90,7 +90,9 @@ class ModelBody(BaseModel):
     name: str | None = Field(examples=["my first model"])
     tags: list[str] = Field([], description="For people", examples=[["for the paper"]])
     dataset: str | None = Field(examples=["digits"])
-    job_id: str | None = Field(description="The job that trained it; null when it was imported", examples=[JOB_ID])
+    job_id: str | None = Field(
+        description="The job that trained it; null when it was imported, or the job deleted", examples=[JOB_ID]
+    )
     origin: str | None = Field(
         description="In words, where an imported model comes from; null when it was trained here", examples=[None]
     )

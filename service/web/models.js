@@ -17,7 +17,7 @@ export function title(model) {
 function card(model, names, signal) {
   const thumbnail = h("div", { class: "thumbnail" });
   const last = model.checkpoints.at(-1);
-  const nothing = model.job_id ? "no samples yet" : "imported";
+  const nothing = model.origin ? "imported" : "no samples yet";
   if (model.job_id && hasGrid(model.config, last?.step)) {
     picture(`/models/${model.id}/samples.png`, { alt: "", class: eventKindOfConfig(model.config).hasPixels ? "pixels" : "whole" }, signal).then(
       (image) => thumbnail.replaceChildren(image),

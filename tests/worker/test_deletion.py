@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,10 +14,13 @@ from worker.ids import new_id
 from worker.jobs.deletion import Deletions, InUse, Retention
 from worker.jobs.kinds import JobKind
 from worker.jobs.reaper import Reaper
-from worker.jobs.record import IllegalTransition, JobNotFound, JobStatus, NeedsDeleted
+from worker.jobs.record import IllegalTransition, JobNotFound, JobStatus, NeedsDeleted, StaleLease
 from worker.jobs.records import RecordStore
+from worker.redis_keys import JOB_PLACES
 from worker.storage.artifacts import Artifacts, checkpoint_prefix, job_prefix, model_prefix
+from worker.storage.bucket import Bucket
 from worker.storage.shards import put_shard
+from worker.trainer.watch import StopReason, Watch
 
 pytestmark = pytest.mark.stack
 
@@ -52,17 +58,17 @@ def stored(store: RecordStore) -> tuple[list[tuple[str, int]], dict[bytes, bytes
 def test_nothing_is_left_of_a_deleted_job_and_its_model(
     deletions: Deletions, quick: RecordStore, s3: Artifacts, tmp_path: Path, status: JobStatus
 ) -> None:
-    make_job(quick, JobStatus.succeeded)
     before = stored(quick)
     record, _ = make_job(quick, status)
     assert record.model_id is not None
+    quick.redis.zadd(JOB_PLACES.of("key"), {record.id: 0})  # asked for with an API key
     store_model(s3, tmp_path / "checkpoint", 1, 2, model_id=record.model_id)
     s3.put_calibration(record.model_id, 2, {"log_z": 0})
     s3.put_sample_grid(record.id, 1, b"png")
     put_shard(s3, record.id, 0, b"npy")
 
     deletions.delete_job(record.id)
-    assert s3.get_model(record.model_id) == {"name": "tests"}
+    assert s3.get_model(record.model_id) == {"name": "tests", "job_id": None}
     deletions.delete_model(record.model_id)
     assert [key for key, _, _ in s3.list_keys(model_prefix(record.model_id))] == []
     deletions.sweep()
@@ -159,6 +165,17 @@ def test_what_a_slow_process_writes_after_a_deletion_is_swept_when_it_is_settled
     assert s3.list_tombstones() == [job_prefix(record.id)]
 
 
+def test_who_still_works_on_a_job_that_was_deleted_learns_that_it_is_lost(store: RecordStore) -> None:
+    record, lease = make_job(store, JobStatus.running)
+    assert lease is not None
+    store.cancel(lease)
+    Deletions(store).delete_job(record.id)
+    watch = Watch(store, lease)
+    with pytest.raises(StaleLease):
+        watch.confirm()
+    assert watch.reason is StopReason.stale
+
+
 def test_retention_keeps_the_newest_every_so_manieth_the_calibrated_and_the_one_to_go_back_to() -> None:
     steps = [10, 20, 30, 40, 50, 60, 64, 66]
     assert Retention(keep_last=2, keep_every=3).expired(steps, [10], 10) == [20, 40, 50]
@@ -179,3 +196,58 @@ def test_a_checkpoint_that_a_waiting_job_needs_is_not_thinned_out(
     assert [checkpoint.step for checkpoint in s3.list_checkpoints(model_id)] == [1, 2, 4]
     assert list(s3.list_keys(checkpoint_prefix(model_id, 3))) == []
     assert s3.list_tombstones() == []
+
+
+class Killed(Exception):
+    """Stands for the end of a process."""
+
+
+def kill_after(monkeypatch: pytest.MonkeyPatch, num_calls: int) -> None:
+    """Let so many objects be written or removed, and no more."""
+    left = iter(range(num_calls))
+
+    def counted(method: Callable[..., None]) -> Callable[..., None]:
+        def call(bucket: Bucket, *arguments: Any) -> None:
+            if next(left, None) is None:
+                raise Killed
+            method(bucket, *arguments)
+
+        return call
+
+    for name in ("put_bytes", "delete"):
+        monkeypatch.setattr(Bucket, name, counted(getattr(Bucket, name)))
+
+
+@pytest.mark.parametrize("what", ["job", "model"])
+@pytest.mark.parametrize("is_wiped", [False, True])
+@pytest.mark.parametrize("num_calls", [1, 2, 3, 5])
+def test_a_deletion_whose_process_is_killed_anywhere_is_never_seen_half_and_is_finished(
+    deletions: Deletions, quick: RecordStore, s3: Artifacts, tmp_path: Path, what: str, is_wiped: bool, num_calls: int
+) -> None:
+    before = stored(quick)[0]
+    record, _ = make_job(quick, JobStatus.succeeded)
+    assert record.model_id is not None
+    store_model(s3, tmp_path / "checkpoint", 1, 2, model_id=record.model_id)
+    for step in range(4):
+        s3.put_sample_grid(record.id, step, b"png")
+    delete: dict[str, Callable[[], None]] = {
+        "job": lambda: deletions.delete_job(record.id),
+        "model": lambda: deletions.delete_model(str(record.model_id)),
+    }
+    with pytest.MonkeyPatch.context() as patched, contextlib.suppress(Killed):
+        kill_after(patched, num_calls)
+        delete.pop(what)()
+    if is_wiped:
+        quick.redis.flushall()
+
+    if what == "job":
+        with pytest.raises(JobNotFound):
+            quick.find(record.id)
+    for one in s3.list_checkpoints(record.model_id):
+        s3.fetch_checkpoint(record.model_id, one.step, tmp_path / f"whole-{one.step}")
+    Reaper(quick, name="test", queues=[], wake_fn=lambda *_: None).sweep()
+    (delete_other,) = delete.values()
+    delete_other()
+    deletions.sweep()
+    assert stored(quick)[0] == before
+    assert quick.list().records == []

@@ -25,6 +25,7 @@ from pydantic import ValidationError
 from worker import redis_keys
 from worker.jobs import lua
 from worker.jobs.kinds import kind_of
+from worker.jobs.places import forget_place
 from worker.jobs.record import IllegalTransition, JobNotFound, JobRecord, JobStatus, RecordError
 from worker.jobs.record_writer import copy_key
 from worker.jobs.records import RecordStore
@@ -134,11 +135,15 @@ class Deletions:
             job_id = folder.split("/")[1]
             # A Redis that lost its last second, or was restored from storage, may have the record again.
             self._take_away_script(args=[job_id, folder, "1"])
-            self._delete_empty_model(job_id)
+            forget_place(self._redis, job_id)
+            self._part_from_model(job_id)
         self._artifacts.delete_folder(folder)
 
-    def _delete_empty_model(self, job_id: str) -> None:
-        """Delete the model of a training that never stored a checkpoint; the job's copy in storage names it."""
+    def _part_from_model(self, job_id: str) -> None:
+        """Have the model of a training forget it, or delete a model that has no checkpoint and never can have one.
+
+        The job's copy in storage names the model.
+        """
         try:
             record = JobRecord.model_validate(self._artifacts.get_json(copy_key(job_id)))
         except (ArtifactMissing, ArtifactDamaged, ValidationError):  # it went before, or never can be read
@@ -146,8 +151,10 @@ class Deletions:
         kind = kind_of(record.kind)
         if kind is None or not kind.makes_model or record.model_id is None:
             return
-        is_there = any(True for _ in self._artifacts.list_keys(model_prefix(record.model_id)))
-        if is_there and not self._artifacts.list_checkpoints(record.model_id):
+        if self._artifacts.list_checkpoints(record.model_id):
+            with contextlib.suppress(ArtifactMissing, ArtifactDamaged):
+                self._artifacts.change_model(record.model_id, {"job_id": None})
+        elif any(True for _ in self._artifacts.list_keys(model_prefix(record.model_id))):
             with contextlib.suppress(InUse):
                 self.delete_model(record.model_id)
 

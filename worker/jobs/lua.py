@@ -20,8 +20,15 @@ _NAMES = (
 _KEYS = "".join(f"local {name} = '{getattr(redis_keys, name)}'\n" for name in _NAMES)
 
 
+_UNCOUNT = """
+local function uncount(field)
+  if redis.call('HINCRBY', JOB_COUNTS, field, -1) == 0 then redis.call('HDEL', JOB_COUNTS, field) end
+end
+"""
+
+
 def _script(text: str) -> str:
-    return _KEYS + text
+    return _KEYS + _UNCOUNT + text
 
 
 WRITE = _script("""
@@ -57,7 +64,7 @@ if before and before ~= status then redis.call('ZREM', JOBS_BY_STATUS .. before,
 redis.call('ZADD', JOBS_BY_STATUS .. status, 0, id)
 if before ~= status then
   redis.call('HINCRBY', JOB_COUNTS, kind .. '/' .. status, 1)
-  if before then redis.call('HINCRBY', JOB_COUNTS, kind .. '/' .. before, -1) end
+  if before then uncount(kind .. '/' .. before) end
 end
 for i = 17, #ARGV, 2 do redis.call('HINCRBYFLOAT', JOB_TALLY, ARGV[i], ARGV[i + 1]) end
 if status == 'queued' then redis.call('ZADD', JOBS_WAITING .. kind, queued_ms, id)
@@ -140,9 +147,7 @@ redis.call('ZREM', JOBS_ALL, id)
 redis.call('ZREM', JOBS_BY_STATUS .. status, id)
 redis.call('ZREM', JOBS_WAITING .. kind, id)
 redis.call('SREM', JOBS_UNSAVED, id)
-if redis.call('HINCRBY', JOB_COUNTS, kind .. '/' .. status, -1) == 0 then
-  redis.call('HDEL', JOB_COUNTS, kind .. '/' .. status)
-end
+uncount(kind .. '/' .. status)
 return status
 """)
 

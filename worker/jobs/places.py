@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 
 from worker.jobs import lua
@@ -18,6 +19,12 @@ async def reserve_place(redis: Redis, holder: str, reservation: str, limit: int)
     now = time.time()
     script = redis.register_script(lua.RESERVE_PLACE)
     return bool(await script(keys=[JOB_PLACES.of(holder)], args=[limit, reservation, now, now + _RESERVATION_S]))
+
+
+def forget_place(redis: SyncRedis, job_id: str) -> None:
+    """Take a job that is deleted away from whoever asked for it. Raises RedisError."""
+    for places in redis.scan_iter(match=JOB_PLACES.of("*")):
+        redis.zrem(places, job_id)
 
 
 async def settle_place(redis: Redis, holder: str, reservation: str, job_id: str | None) -> None:
