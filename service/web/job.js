@@ -1,4 +1,4 @@
-// One job: how far it is, its curves and pictures as they come, and what can be done with it.
+// One job: its progress, its curves and pictures as they come, and the buttons that act on it.
 
 import { follow, get, isOver, pause, post, save, send } from "./api.js";
 import { datasetNames } from "./datasets.js";
@@ -9,7 +9,7 @@ import { calibrationChart, curves, gridStrip } from "./training.js";
 
 const MAX_LOG = 200;
 
-/** A line of the log for an event: null for those that are curves, its type for those that this page does not know. */
+/** Return the line of the log for an event: null if it belongs to a curve, its type if this page does not know it. */
 function told({ type, data }) {
   switch (type) {
     case "status":
@@ -214,7 +214,7 @@ export async function view(root, { id, signal }) {
   let newest = "0-0";
   async function keepFollowing() {
     for await (const event of follow(id, signal)) {
-      if (!isAfter(event.id, newest)) continue; // resumed: the stream starts at the beginning
+      if (!isAfter(event.id, newest)) continue; // after a resumption the stream starts at the beginning
       newest = event.id;
       take(event);
     }

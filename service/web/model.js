@@ -1,4 +1,4 @@
-// One model: its checkpoints, sampling, densities.
+// One model: its checkpoints, its sampling form and its densities.
 
 import { get, picture, send } from "./api.js";
 import { calibrationForm, calibrationTable } from "./calibration.js";
@@ -51,7 +51,7 @@ function calibrationPanel(modelAt, calibration) {
   );
 }
 
-/** A form that names and tags the model; `onChanged` gets it as it is then. */
+/** A form that names and tags a model; `onChanged` gets the changed model. */
 function labelForm(model, onChanged, report) {
   const name = h("input", { id: "model-name", maxlength: 100, autocomplete: "off", value: model.name ?? "" });
   const tags = h("input", {
@@ -138,7 +138,7 @@ export async function view(root, { id, signal }) {
         "div",
         { class: "empty" },
         h("h2", {}, "No checkpoint yet"),
-        h("p", {}, "There is something to sample from once the training has stored its first checkpoint."),
+        h("p", {}, "Samples can be drawn once the training has stored its first checkpoint."),
         model.job_id
           ? h(
               "p",

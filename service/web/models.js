@@ -9,7 +9,7 @@ import { hasGrid } from "./jobs.js";
 
 const PAGE = 24;
 
-/** What a model is called. */
+/** Return the name under which a model is shown. */
 export function title(model) {
   return model.name ?? `Model ${model.id.slice(-6)}`;
 }
