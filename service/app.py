@@ -1,4 +1,4 @@
-"""The HTTP application. Importing it connects to nothing and reads no environment; the lifespan does."""
+"""The HTTP application. Importing this module connects to nothing and reads no environment; the lifespan does both."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Every error is `application/problem+json` (RFC 9457) and says what to do. Where 
 
 
 def create_app(settings: ServiceSettings | None = None) -> FastAPI:
-    """An application of its own; its settings come from the environment when it starts, unless given."""
+    """Make an application. Its settings come from the environment when it starts, unless they are given."""
     registry = CollectorRegistry()
     metrics = RequestMetrics(registry)
     register_process(registry, "service")
@@ -60,7 +60,7 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
         version=version(),
         lifespan=lifespan,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
-        # FastAPI's pages load their scripts from a CDN; /docs is routes/pages.py's.
+        # FastAPI's own pages load their scripts from a CDN; routes/pages.py serves /docs instead.
         docs_url=None,
         redoc_url=None,
     )

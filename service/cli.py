@@ -1,4 +1,4 @@
-"""The `recovery` command: all of its parts, and what becomes of errors."""
+"""The `recovery` command: it gathers the commands of `service.commands` and prints foreseen errors in one line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from service.client import JobFailedError, UnreachableError
-from service.commands import datasets, doctor, jobs, keys, models, stack
+from service.commands import changes, datasets, doctor, jobs, keys, models, stack
 from service.commands.capacity import capacity
 from service.commands.official import import_official
 from service.commands.options import (
@@ -49,7 +49,7 @@ def _about(
         raise typer.Exit
 
 
-for part in (stack, jobs, models):
+for part in (stack, jobs, models, changes):
     application.add_typer(part.application)
 application.add_typer(datasets.application, name="datasets", rich_help_panel=DATA_PANEL)
 application.command("import-official", rich_help_panel=DATA_PANEL)(import_official)
@@ -59,7 +59,7 @@ application.command("doctor", epilog=doctor.EXAMPLES, rich_help_panel=RUN_PANEL)
 
 
 def main() -> None:
-    """Run the command; errors that are foreseen become one line."""
+    """Run the command, and print an error that was foreseen in one line on standard error."""
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         application()

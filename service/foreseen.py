@@ -1,7 +1,7 @@
-"""What the command line tells in one line instead of a traceback."""
+"""The root of the errors that the command line prints in one line instead of a traceback."""
 
 from __future__ import annotations
 
 
 class ForeseenError(Exception):
-    """Root of the errors of the client, the embedded stack, the keys and the demonstration: one sentence each."""
+    """An error of the client, the embedded stack, the keys or the demonstration, whose message is one sentence."""

@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of every operation alike: errors that any of them can answer, keys and scopes."""
+"""The parts of the OpenAPI document that all operations share: errors that any can answer, keys, scopes, examples."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _SECURITY_SCHEME = {
 
 
 def complete(document: dict[str, Any]) -> dict[str, Any]:
-    """The document with what FastAPI cannot know. Completing it twice changes nothing."""
+    """Add to the document what FastAPI cannot know, and return it. Completing it twice changes nothing."""
     components = document["components"]
     schemas = components["schemas"]
-    # Those that routes refer to by name only.
+    # Routes refer to these schemas only by name, so FastAPI does not write them.
     for model in (errors.ProblemBody, EventBody, SampleBody, LogDensityRequestBody, LogDensityBody):
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(schema.pop("$defs", {}))
         schemas[model.__name__] = schema
     for choice in schemas["TrainConfig"]["properties"]["batch_size"]["anyOf"]:
-        # A constant beside a number is what openapi-python-client cannot read in an answer; a choice of one it can.
+        # openapi-python-client cannot read an answer with a constant beside a number, but a choice of one word it can.
         if "const" in choice:
             choice["enum"] = [choice.pop("const")]
-    # FastAPI's own body of a 422, which is never sent.
+    # These describe FastAPI's own body of a 422, which is never sent.
     schemas.pop("HTTPValidationError", None)
     schemas.pop("ValidationError", None)
     components["securitySchemes"] = {"key": _SECURITY_SCHEME}

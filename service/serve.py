@@ -1,4 +1,4 @@
-"""The API process: `recovery serve`, in containers and in the embedded stack."""
+"""The API process, which `recovery serve` runs, in containers and in the embedded stack."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from service.settings import read_settings
 from worker.observe.logs import configure_logging
 
 _DRAIN_S = 3
-"""Event streams stay open for hours: after so long of shutting down they are cut."""
+"""The seconds of a shutdown after which event streams, which stay open for hours, are cut."""
 
 
 def serve(host: str, port: int) -> None:
-    """Serve until a signal.
+    """Serve until a signal arrives.
 
-    Raises, before anything listens, SettingsError, and KeysError for an address that needs keys and has none.
+    Raises SettingsError, and KeysError for an address that needs keys and has none, before anything listens.
     """
     settings = read_settings()
     require_keys(host, settings.keys_file)
@@ -32,6 +32,6 @@ def serve(host: str, port: int) -> None:
         log_config=None,
         server_header=False,
         timeout_graceful_shutdown=_DRAIN_S,
-        # By default uvicorn believes the X-Forwarded-For of anybody on this machine, and limits go by address.
+        # By default uvicorn believes the X-Forwarded-For of anybody on this machine, but limits count by address.
         forwarded_allow_ips=os.environ.get("FORWARDED_ALLOW_IPS", ""),
     )

@@ -1,4 +1,4 @@
-"""What the routes work with: records, artefacts, the task queue and Redis clients, made in the lifespan."""
+"""The clients that routes work with, for job records, artefacts, the task queue and Redis; the lifespan makes them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _DECODING_THREADS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Stores:
-    """One set of clients per process; nothing is sent until a route needs it."""
+    """The set of clients of a process, which send nothing until a route needs it."""
 
     settings: ServiceSettings
     records: RecordStore
@@ -30,7 +30,7 @@ class Stores:
     redis: AsyncRedis
     broker: Celery
     decoding: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_DECODING_THREADS))
-    """Uploads are decoded so many at a time, in threads of their own, so that they hold up nothing else."""
+    """The limit of uploads that are decoded at a time, in threads of their own, so that they hold up nothing else."""
 
     @property
     def datasets(self) -> DatasetStore:
@@ -39,7 +39,7 @@ class Stores:
 
     @classmethod
     def connect(cls, settings: ServiceSettings) -> Stores:
-        """The stores these settings name."""
+        """Make clients for the stores that the settings name."""
         records = RecordStore.connect(settings)
         return cls(
             settings=settings,
@@ -57,7 +57,7 @@ class Stores:
 
 
 def stores(request: Request) -> Stores:
-    """The stores of the application that serves this request."""
+    """Return the stores of the application that serves the request."""
     found: Stores = request.app.state.stores
     return found
 

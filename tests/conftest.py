@@ -97,6 +97,7 @@ def settings_for(valkey: Valkey, seaweedfs: SeaweedFS, directory: Path) -> Setti
         lease_s=3.0,  # two seconds were missed once, on a machine that was busy otherwise
         heartbeat_s=0.5,
         reaper_every_s=0.3,
+        deletion_grace_s=2.0,
         cancel_grace_s=5.0,
         kill_grace_s=10.0,
         spool_dir=directory / "spool",

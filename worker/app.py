@@ -17,7 +17,7 @@ import structlog
 from celery import signals
 from redis.exceptions import RedisError
 
-from worker.jobs.kinds import QUEUES, TRAIN_QUEUE
+from worker.jobs.kinds import QUEUES
 from worker.jobs.reaper import Reaper
 from worker.jobs.records import RecordStore
 from worker.observe.logs import configure_logging
@@ -25,7 +25,7 @@ from worker.observe.metrics import MetricsServer
 from worker.observe.presence import Presence
 from worker.queue.broker import make_app, wake
 from worker.queue.loads import own_queue
-from worker.queue.messages import SAMPLE_QUEUE
+from worker.redis_keys import SAMPLE_QUEUE, TRAIN_QUEUE
 from worker.sampler.switchboard import Switchboard
 from worker.settings import Settings
 from worker.tasks import register_tasks, start_sampler, stop_sampler

@@ -51,6 +51,12 @@ class Settings(BaseSettings):
     """How long a finished training waits for storage that is away, to deliver its last checkpoints."""
     visibility_timeout_s: int = Field(default=3600, ge=1)
     """After which the broker hands out an unacknowledged message again; harmless, since the lease decides who runs."""
+    keep_last: int = Field(default=10, ge=1)
+    """Checkpoints of a training that are kept at least, its newest; a training may ask for another number."""
+    keep_every: int = Field(default=10, ge=1)
+    """Of its older ones, every so manieth; 1 keeps them all. A training may ask for another number."""
+    deletion_grace_s: float = Field(default=60.0, ge=0)
+    """What was deleted is swept once more after so long, for what a slow process may have written meanwhile."""
     event_limit: int = Field(default=20_000, ge=100)
     """Events kept per job in Redis; older ones are dropped."""
 

@@ -5,31 +5,21 @@ from __future__ import annotations
 import functools
 import socket
 import threading
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import structlog
-from celery import Celery, Task
+from celery import Celery
+from celery import Task as CeleryTask
 from pydantic import ValidationError
 
 from worker.datasets.names import fetch_dataset
 from worker.jobs.records import RecordStore
-from worker.observe.metrics import REGISTRY, EngineCollector, observe_reply
+from worker.observe.metrics import REGISTRY
 from worker.queue.broker import wake
-from worker.queue.messages import (
-    JOB_TASK,
-    OLDER_JOB_TASKS,
-    DensityMapRequest,
-    DensityReply,
-    DensityRequest,
-    ReplyChannel,
-    SampleReply,
-    SampleRequest,
-    SamplerReply,
-    SamplerRequest,
-    input_key,
-)
-from worker.sampler.sampler import Sampler
+from worker.queue.messages import JOB_TASK, OLDER_JOB_TASKS, ReplyChannel
+from worker.queue.tasks import TASKS
+from worker.sampler.metrics import EngineCollector, observe_reply
+from worker.sampler.sampler import Sampler, answer_of
 from worker.sampler.switchboard import Switchboard
 from worker.settings import Settings
 from worker.trainer.supervise import Supervisor
@@ -41,7 +31,7 @@ log = structlog.get_logger(__name__)
 
 _making = threading.Lock()
 """functools.cache alone would make a second engine for a request that comes while the first one is being made."""
-Q = TypeVar("Q", bound=SamplerRequest)
+_TASKS = {task.name: task for task in TASKS}
 
 
 @functools.cache
@@ -59,6 +49,7 @@ def _made_sampler() -> Sampler:
     settings = _settings()
     return Sampler(
         _store().artifacts,
+        _store().redis,
         settings.spool_dir / "models",
         cached_models=settings.cached_models,
         load_dataset_fn=_load_dataset,
@@ -85,11 +76,11 @@ def register_tasks(app: Celery) -> None:
     for name in (JOB_TASK, *OLDER_JOB_TASKS):
         app.task(name=name, bind=True, max_retries=0)(run_next)
     # Nobody waits any more for a request that was lost with its sampler: no second delivery.
-    for request, answer in ((SampleRequest, sample), (DensityRequest, density), (DensityMapRequest, density_map)):
-        app.task(name=request.task, acks_late=False, max_retries=0)(answer)
+    for name in _TASKS:
+        app.task(name=name, bind=True, acks_late=False, max_retries=0)(answer)
 
 
-def run_next(task: Task[Any, Any], job_id: str) -> None:
+def run_next(task: CeleryTask[Any, Any], job_id: str) -> None:
     """Run the job that is next; `job_id`, whose message this is, need not be it."""
     app: Celery = task.app
     worker = str(task.request.hostname or socket.gethostname())
@@ -97,41 +88,20 @@ def run_next(task: Task[Any, Any], job_id: str) -> None:
     Supervisor(_store(), _settings(), worker=worker, wake_fn=functools.partial(wake, app)).run()
 
 
-def sample(message: dict[str, Any]) -> None:
-    """Answer a sample request, unless nobody waits for it any more."""
-
-    def draw(request: SampleRequest) -> SampleReply:
-        channel, redis = ReplyChannel(request.request_id), _store().redis
-        return _sampler().draw(request, (lambda reply: channel.push(redis, reply)) if request.stream else None)
-
-    _answer(message, SampleRequest, draw)
-
-
-def density(message: dict[str, Any]) -> None:
-    """Score the data of a request, fetched from where the service put them."""
-
-    def score(request: DensityRequest) -> DensityReply:
-        return _sampler().score(request, _store().redis.get(input_key(request.request_id)))  # type: ignore[arg-type]
-
-    _answer(message, DensityRequest, score)
-
-
-def density_map(message: dict[str, Any]) -> None:
-    """Draw a density."""
-    _answer(message, DensityMapRequest, lambda request: _sampler().draw_map(request))
-
-
-def _answer(message: dict[str, Any], kind: type[Q], answer_fn: Callable[[Q], SamplerReply]) -> None:
+def answer(celery_task: CeleryTask[Any, Any], message: dict[str, Any]) -> None:
+    """Answer a request of any interactive task, unless nobody waits for it any more."""
+    task = _TASKS[celery_task.name]
+    kind = task.request.__name__
     try:
-        request = kind.model_validate(message)
+        request = task.request.model_validate(message)
     except ValidationError as error:
-        log.error("request_refused", kind=kind.__name__, error=str(error))
+        log.error("request_refused", kind=kind, error=str(error))
         return
-    reply = answer_fn(request)
+    reply = _sampler().answer(task, request)
     observe_reply(reply)
     log.info(
         "request_answered",
-        kind=kind.__name__,
+        kind=kind,
         request_id=request.request_id,
         model_id=request.model_id,
         outcome=reply.error or "ok",
@@ -143,9 +113,10 @@ def _answer(message: dict[str, Any], kind: type[Q], answer_fn: Callable[[Q], Sam
 
 def start_sampler(name: str) -> Switchboard:
     """Import torch and start the engine before the first request asks for it."""
-    import model.checkpoints.checkpoint
-    import model.densities.density  # noqa: F401
+    import model.checkpoints.checkpoint  # noqa: F401
 
+    for task in TASKS:
+        answer_of(task)
     REGISTRY.register(EngineCollector(_sampler().load))
     switchboard = Switchboard(_store().redis, _sampler(), name)
     switchboard.start()

@@ -1,4 +1,4 @@
-"""What the drivers of the workers' machines say: a row a GPU, and none where there is none."""
+"""The dashboard of GPUs, from the drivers of the workers' machines: one row for each GPU."""
 
 from __future__ import annotations
 

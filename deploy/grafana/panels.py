@@ -1,4 +1,4 @@
-"""What a dashboard is, and how Grafana 12 writes it down. Only what the dashboards of this project need."""
+"""Dashboards as plain data, and their JSON as Grafana 12 reads it, as far as this project's dashboards need it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any, Literal
 _DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 _SCHEMA_VERSION = 41
 _COLUMNS = 24
-"""Of Grafana's grid."""
+"""The number of columns of Grafana's grid."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """An expression; `legend` names a curve by its labels, {{so}}."""
+    """A Prometheus query; `legend` names a curve by its labels, written as {{label}}."""
 
     expr: str
     legend: str = ""
@@ -21,7 +21,7 @@ class Query:
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """Some curves, or a number, or a table, and what they mean."""
+    """A panel of curves, a number or a table, with a text that says what they mean."""
 
     title: str
     queries: tuple[Query, ...]
@@ -33,12 +33,12 @@ class Panel:
     log_scale: bool = False
     stacked: bool = False
     largest: float | None = None
-    """top of the axis; the bottom is 0 unless there are negative values"""
+    """The top of the axis; the bottom is 0 unless there are negative values."""
     words: dict[int, str] = field(default_factory=dict)
-    """of a number, what it is called"""
+    """The words that are shown in place of numbers."""
 
     def json(self, number: int, x: int, y: int) -> dict[str, Any]:
-        """The panel at a place of the grid."""
+        """Return the panel as JSON, with its number and its place in the grid."""
         return {
             "id": number,
             "type": self.kind,
@@ -98,13 +98,13 @@ class Panel:
 
 
 def panel(title: str, *queries: tuple[str, str], **more: Any) -> Panel:
-    """A panel of (expression, legend) pairs; `more` are fields of Panel."""
+    """Make a panel of (expression, legend) pairs; `more` are fields of Panel."""
     return Panel(title=title, queries=tuple(Query(*query) for query in queries), **more)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """Panels below a heading; shown once for every value of the variable `repeat`, if there is one."""
+    """A row of panels below a heading. If it has a variable `repeat`, it is shown once for every value of it."""
 
     title: str
     panels: tuple[Panel, ...]
@@ -113,7 +113,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Variable:
-    """What a person chooses among: the values of a label."""
+    """A variable of a dashboard, for which a person chooses among the values of a label."""
 
     name: str
     title: str
@@ -121,7 +121,7 @@ class Variable:
     label: str
 
     def json(self) -> dict[str, Any]:
-        """Several may be chosen; at first all are."""
+        """Return the variable as JSON. Several values can be chosen, and at first all are."""
         query = f"label_values({self.metric}, {self.label})"
         return {
             "type": "query",
@@ -144,17 +144,17 @@ class Variable:
 
 @dataclass(frozen=True, kw_only=True)
 class Dashboard:
-    """One page."""
+    """A dashboard, which is one page of Grafana."""
 
     name: str
-    """of its file; with a prefix, its uid"""
+    """The name of its file and, with a prefix, its uid."""
     title: str
     text: str
     rows: tuple[Row, ...]
     variables: tuple[Variable, ...] = ()
 
     def json(self) -> dict[str, Any]:
-        """As Grafana's provisioning reads it."""
+        """Return the dashboard as the JSON that Grafana's provisioning reads."""
         return {
             "uid": f"recovery-{self.name}",
             "title": self.title,
@@ -174,7 +174,7 @@ class Dashboard:
         }
 
     def _panels(self) -> list[dict[str, Any]]:
-        """From left to right, and on to the next line where one does not fit."""
+        """Place the panels from left to right; one that does not fit goes to the next line."""
         panels: list[dict[str, Any]] = []
         y = 0
         for row in self.rows:

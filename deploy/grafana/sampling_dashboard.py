@@ -1,4 +1,4 @@
-"""The engines of the samplers: how full, how fast, and what requests wait for."""
+"""The dashboard of the samplers' engines: how full and how fast they are, and what requests wait for."""
 
 from __future__ import annotations
 

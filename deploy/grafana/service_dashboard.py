@@ -1,4 +1,4 @@
-"""Is the service up, who asks for what, and how long does everything wait?"""
+"""The dashboard of the service: whether it is up, who asks for what, and how long everything waits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _number(title: str, expr: str, unit: str = "short", words: dict[int, str] | 
     return panel(title, (expr, ""), unit=unit, kind="stat", width=3, height=4, words=words or {})
 
 
-# What all replicas read from the same Redis is taken once (max), whatever `instance` says it.
+# All replicas read these series from the same Redis, so they are taken once (max), whichever `instance` has them.
 OUTCOMES = panel(
     "Attempts that ended in the last hour",
     (

@@ -1,4 +1,4 @@
-"""Jobs while they run. Series of a job end with it."""
+"""The dashboard of jobs while they run. The series of a job end with it."""
 
 from __future__ import annotations
 

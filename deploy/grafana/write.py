@@ -1,4 +1,7 @@
-"""`python -m deploy.grafana.write` writes dashboards/*.json from their descriptions; a test fails while they differ."""
+"""The program that writes dashboards/*.json from their descriptions; a test fails while they differ.
+
+Run it as `python -m deploy.grafana.write`.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ DASHBOARDS = (SERVICE, TRAINING, SAMPLING, GPUS)
 
 
 def rendered(dashboard: Dashboard) -> str:
-    """The text of its file."""
+    """Return the text of a dashboard's file."""
     return json.dumps(dashboard.json(), indent=2, ensure_ascii=False) + "\n"
 
 

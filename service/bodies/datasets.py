@@ -1,4 +1,4 @@
-"""Bodies of the answers about datasets."""
+"""The bodies of the answers about datasets."""
 
 from __future__ import annotations
 
@@ -24,22 +24,24 @@ DATASET_NAMES = (
 class DatasetBody(BaseModel):
     """A dataset that POST /jobs/train takes by its id."""
 
-    id: str = Field(description="Give it as `dataset` to POST /jobs/train", examples=[_DATASET_ID, "digits"])
-    name: str | None = Field(description="For people", examples=["my pictures"])
+    id: str = Field(description="The id that POST /jobs/train takes as `dataset`", examples=[_DATASET_ID, "digits"])
+    name: str | None = Field(description="A name for people", examples=["my pictures"])
     source: Literal["uploaded", "built-in", "folder"] = Field(
-        description="`folder`: below the folder of datasets on the server, read when a training starts"
+        description="Where the dataset is. `folder` is the server's dataset folder, read when a training starts"
     )
-    kind: KindName | None = Field(description="null for what has not been read yet")
-    count: int | None = Field(description="Items; a tenth is held out", examples=[1200])
-    shape: list[int] | None = Field(description="Of one item: (C, H, W) or (D)", examples=[[3, 32, 32], [2]])
-    sha256: str | None = Field(default=None, description="Of the uploaded file", examples=["9f2e…"])
-    file_name: str | None = Field(default=None, description="Of the uploaded file", examples=["pictures.zip"])
-    size_bytes: int | None = Field(default=None, description="Of the uploaded file", examples=[1_234_567])
+    kind: KindName | None = Field(description="Kind of the items; null when the dataset has not been read yet")
+    count: int | None = Field(description="Number of items, a tenth of which is held out", examples=[1200])
+    shape: list[int] | None = Field(description="Shape of one item: (C, H, W) or (D)", examples=[[3, 32, 32], [2]])
+    sha256: str | None = Field(default=None, description="SHA-256 of the uploaded file", examples=["9f2e…"])
+    file_name: str | None = Field(default=None, description="Name of the uploaded file", examples=["pictures.zip"])
+    size_bytes: int | None = Field(
+        default=None, description="Size of the uploaded file, in bytes", examples=[1_234_567]
+    )
     created_at: datetime | None = None
 
     @classmethod
     def uploaded(cls, stored: StoredDataset) -> DatasetBody:
-        """The public view of a manifest."""
+        """Describe an uploaded dataset by the public part of its manifest."""
         shared = stored.model_dump(
             include={"id", "name", "kind", "count", "sha256", "file_name", "size_bytes", "created_at"}
         )
@@ -47,13 +49,13 @@ class DatasetBody(BaseModel):
 
     @classmethod
     def built_in(cls, name: str, summary: Summary) -> DatasetBody:
-        """One that comes with the program."""
+        """Describe a dataset that comes with the program."""
         shape = list(summary.event_shape)
         return cls(id=name, name=None, source="built-in", kind=summary.kind, count=summary.count, shape=shape)
 
     @classmethod
     def in_folder(cls, name: str) -> DatasetBody:
-        """One below the folder of datasets."""
+        """Describe a dataset in the server's dataset folder, which is not read for this."""
         return cls(id=name, name=None, source="folder", kind=None, count=None, shape=None)
 
 

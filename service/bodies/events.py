@@ -1,4 +1,4 @@
-"""An event of a job as the stream carries it, and the document of what each type of event says."""
+"""The body of a job's event as the event stream carries it, with a description of what each type of event says."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from worker.observe.redaction import redact_all
 
 
 class _DocumentedAs:
-    """Has a field described by the schema of another type than the one that it is read as."""
+    """An annotation that has the OpenAPI document describe a field by another type than the one it is parsed as."""
 
     def __init__(self, described: Any) -> None:
         self._schema = TypeAdapter(described).core_schema
@@ -31,15 +31,15 @@ def _told_by(data: type) -> str:
 
 def _described() -> str:
     types = (f"`{name}`{_told_by(data)}: {inspect.getdoc(data)}" for name, data in EVENTS.items())
-    return "What happened, and by what kinds of jobs it is told. " + " ".join(types)
+    return "What happened; the kinds of jobs that tell of it stand in parentheses. " + " ".join(types)
 
 
 class EventBody(BaseModel):
     """Something that happened in a job; also the `data` of the event stream. A number that is not finite is null."""
 
-    id: str = Field(description="Orders events; resume after it with Last-Event-ID", examples=["1732392000000-0"])
+    id: str = Field(description="Ids order events; Last-Event-ID resumes after one", examples=["1732392000000-0"])
     type: str = Field(description=_described(), examples=["step"])
     at: datetime
     data: Annotated[dict[str, Any], AfterValidator(redact_all), _DocumentedAs(EventData | dict[str, Any])] = Field(
-        description="By its type", examples=[{"step": 20, "loss": 0.4}]
+        description="What the event tells; the fields depend on its type", examples=[{"step": 20, "loss": 0.4}]
     )

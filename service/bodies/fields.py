@@ -1,7 +1,7 @@
-"""What the bodies of requests share, and bodies made of the fields of a configuration.
+"""Fields that several request bodies share, and functions that make a body of the fields of a configuration.
 
-A field that a configuration has is described there (`model.config`): its type, range, default and meaning. A request
-that takes it takes that description.
+A field of a configuration is described once, in `model.config`, with its type, range, default and meaning. A request
+that takes the field takes over that description.
 """
 
 from __future__ import annotations
@@ -26,47 +26,57 @@ _SOME_CHAIN = replace(PRESETS["digits"].chain, target_acceptance=0.7)
 SOME_CONFIG: dict[str, Any] = json.loads(
     json.dumps(to_dict(replace(PRESETS["digits"], chain=_SOME_CHAIN, microbatch_size=64, image_size=(8, 8))))
 )
-"""An example in which nothing is null: FastAPI leaves nulls out of the document."""
+"""An example in which no field is null, because FastAPI leaves nulls out of the document."""
 _RANDOM_SEEDS = 2**32
-"""random seeds stay small enough to be typed again"""
+"""Random seeds lie below this number, so that a person can type them again."""
 
 ModelAt = Annotated[
     str,
     Field(
         max_length=64,
         examples=[MODEL_ID, f"{MODEL_ID}@2000"],
-        # In the document only: what does not fit it is a model that does not exist, 404.
+        # The pattern is in the document only: text that does not fit it names a model that does not exist, a 404.
         json_schema_extra={"pattern": ULID_PATTERN.removesuffix("$") + "(@[0-9]{1,9})?$"},
     ),
 ]
-Name = Annotated[str | None, Field(min_length=1, max_length=100, description="For people")]
+Name = Annotated[str | None, Field(min_length=1, max_length=100, description="A name for people")]
 Device = Annotated[
-    Literal["auto", "cpu", "cuda"], Field(description="`auto` takes a GPU when the trainer has one", examples=["auto"])
+    Literal["auto", "cpu", "cuda"],
+    Field(description="Where to compute; `auto` takes a GPU when the trainer has one", examples=["auto"]),
 ]
 DrawnSeed = Annotated[
     Seed | None,
-    Field(description="Drawn at random when absent; X-Seed, or the job's manifest, says which", examples=[0]),
+    Field(
+        description="Seed of the samples, drawn at random when absent; the header X-Seed or the job's manifest says "
+        "which it was",
+        examples=[0],
+    ),
 ]
 ChainSteps = Annotated[
     int | None,
-    Field(ge=0, le=1000, description="K, chain steps per level; the model's own when absent", examples=[10]),
+    Field(
+        ge=0,
+        le=1000,
+        description="K, the chain steps per noise level; the model's own number when absent",
+        examples=[10],
+    ),
 ]
 NoiseScale = Annotated[
     float | None,
-    Field(ge=0, le=2, description="Multiplies the chain's noise; the model's own when absent", examples=[1.0]),
+    Field(ge=0, le=2, description="Factor on the chain's noise; the model's own when absent", examples=[1.0]),
 ]
 
 
 class RequestBody(BaseModel):
-    """A body that refuses unknown fields, and text in place of numbers."""
+    """The base of request bodies: it refuses unknown fields, and text where a number is expected."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class SchemaOf:
-    """Beside the type of a field: the document describes another type there, and the value stays as it is.
+    """An annotation that has the OpenAPI document describe a field by other types and leaves the value as it is.
 
-    A stored configuration is answered as it was stored, whatever version wrote it.
+    It lets a stored configuration be answered as it was stored, whatever version of the program wrote it.
     """
 
     def __init__(self, *kinds: Any) -> None:
@@ -76,20 +86,20 @@ class SchemaOf:
         return handler(source)
 
     def __get_pydantic_json_schema__(self, _: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        # Within a list, where pydantic refers to a component; alone it would write all of it here.
+        # Within a list pydantic refers to a component; the type alone it would write out in full here.
         lists: list[Any] = [list.__class_getitem__(kind) for kind in self._kinds]
         schemas = [handler(TypeAdapter(kinds).core_schema)["items"] for kinds in lists]
         return schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
 
 
 def meanings(config: type[Config]) -> dict[str, str]:
-    """What each field of a configuration means, in words."""
+    """Return the meaning of each field of a configuration, in words, by the field's name."""
     described = TypeAdapter(config).json_schema()["properties"]
     return {name: " ".join(found.get("description", "").split()) for name, found in described.items()}
 
 
 def fields_of(config: type[Config], base: type[BaseModel], **examples: Any) -> Any:
-    """A body with the fields of `base` and then those of a configuration, with its defaults."""
+    """Make a body that has the fields of `base`, then those of a configuration with the configuration's defaults."""
     defaults, told = config(), meanings(config)
     fields: dict[str, Any] = {}
     for name, hint in types_of(config).items():
@@ -99,9 +109,9 @@ def fields_of(config: type[Config], base: type[BaseModel], **examples: Any) -> A
 
 
 def overrides_of(config: type[Config], base: type[BaseModel], **changes: Any) -> Any:
-    """A body with the fields of `base` and then some of a configuration, each of which may be absent.
+    """Make a body that has the fields of `base`, then some fields of a configuration, each of which may be absent.
 
-    Types and ranges are the configuration's; a field of `changes` says what it means to change it.
+    `changes` names those fields, and says of each what it means to change it. Types and ranges are the configuration's.
     """
     types = types_of(config)
     fields: dict[str, Any] = {name: (types[name] | None, change) for name, change in changes.items()}
@@ -109,7 +119,10 @@ def overrides_of(config: type[Config], base: type[BaseModel], **changes: Any) ->
 
 
 def partial_of(config: type[Config]) -> type[BaseModel]:
-    """A configuration of which any part may be absent, for the document: what is absent has no value of its own."""
+    """Make a body, for the OpenAPI document, that is a configuration of which any part may be absent.
+
+    Its fields have no defaults, because a field that is absent takes the preset's value.
+    """
     defaults, told = config(), meanings(config)
 
     def absent(schema: dict[str, Any]) -> None:
@@ -132,5 +145,5 @@ PartialTrainConfig = partial_of(TrainConfig)
 
 
 def random_seed() -> int:
-    """A seed for a request that came without."""
+    """Draw a seed for a request that names none."""
     return secrets.randbelow(_RANDOM_SEEDS)

@@ -1,4 +1,4 @@
-"""Bodies of requests for jobs, and of answers about them."""
+"""The bodies of the requests that make or change jobs, and of the answers about jobs."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from worker.observe.redaction import redact
 
 
 class _TrainingStart(RequestBody):
-    """What a training begins with, and its name."""
+    """The fields of a training request that say what the training starts from, and its name."""
 
     preset: str | None = Field(
         None,
-        description="Name of a configuration. "
+        description="Name of the configuration to start from. "
         + "; ".join(f"`{name}`: {summary}" for name, summary in PRESET_SUMMARIES.items())
         + ". "
         + ", ".join(f"`{short}` is `{name}`" for short, name in ALIASES.items()),
@@ -45,8 +45,8 @@ class _TrainingStart(RequestBody):
     )
     config: Annotated[dict[str, Any], SchemaOf(PartialTrainConfig)] | None = Field(
         None,
-        description="Fields of the configuration, nested as in the answer's `config`; what is absent comes from the "
-        "preset, or without one from the defaults",
+        description="Fields of the configuration, nested as in the answer's `config`; absent fields have the preset's "
+        "values, or the defaults when there is no preset",
         examples=[{"network": {"width": 32}}],
     )
     dataset: str | None = Field(None, max_length=500, description=DATASET_NAMES, examples=["digits"])
@@ -58,27 +58,31 @@ _OVERRIDES: Any = overrides_of(
     _TrainingStart,
     seed=Field(
         None,
-        description="Decides weights, batches and noise; drawn at random when absent, and always in the answer",
+        description="Seed of the weights, batches and noise; drawn at random when absent, and always in the answer",
         examples=[0],
     ),
     steps=Field(None, description="All training steps; the phases keep their shares", examples=[4400]),
     batch_size=Field(
         None,
-        description="Pairs a step; `auto`: as much as the trainer's free memory holds, from 64 to 256",
+        description="Pairs per training step; `auto` takes as many as the trainer's free memory holds, from 64 to 256",
         examples=[128, "auto"],
     ),
-    checkpoint_every=Field(None, description="In steps", examples=[1000]),
-    sample_every=Field(None, description="In steps", examples=[1000]),
+    checkpoint_every=Field(None, description="Training steps between two checkpoints", examples=[1000]),
+    sample_every=Field(None, description="Training steps between two sample grids", examples=[1000]),
     calibrate=Field(
         None,
-        description="Estimate log Z of the last checkpoint at the end, for POST /log-density; the preset's when absent",
+        description="Whether to estimate log Z of the last checkpoint at the end, which POST /log-density needs; the "
+        "preset decides when absent",
         examples=[True],
     ),
 )
 
 
 class TrainRequest(_OVERRIDES, _TrainingStart):  # type: ignore[misc]
-    """A training job: a preset, a configuration, or a configuration laid over a preset, and changes to it."""
+    """A request to train a model from a preset, a configuration, or a configuration laid over a preset.
+
+    The other fields change single values of that configuration.
+    """
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -95,15 +99,31 @@ class TrainRequest(_OVERRIDES, _TrainingStart):  # type: ignore[misc]
         1,
         ge=1,
         le=64,
-        description="GPUs of one trainer that share every batch; the weights are those of one GPU, to rounding. With "
-        "device `cpu`, processes",
+        description="Number of GPUs of one trainer that share every batch; the weights are those of one GPU, to "
+        "rounding. With device `cpu` it is the number of processes",
+    )
+    keep_last: int | None = Field(
+        None,
+        ge=1,
+        le=100_000,
+        description="Checkpoints that are kept at least, the newest, as are calibrated ones and those that a job "
+        "needs; the service's own number when absent",
+        examples=[10],
+    )
+    keep_every: int | None = Field(
+        None,
+        ge=1,
+        le=100_000,
+        description="Of the older checkpoints, every so manieth is kept, by its step; 1 keeps them all, and the "
+        "service's own number holds when absent",
+        examples=[10],
     )
 
 
 class _Calibrated(RequestBody):
-    """What a calibration is of, and its name."""
+    """The fields of a calibration request that say which checkpoint it is about, and its name."""
 
-    model: ModelAt = Field(description="Id of a model, or `id@step`; the newest checkpoint without")
+    model: ModelAt = Field(description="Id of a model, or `id@step`; without a step its newest checkpoint")
     name: Name = Field(None, examples=["log Z"])
 
 
@@ -111,7 +131,7 @@ _CALIBRATION: Any = fields_of(CalibrationConfig, _Calibrated, tolerance=[0.1], m
 
 
 class CalibrateRequest(_CALIBRATION, _Calibrated):  # type: ignore[misc]
-    """An estimate of log Z of a checkpoint from both sides, which POST /log-density needs."""
+    """A request to estimate log Z of a checkpoint from both sides, which POST /log-density needs."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"model": MODEL_ID}]})
 
@@ -119,16 +139,21 @@ class CalibrateRequest(_CALIBRATION, _Calibrated):  # type: ignore[misc]
 
 
 class BulkSampleRequest(RequestBody):
-    """Many samples of a checkpoint into storage, as shards. Sample i of a seed is the one that POST /sample gives."""
+    """A request to write many samples of a checkpoint to storage, as shards.
+
+    Sample i of a seed is the one that POST /sample answers.
+    """
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"model": MODEL_ID, "num_images": 50_000, "seed": 0}]})
 
     model: str = Field(
-        max_length=64, description="Id of a model, or `id@step`; the newest checkpoint without", examples=[MODEL_ID]
+        max_length=64,
+        description="Id of a model, or `id@step`; without a step its newest checkpoint",
+        examples=[MODEL_ID],
     )
     name: Name = Field(None, examples=["for FID"])
     num_images: int = Field(ge=1, le=1_000_000, examples=[50_000])
-    shard_images: int = Field(1000, ge=1, le=10_000, description="Samples of a .npy file")
+    shard_images: int = Field(1000, ge=1, le=10_000, description="Number of samples in each .npy file")
     seed: DrawnSeed = None
     steps: ChainSteps = None
     noise_scale: NoiseScale = None
@@ -136,47 +161,48 @@ class BulkSampleRequest(RequestBody):
 
 
 class BulkShardBody(BaseModel):
-    """One file of a bulk sampling."""
+    """One .npy file that a bulk sampling wrote."""
 
     name: str = Field(examples=["00000.npy"])
     num_images: int = Field(examples=[1000])
 
 
 class BulkManifestBody(BaseModel):
-    """What a bulk sampling made; images are uint8 pixels (N, C, H, W), vectors float32 (N, D)."""
+    """The manifest of a bulk sampling; its files hold images as uint8 (N, C, H, W), vectors as float32 (N, D)."""
 
-    model: str = Field(description="`id@step`", examples=[f"{MODEL_ID}@4400"])
+    model: str = Field(description="The checkpoint that was sampled, as `id@step`", examples=[f"{MODEL_ID}@4400"])
     seed: int = Field(examples=[0])
     num_images: int = Field(examples=[50_000])
     event_shape: list[int] = Field(examples=[[1, 8, 8]])
-    num_steps: int | None = Field(description="K where the request named it", examples=[None])
+    num_steps: int | None = Field(description="K, when the request named it", examples=[None])
     noise_scale: float | None = Field(examples=[None])
-    gradient_evaluations: int = Field(description="Per sample", examples=[295])
+    gradient_evaluations: int = Field(description="Gradient evaluations per sample", examples=[295])
     shards: list[BulkShardBody]
 
 
 class ResumeRequest(RequestBody):
-    """How a failed or cancelled job goes on."""
+    """A request to continue a failed or cancelled job."""
 
     steps: int | None = Field(
         None,
         ge=1,
         le=100_000_000,
-        description="New number of all training steps; not below those done",
+        description="New total number of training steps; not below the number already done",
         examples=[8000],
     )
 
 
 class TrainCheckBody(BaseModel):
-    """What a training request would train."""
+    """The configuration that a training request would train with."""
 
     config: Annotated[dict[str, Any], SchemaOf(TrainConfig)] = Field(
-        description="The whole configuration; its seed is drawn anew when none is given", examples=[SOME_CONFIG]
+        description="The whole configuration; when the request names no seed, each call draws another",
+        examples=[SOME_CONFIG],
     )
 
 
 class ProgressBody(BaseModel):
-    """How far a job has come."""
+    """The progress of a job."""
 
     step: int = Field(examples=[2200])
     total_steps: int = Field(examples=[4400])
@@ -184,44 +210,48 @@ class ProgressBody(BaseModel):
     steps_per_second: float | None = Field(examples=[31.5])
     eta_seconds: float | None = Field(examples=[70.0])
     queue_position: int | None = Field(
-        description="1 for the job that is next; null when it does not wait", examples=[None]
+        description="Place in the queue, 1 for the next job; null when the job does not wait", examples=[None]
     )
 
 
 class JobBody(BaseModel):
-    """A job."""
+    """A job and its state."""
 
     id: str = Field(examples=[JOB_ID])
     kind: KindName
     status: JobStatus = Field(examples=["running"])
     name: str | None = Field(examples=["my first model"])
     model_id: str | None = Field(
-        description="The model it trains, usable from its first checkpoint on, or calibrates", examples=[MODEL_ID]
+        description="The model that the job trains, calibrates or samples; a model in training can be used from its "
+        "first checkpoint on",
+        examples=[MODEL_ID],
     )
-    model_step: int | None = Field(description="Of a calibration: the checkpoint", examples=[None])
+    model_step: int | None = Field(description="Step of the checkpoint that a calibration is about", examples=[None])
     seed: int | None = Field(examples=[0])
     dataset: str | None = Field(examples=["digits"])
     device: str | None = Field(examples=["auto"])
-    num_gpus: int | None = Field(description="Of a training", examples=[1])
+    num_gpus: int | None = Field(description="Number of GPUs of a training", examples=[1])
     config: Annotated[dict[str, Any], SchemaOf(TrainConfig, CalibrationConfig)] | None = Field(
-        description="The whole configuration", examples=[SOME_CONFIG]
+        description="The whole configuration of the job", examples=[SOME_CONFIG]
     )
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None = Field(examples=[None])
     updated_at: datetime
-    attempt: int = Field(description="Grows when a worker was lost and the job started again", examples=[1])
+    attempt: int = Field(
+        description="Number of the attempt; it grows when a worker was lost and the job started again", examples=[1]
+    )
     cancel_requested: bool = Field(examples=[False])
     progress: ProgressBody
     last_loss: float | None = Field(examples=[0.0123])
     last_checkpoint: int | None = Field(description="Step of the newest committed checkpoint", examples=[2000])
     error: Annotated[str, AfterValidator(redact)] | None = Field(
-        description="In words, why it failed or what ended its latest attempt", examples=[None]
+        description="One sentence on why the job failed, or what ended its latest attempt", examples=[None]
     )
 
     @classmethod
     def of(cls, record: JobRecord, *, queue_position: int | None) -> JobBody:
-        """The public view of a record."""
+        """Describe a job by the public part of its record."""
         kind = kind_of(record.kind)
         spec = record.spec if kind is None else kind.spec.completed(record.spec)
         config = spec.get("config")
@@ -242,9 +272,7 @@ _SHARED_FIELDS = set(JobBody.model_fields) & set(JobRecord.model_fields) - {"pro
 
 
 class JobPageBody(BaseModel):
-    """Some jobs, newest first."""
+    """One page of the list of jobs, newest first."""
 
     jobs: list[JobBody]
-    next_cursor: str | None = Field(
-        description="Give it as `cursor` for the page after; null on the last", examples=[None]
-    )
+    next_cursor: str | None = Field(description="The `cursor` of the next page; null on the last page", examples=[None])

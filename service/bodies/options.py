@@ -1,4 +1,4 @@
-"""The fields of a request as one who offers them has to know them: the command, the client, later others."""
+"""The fields of a request body as plain data, for whatever offers them to people: the command line and the client."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ _KINDS: dict[str, type] = {
 
 @dataclass(frozen=True)
 class Option:
-    """One field of a request."""
+    """One field of a request, with its type, range, default and meaning."""
 
     name: str
     kind: type
-    """The type of its values: int, float, bool, str, list or dict."""
+    """The type of the field's values: int, float, bool, str, list or dict."""
     words: tuple[str, ...]
-    """The texts it may be, as well as numbers if `kind` is one; none stands for any text."""
+    """The words that the field accepts, beside numbers where `kind` is a number; empty when it has no such list."""
     low: float | None
     high: float | None
     default: Any
-    """What the service takes when the field is absent; None where that is not a constant."""
+    """The value that the service takes when the field is absent; None when that is not a constant."""
     meaning: str
 
 
 def options_of(body: type[BaseModel], *, leave_out: Collection[str] = ()) -> list[Option]:
-    """The fields of a body in their order, but those that are offered in another way."""
+    """Return the fields of a body in their order, without those in `leave_out`, which the caller offers otherwise."""
     properties = body.model_json_schema()["properties"]
     return [_option(name, schema) for name, schema in properties.items() if name not in leave_out]
 
@@ -44,7 +44,7 @@ def _option(name: str, schema: Mapping[str, Any]) -> Option:
     arms = [one for one in schema.get("anyOf", [schema]) if one.get("type") != "null"]
     return Option(
         name=name,
-        kind=_KINDS[arms[0].get("type", "object")],  # a reference leads to an object
+        kind=_KINDS[arms[0].get("type", "object")],  # an arm without a type is a reference to an object
         words=tuple(word for arm in arms for word in arm.get("enum", [arm["const"]] if "const" in arm else [])),
         low=arms[0].get("minimum"),
         high=arms[0].get("maximum"),

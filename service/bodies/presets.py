@@ -1,4 +1,4 @@
-"""Bodies of answers about configurations that have a name."""
+"""The bodies of the answers about presets, which are configurations with a name."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from service.bodies.fields import SOME_CONFIG, SchemaOf
 
 
 class PresetBody(BaseModel):
-    """A configuration by name."""
+    """A preset: a configuration with a name."""
 
-    name: str = Field(description="Give it as `preset` to POST /jobs/train", examples=["digits"])
+    name: str = Field(description="The name that POST /jobs/train takes as `preset`", examples=["digits"])
     summary: str
     config: Annotated[dict[str, Any], SchemaOf(TrainConfig)] = Field(
         description="The whole configuration", examples=[SOME_CONFIG]
@@ -21,6 +21,6 @@ class PresetBody(BaseModel):
 
 
 class PresetListBody(BaseModel):
-    """All configurations that have a name."""
+    """All presets."""
 
     presets: list[PresetBody]

@@ -1,4 +1,4 @@
-"""Bodies of the requests that samplers answer, and of their answers."""
+"""The bodies of the requests that samplers answer, for samples and for densities, and of the answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from service.settings import MAX_IMAGES, MAX_ITEM_PATHS, MAX_ITEMS, MAX_LEVELS, 
 
 
 class SampleRequestBody(RequestBody):
-    """Samples of a model. Sample i of a seed is the same whatever `num_images` is."""
+    """A request for samples of a model. Sample i of a seed is the same whatever `num_images` is."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -27,57 +27,70 @@ class SampleRequestBody(RequestBody):
     model: ModelAt = Field(
         description="Id of a model, or `id@step` for one of its earlier checkpoints; GET /models lists them",
     )
-    num_images: int = Field(1, ge=1, le=MAX_IMAGES, description=f"1…{MAX_IMAGES} samples", examples=[64])
+    num_images: int = Field(1, ge=1, le=MAX_IMAGES, description=f"Number of samples, 1…{MAX_IMAGES}", examples=[64])
     seed: DrawnSeed = None
     steps: ChainSteps = None
     noise_scale: NoiseScale = None
     levels: list[Annotated[int, Field(ge=0, lt=1000)]] = Field(
         default_factory=list,
         max_length=MAX_LEVELS,
-        description="Noise levels whose intermediate samples are returned too, noisiest first in the answer",
+        description="Noise levels whose intermediate samples are answered too; the answer has the noisiest first",
         examples=[[15, 10, 5]],
     )
     precision: Precision = Field(
-        "float32", description="Of the network's arithmetic; bfloat16 is faster on some hardware and not exact"
+        "float32", description="Precision of the network's arithmetic; bfloat16 is faster on some hardware, not exact"
     )
-    scale: int = Field(1, ge=1, le=MAX_SCALE, description="Magnification of PNGs: pixels per pixel", examples=[4])
+    scale: int = Field(1, ge=1, le=MAX_SCALE, description="Magnification of PNGs, pixels per pixel", examples=[4])
 
 
 class SampleLevelBody(BaseModel):
-    """Intermediate samples at one level."""
+    """The intermediate samples at one noise level."""
 
     level: int
-    images: list[str] | None = Field(None, description="Base64 PNGs, of image models")
-    values: list[Any] | None = Field(None, description="Numbers, of vector models")
+    images: list[str] | None = Field(None, description="Samples of an image model, as base64 PNGs")
+    values: list[Any] | None = Field(None, description="Samples of a vector model, as numbers")
 
 
 class SampleBody(BaseModel):
-    """Samples as JSON."""
+    """The samples of a request, as JSON."""
 
-    model: str = Field(description="`id@step`", examples=[f"{MODEL_ID}@4400"])
+    model: str = Field(description="The checkpoint that was sampled, as `id@step`", examples=[f"{MODEL_ID}@4400"])
     seed: int = Field(examples=[0])
-    shape: list[int] = Field(description="Of all samples together: (N, C, H, W) or (N, D)", examples=[[1, 1, 8, 8]])
-    gradient_evaluations: int = Field(description="Per sample", examples=[200])
-    images: list[str] | None = Field(None, description="Base64 PNGs, of image models", examples=[["iVBORw0KGgo…"]])
-    values: list[Any] | None = Field(None, description="Numbers, of vector models", examples=[None])
+    shape: list[int] = Field(
+        description="Shape of all samples together: (N, C, H, W) or (N, D)", examples=[[1, 1, 8, 8]]
+    )
+    gradient_evaluations: int = Field(description="Gradient evaluations per sample", examples=[200])
+    images: list[str] | None = Field(
+        None, description="Samples of an image model, as base64 PNGs", examples=[["iVBORw0KGgo…"]]
+    )
+    values: list[Any] | None = Field(None, description="Samples of a vector model, as numbers", examples=[None])
     levels: list[SampleLevelBody] = Field(default_factory=list, examples=[[]])
 
 
 class LogDensityOptions(BaseModel):
-    """What a request for densities says beside its items; as fields of a form, or in JSON."""
+    """The fields of a request for densities beside its items; they come as fields of a form, or in JSON."""
 
     model_config = ConfigDict(extra="forbid")
 
     model: ModelAt = Field(description="Id of a model, or `id@step`")
-    path: bool = Field(False, description="Also the second, independent estimate along the diffusion path; slower")
-    num_paths: int = Field(
-        4, ge=1, le=64, description=f"Paths it averages; items times paths are at most {MAX_ITEM_PATHS}", examples=[4]
+    path: bool = Field(
+        False,
+        description="Whether to make the second, independent estimate along the diffusion path too, which takes longer",
     )
-    seed: Seed | None = Field(None, description="Of the paths; drawn at random when absent, always in the answer")
+    num_paths: int = Field(
+        4,
+        ge=1,
+        le=64,
+        description=f"Number of paths that `path` averages; items times paths are at most {MAX_ITEM_PATHS}",
+        examples=[4],
+    )
+    seed: Seed | None = Field(
+        None, description="Seed of the paths; drawn at random when absent, and always in the answer"
+    )
 
 
 class LogDensityRequestBody(LogDensityOptions):
-    """Items to score."""
+    """A request, as JSON, for the densities of some items."""
 
     model_config = ConfigDict(
         strict=True, json_schema_extra={"examples": [{"model": MODEL_ID, "x": [[0.5, -1.2], [0.1, 2.0]]}]}
@@ -91,37 +104,41 @@ class LogDensityRequestBody(LogDensityOptions):
 
 
 class ItemDensityBody(BaseModel):
-    """One item, in the order of the request."""
+    """The density of one item; items have the order of the request."""
 
     log_density: float | None = Field(
-        description="Nats, null where the energy overflows, of the item as given: nothing is dequantized",
+        description="Log density of the item as it was sent, not dequantized, in nats; null where the energy overflows",
         examples=[61.03],
     )
-    bits_per_dim: float | None = Field(None, description="null for continuous data", examples=[2.6])
-    energy: float | None = Field(description="Of the cleanest noise level, nats", examples=[57.2])
+    bits_per_dim: float | None = Field(
+        None, description="The same in bits per dimension; null for continuous data", examples=[2.6]
+    )
+    energy: float | None = Field(description="Energy at the cleanest noise level, in nats", examples=[57.2])
     path_log_density: float | None = Field(
-        None, description="With `path`: importance-weighted over the paths; an estimate, not a bound"
+        None, description="With `path`: log density, importance-weighted over the paths; an estimate, not a bound"
     )
     path_spread: float | None = Field(
-        None, description="With `path`: standard deviation of single paths, how far the noise levels disagree"
+        None,
+        description="With `path`: standard deviation of single paths, which shows how far the noise levels disagree",
     )
 
 
 class LogDensityBody(BaseModel):
-    """Densities as JSON."""
+    """The densities of the items of a request, as JSON."""
 
-    model: str = Field(description="`id@step`", examples=[f"{MODEL_ID}@4900"])
-    level: Literal[0] = Field(description="The noise level whose energy this is: the cleanest")
+    model: str = Field(description="The checkpoint that scored the items, as `id@step`", examples=[f"{MODEL_ID}@4900"])
+    level: Literal[0] = Field(description="The noise level whose energy is answered, the cleanest")
     blur_std: float = Field(
-        description="The density is that of the data plus Gaussian noise of this std, scaled units", examples=[0.02]
+        description="The density is that of the data plus Gaussian noise of this std, in scaled units", examples=[0.02]
     )
     log_z: LogZBody
     std_error: float = Field(
-        description="Of every log_density, nats, one and the same shift: that of log_z", examples=[0.09]
+        description="Error of every log_density in nats, that of log_z: one and the same shift for all items",
+        examples=[0.09],
     )
     converged: bool = Field(
         description="Whether std_error is within the calibration's tolerance; if not, more bridges or chains may help"
     )
-    seed: int | None = Field(None, description="With `path`: the one that was used")
-    num_paths: int | None = Field(None, description="With `path`")
+    seed: int | None = Field(None, description="With `path`: the seed that was used")
+    num_paths: int | None = Field(None, description="With `path`: the number of paths that were averaged")
     items: list[ItemDensityBody]

@@ -1,12 +1,12 @@
-"""The service from Python: `Recovery("http://127.0.0.1:8000")`, or `AsyncRecovery` with asyncio.
+"""The Python client of the service: `Recovery("http://127.0.0.1:8000")`, or `AsyncRecovery` with asyncio.
 
     client = Recovery()
     job = client.train("digits", seed=0)
     model = job.wait(progress=True).model()
     model.sample(64, seed=0).grid(scale=8).save("samples.png")
 
-Methods raise RefusedError for the service's problems and ClientError when it is away. What is safe to ask again is
-asked again: reads, samples and densities as they are, new jobs with an idempotency key.
+Methods raise RefusedError when the service answers with a problem, and ClientError when it cannot be reached. A request
+that is safe to repeat is repeated: reads, samples and densities as they are, new jobs with an idempotency key.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Where the service is and how it is asked, for both clients. Errors of httpx2 are translated here.
+"""The address and key of the service, and the HTTP options, for both clients. Errors of httpx2 are translated here.
 
-What is not given comes from the environment, then from the configuration file, then from a `recovery up` that runs on
-`recovery-data` here; else it is the default.
+An address or key that is not given comes from the environment, then from the configuration file; an address also comes
+from a `recovery up` that runs on `recovery-data` in this folder, and else is the default.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ URL_VARIABLE = "RECOVERY_URL"
 KEY_VARIABLE = "RECOVERY_API_KEY"
 DEFAULT_FOLDER = Path("recovery-data")
 _TIMEOUT = httpx2.Timeout(10.0, read=180.0)
-"""a /sample call answers when the samples are there"""
+"""The long read timeout is for POST /sample, which answers when the samples are there."""
 _FIELDS = ("url", "api_key")
 
 
 @dataclass(frozen=True)
 class Place:
-    """A service, and where that was said."""
+    """The address and key of a service, and the source that named the address."""
 
     url: str
     source: str
@@ -36,15 +36,15 @@ class Place:
 
 
 def config_file() -> Path:
-    """The user's configuration: `url` and `api_key`, both optional."""
+    """Return the path of the user's configuration file, which may hold `url` and `api_key`."""
     base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
     return Path(base) / "recovery" / "config.toml"
 
 
 def find_place(url: str | None = None, api_key: str | None = None) -> Place:
-    """The service that is meant. Raises ClientError for a configuration file that cannot be used.
+    """Find the service that is meant. Raises ClientError for a configuration file that cannot be used.
 
-    The file's key goes to the file's address only: another server must not learn it.
+    The file's key goes only to the file's address, because another server must not learn it.
     """
     file = _read_config()
     place = _place(url, file)
@@ -65,7 +65,7 @@ def _place(url: str | None, file: dict[str, str]) -> Place:
     endpoint = DEFAULT_FOLDER / "endpoint.json"
     try:
         return Place(str(json.loads(endpoint.read_text())["url"]), str(endpoint))
-    except (OSError, ValueError, KeyError):  # none runs here, or one is just starting
+    except (OSError, ValueError, KeyError):  # no stack runs here, or one is just starting
         return Place(DEFAULT_URL, "the default")
 
 
@@ -84,7 +84,7 @@ def _read_config() -> dict[str, str]:
 
 
 class Address:
-    """A service's URL, and the options of an httpx2 client for it."""
+    """The base of both clients: the service's URL, and the options of an httpx2 client for it."""
 
     def __init__(self, url: str | None, api_key: str | None) -> None:
         place = find_place(url, api_key)
@@ -92,13 +92,13 @@ class Address:
         self.http_options: dict[str, Any] = {
             "base_url": place.url,
             "timeout": _TIMEOUT,
-            # Proxies of the environment are for the way out; they would swallow calls to a service on this machine.
+            # The proxies that the environment names are for the internet; calls to this machine would get lost there.
             "trust_env": False,
             "headers": {"Authorization": f"Bearer {place.api_key}"} if place.api_key else {},
         }
 
     def error_of(self, error: httpx2.TransportError | httpx2.InvalidURL) -> ClientError:
-        """The error that a person is told instead of the library's own."""
+        """Translate an error of httpx2 into one that tells a person what to do."""
         match error:
             case httpx2.ConnectError() | httpx2.ConnectTimeout():
                 return UnreachableError(f"nothing answers at {self.url}; start it with `recovery up`, or give --url")

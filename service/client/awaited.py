@@ -1,4 +1,4 @@
-"""The client for asyncio: the twin of blocking.py, in the same order."""
+"""The client for asyncio, the twin of blocking.py in the same order."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class AsyncJob(JobCalls):
-    """A job: what the service last said of it, and what can be done with it."""
+    """A job as the service last described it, with methods that act on it."""
 
     _client: AsyncRecovery
 
@@ -34,7 +34,11 @@ class AsyncJob(JobCalls):
         return self._client.events(self.id, after=after)
 
     async def wait(self, *, progress: bool = False, timeout_s: float | None = None) -> AsyncJob:
-        """Wait for its end, with a progress bar if wanted; itself. Raises JobFailedError unless it succeeded."""
+        """Wait for the job's end, with a progress bar if wanted, and return the job.
+
+        Raises JobFailedError unless it succeeded, and ClientError when `timeout_s` seconds were not enough (without a
+        progress bar).
+        """
         if progress:
             with Bar(progress_console()) as bar:
                 async for event in self.events():
@@ -44,12 +48,12 @@ class AsyncJob(JobCalls):
         return self
 
     def model(self) -> Coroutine[Any, Any, AsyncModel]:
-        """The model that it trains or works on."""
+        """Return the model that the job trains or works on."""
         return self._client.model(str(self.model_id))
 
 
 class AsyncModel(ModelCalls[AsyncJob]):
-    """A model: what there is of it, and what can be done with it."""
+    """A model as the service last described it, with methods that sample and score with it."""
 
     _client: AsyncRecovery
 
@@ -62,7 +66,10 @@ class AsyncRecovery(Address, Calls[AsyncJob, AsyncModel]):
     """The client for asyncio: every method is awaited, and events are read with `async for`."""
 
     def __init__(self, url: str | None = None, *, api_key: str | None = None) -> None:
-        """What is absent comes from RECOVERY_URL and RECOVERY_API_KEY. Raises ClientError for what is no address."""
+        """Prepare connections; an absent address or key is looked up as service.client.address says.
+
+        Raises ClientError for a URL that is no address of a service.
+        """
         super().__init__(url, api_key)
         try:
             self._http = httpx2.AsyncClient(**self.http_options)
@@ -82,19 +89,19 @@ class AsyncRecovery(Address, Calls[AsyncJob, AsyncModel]):
         await self._http.aclose()
 
     def job_of(self, body: Json) -> AsyncJob:
-        """The answer as a job that can be awaited, cancelled and resumed."""
+        """Return an answer as a job that can be awaited, cancelled and resumed."""
         job = parsed(AsyncJob, body)
         job._client = self
         return job
 
     def model_of(self, body: Json) -> AsyncModel:
-        """The answer as a model that can be sampled and asked for densities."""
+        """Return an answer as a model that can be sampled and asked for densities."""
         model = parsed(AsyncModel, body)
         model._client = self
         return model
 
     async def events(self, job_id: str, *, after: str | None = None) -> AsyncIterator[Event]:
-        """Everything that happens in a job until it ends. Reconnects after a broken stream."""
+        """Yield everything that happens in a job until it ends. A broken stream is opened again."""
         feed = EventFeed(job_id, after)
         while True:
             try:

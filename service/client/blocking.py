@@ -1,4 +1,4 @@
-"""The client that has every answer when its method returns."""
+"""The blocking client, whose methods return when the answer is there."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class Job(JobCalls):
-    """A job: what the service last said of it, and what can be done with it."""
+    """A job as the service last described it, with methods that act on it."""
 
     _client: Recovery
 
@@ -34,9 +34,10 @@ class Job(JobCalls):
         return self._client.events(self.id, after=after)
 
     def wait(self, *, progress: bool = False, timeout_s: float | None = None) -> Job:
-        """Wait for its end, with a progress bar if wanted; itself. Raises JobFailedError unless it succeeded.
+        """Wait for the job's end, with a progress bar if wanted, and return the job.
 
-        Raises ClientError when `timeout_s` seconds were not enough (without a progress bar).
+        Raises JobFailedError unless it succeeded, and ClientError when `timeout_s` seconds were not enough (without a
+        progress bar).
         """
         if progress:
             with Bar(progress_console()) as bar:
@@ -47,12 +48,12 @@ class Job(JobCalls):
         return self
 
     def model(self) -> Model:
-        """The model that it trains or works on."""
+        """Return the model that the job trains or works on."""
         return self._client.model(str(self.model_id))
 
 
 class Model(ModelCalls[Job]):
-    """A model: what there is of it, and what can be done with it."""
+    """A model as the service last described it, with methods that sample and score with it."""
 
     _client: Recovery
 
@@ -62,10 +63,13 @@ class Model(ModelCalls[Job]):
 
 
 class Recovery(Address, Calls[Job, Model]):
-    """The service at one address, with a key where it asks for one."""
+    """The blocking client of the service at one address, with a key if the service asks for one."""
 
     def __init__(self, url: str | None = None, *, api_key: str | None = None) -> None:
-        """What is absent comes from RECOVERY_URL and RECOVERY_API_KEY. Raises ClientError for what is no address."""
+        """Prepare connections; an absent address or key is looked up as service.client.address says.
+
+        Raises ClientError for a URL that is no address of a service.
+        """
         super().__init__(url, api_key)
         try:
             self._http = httpx2.Client(**self.http_options)
@@ -85,13 +89,13 @@ class Recovery(Address, Calls[Job, Model]):
         self._http.close()
 
     def job_of(self, body: Json) -> Job:
-        """The answer as a job that can be waited for, cancelled and resumed."""
+        """Return an answer as a job that can be waited for, cancelled and resumed."""
         job = parsed(Job, body)
         job._client = self
         return job
 
     def model_of(self, body: Json) -> Model:
-        """The answer as a model that can be sampled and asked for densities."""
+        """Return an answer as a model that can be sampled and asked for densities."""
         model = parsed(Model, body)
         model._client = self
         return model
@@ -99,7 +103,7 @@ class Recovery(Address, Calls[Job, Model]):
     def events(
         self, job_id: str, *, after: str | None = None, idle_fn: Callable[[], None] | None = None
     ) -> Iterator[Event]:
-        """Everything that happens in a job until it ends. Reconnects after a broken stream.
+        """Yield everything that happens in a job until it ends. A broken stream is opened again.
 
         `idle_fn` is called every few seconds while nothing happens.
         """

@@ -1,11 +1,11 @@
-"""What a client asks, apart from how it is sent: a call is a generator of requests, driven by a sender of either kind.
+"""Calls: what a client asks, apart from how it is sent. A call is a generator of requests that a sender drives.
 
     @described
     def job(self, job_id: str) -> Call[Job]:
         reply = yield from answered(Send("GET", f"/jobs/{job_id}"))
         return Job(**reply.json())
 
-In a client that has a `SyncSender`, `client.job(id)` is a Job; with an `AsyncSender` it is awaited.
+On a client that is a `SyncSender`, `client.job(id)` returns a Job; on an `AsyncSender` it is awaited.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ Json = dict[str, Any]
 
 _PAUSES_S = (0.2, 1.0, 3.0)
 _LONGEST_PAUSE_S = 60.0
-"""A service that asks for more patience than this is an error at once."""
+"""A service that asks for a longer pause than this is an error at once."""
 _IN_FLIGHT = "urn:recovery:problem:request-in-flight"
 _TOO_MANY = 429
 _AWAY = (502, 503)
 
 
 class ClientError(ForeseenError):
-    """The service could not be asked, or refused; one sentence that says what to do."""
+    """The service could not be asked, or it refused. The one sentence says what to do."""
 
 
 class UnreachableError(ClientError):
@@ -54,19 +54,20 @@ class RefusedError(ClientError):
         self.problem = problem
         self.status = int(problem.get("status", 0))
         self.retry_after_s = retry_after_s
-        """how long the service wants to be left alone"""
+        """The seconds that the service wants to pass before the next request, or None when it names none."""
 
 
 @dataclass(frozen=True)
 class Send:
     """One request that a call wants sent."""
 
-    method: Literal["GET", "POST", "DELETE"]
+    method: Literal["GET", "POST", "PATCH", "DELETE"]
     path: str
     options: Json = field(default_factory=dict)
-    """as httpx2 takes them: json, params, headers, files, data, timeout"""
+    """The keyword arguments of the request as httpx2 takes them: json, params, headers, files, data, timeout."""
     repeatable: bool = False
-    """Whether asking twice does no harm: then a broken connection, a busy service and one that is away are overcome."""
+    """Whether asking twice does no harm. Such a request is sent again when the connection breaks, or when the service
+    is busy or away."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,12 @@ class Pause:
 P = ParamSpec("P")
 T = TypeVar("T")
 Call = Generator[Send | Pause, Any, T]
-"""Yields what is to be done, gets the answer (httpx2.Response; None after a pause), returns the result."""
+"""A generator that yields what is to be done, is sent the answer (httpx2.Response; None after a pause), and returns the
+result of the call."""
 
 
 def answered(request: Send) -> Call[httpx2.Response]:
-    """The answer; asked for again where that is safe. Raises ClientError."""
+    """Return the answer to a request, which is sent again where that is safe. Raises ClientError."""
     for pause_s in _PAUSES_S if request.repeatable else ():
         try:
             reply: httpx2.Response = yield request
@@ -98,7 +100,7 @@ def answered(request: Send) -> Call[httpx2.Response]:
 
 
 def _pause_before_another(error: ClientError, pause_s: float) -> Pause | None:
-    """The seconds to wait before the request is sent again, or None when another try would not help."""
+    """Return the pause before the request is sent again, or None when another try would not help."""
     match error:
         case BrokenOffError():
             return Pause(pause_s)
@@ -112,21 +114,24 @@ def _pause_before_another(error: ClientError, pause_s: float) -> Pause | None:
 
 
 class SyncSender(Protocol):
-    """Has a call's result when the method returns."""
+    """A client whose methods return the result of a call."""
 
     def perform(self, call: Call[T]) -> T:
-        """Do everything a call asks for; its result."""
+        """Do everything that a call asks for, and return its result."""
 
 
 class AsyncSender(Protocol):
-    """Has a call's result when the method was awaited."""
+    """A client whose methods are awaited for the result of a call."""
 
     async def perform(self, call: Call[T]) -> T:
-        """Do everything a call asks for; its result."""
+        """Do everything that a call asks for, and return its result."""
 
 
 class described(Generic[P, T]):  # noqa: N801 # used as a decorator, like property
-    """A method written once as a call: performed at once by a SyncSender, to be awaited with an AsyncSender."""
+    """A decorator for a method that is written once as a call.
+
+    A SyncSender performs the call at once; with an AsyncSender the method is awaited.
+    """
 
     def __init__(self, describe_fn: Callable[Concatenate[Any, P], Call[T]]) -> None:
         self._describe_fn = describe_fn
@@ -146,7 +151,7 @@ class described(Generic[P, T]):  # noqa: N801 # used as a decorator, like proper
         def perform(*args: P.args, **options: P.kwargs) -> Any:
             return owner.perform(self._describe_fn(owner, *args, **options))
 
-        # For help() and completion in notebooks: without `self`, which is bound.
+        # help() and completion in notebooks show this signature; `self` is bound and left out.
         perform.__signature__ = _bound_signature(self._describe_fn)  # type: ignore[attr-defined]
         return perform
 
@@ -160,17 +165,17 @@ def _bound_signature(describe_fn: Callable[..., Any]) -> Any:
 
 
 def quoted(text: str) -> str:
-    """The text as one segment of a path, whatever characters it holds."""
+    """Quote a text as one segment of a path, whatever characters it holds."""
     return urllib.parse.quote(text, safe="")
 
 
 def given(**options: Any) -> Json:
-    """The options that are not None. The service decides about the others."""
+    """Return the options that are not None; for the others the service uses its defaults."""
     return {name: value for name, value in options.items() if value is not None}
 
 
 def refusal(answer: httpx2.Response) -> RefusedError:
-    """The error of an answer that is one; its body has been read."""
+    """Return the error that an answer with an error status stands for. The answer's body must have been read."""
     try:
         problem = answer.json()
     except ValueError:

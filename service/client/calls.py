@@ -11,7 +11,7 @@ from service.client import requests
 from service.client.call import Call, Json, RefusedError, Send, answered, described, given, quoted
 from service.client.handles import JobCalls, ModelCalls
 from service.client.options import BulkOptions, CalibrateOptions, DensityOptions, SampleOptions, TrainOptions
-from service.client.requests import Answer, Densities, Scorable, parsed
+from service.client.requests import Answer, Densities, ModelChanges, Scorable, parsed
 from service.client.samples import Samples
 
 J = TypeVar("J", bound=JobCalls)
@@ -65,6 +65,11 @@ class Calls(Generic[J, M]):
         return self.job_of((yield from requests.act(requests.job_path(job_id, "resume"), body, repeatable=False)))
 
     @described
+    def delete_job(self, job_id: str) -> Call[None]:
+        """Delete a job that has ended; the model that it trained stays, unless it has no checkpoint."""
+        yield from answered(Send("DELETE", requests.job_path(job_id)))
+
+    @described
     def upload_dataset(
         self,
         source: Path | BinaryIO,
@@ -104,6 +109,16 @@ class Calls(Generic[J, M]):
     def model(self, model_id: str) -> Call[M]:
         """One model with its checkpoints."""
         return self.model_of((yield from requests.read(requests.model_path(model_id))))
+
+    @described
+    def change_model(self, model_id: str, **changes: Unpack[ModelChanges]) -> Call[M]:
+        """Name a model (None: it has none) and tag it; what is not given stays as it is."""
+        return self.model_of((yield from requests.change(requests.model_path(model_id), {**changes})))
+
+    @described
+    def delete_model(self, model_id: str) -> Call[None]:
+        """Delete a model with its checkpoints; no job may be using it."""
+        yield from answered(Send("DELETE", requests.model_path(model_id)))
 
     @described
     def sample(

@@ -1,4 +1,4 @@
-"""A job's event stream as a client reads it: from the last event it has seen, through broken connections."""
+"""A job's event stream as a client reads it: after a broken connection it goes on from the last event it has seen."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _PAUSE_S = 0.2
 
 
 class Event(TypedDict):
-    """One event of a job."""
+    """One event of a job, as the service tells it."""
 
     id: str
-    """orders events; `after` takes it"""
+    """The id of the event, which orders events and which `after` takes."""
     type: str
-    """what happened; GET /openapi.json says under EventBody which types there are and what the data of each are"""
+    """What happened. GET /openapi.json lists the types, and the data of each, under EventBody."""
     at: str
     data: dict[str, Any]
 
@@ -32,7 +32,7 @@ class EventFeed:
     job_id: str
     last_id: str | None = None
     failures: int = 0
-    """broken connections in a row, without an event between them"""
+    """The number of connections that broke in a row, without an event between them."""
 
     @property
     def path(self) -> str:
@@ -41,22 +41,22 @@ class EventFeed:
 
     @property
     def headers(self) -> dict[str, str]:
-        """The headers with which the stream goes on after the last event."""
+        """The headers that make the stream go on after the last event."""
         return {"Accept": "text/event-stream", **({"Last-Event-ID": self.last_id} if self.last_id else {})}
 
     def read(self, line: str) -> Event | None:
-        """The event in a line of the stream, if it is one. Raises httpx2.ReadError when the server must stop."""
-        # Every event carries itself, id and type included, in its data, on one line.
+        """Return the event in a line of the stream, or None. Raises httpx2.ReadError when the server has to stop."""
+        # The data of an event, on one line, hold the whole event with its id and type.
         if not line.startswith("data: "):
             return None
         event: Event = json.loads(line.removeprefix("data: "))
-        if "id" not in event:  # the server's last words
+        if "id" not in event:  # the server says why it ends the stream
             raise httpx2.ReadError(str(event["detail"]))
         self.last_id, self.failures = event["id"], 0
         return event
 
     def pause_after_failure_s(self, url: str) -> float:
-        """Seconds to wait before the stream is opened again. Raises ClientError after too many failures."""
+        """Return the seconds to wait before the stream is opened again. Raises ClientError after too many failures."""
         self.failures += 1
         if self.failures >= _MOST_FAILURES:
             raise ClientError(
@@ -66,5 +66,5 @@ class EventFeed:
 
 
 def is_sign_of_life(line: str) -> bool:
-    """Whether the line carries no event and only shows that the server is there."""
+    """Say whether the line carries no event and only shows that the server is alive."""
     return line.startswith(":")

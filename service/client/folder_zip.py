@@ -1,4 +1,4 @@
-"""A folder of images as one zip, for an upload. Images are compressed already: they are stored as they are."""
+"""A folder of images as one zip, for an upload. Images are compressed already, so the zip stores them as they are."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from model.intake.images import IMAGE_SUFFIXES
 
 @contextlib.contextmanager
 def zipped(folder: Path) -> Iterator[BinaryIO]:
-    """An open temporary zip of the images at any depth. Raises FileNotFoundError when there are none."""
+    """Yield an open temporary zip of a folder's images at any depth. Raises FileNotFoundError when there are none."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     if not paths:
         raise FileNotFoundError(f"{folder} holds no images; expected files ending in {', '.join(IMAGE_SUFFIXES)}")

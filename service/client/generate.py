@@ -1,7 +1,7 @@
-"""Writes options.py: `python -m service.client.generate`, or `make options`.
+"""The program that writes options.py: `python -m service.client.generate`, or `make options`.
 
-Keyword arguments that editors complete and type checkers check have to stand in a file; this one makes it of the bodies
-of requests, so that nobody types a field again.
+Keyword arguments that editors complete and type checkers check have to stand in a file. This program makes that file
+of the bodies of requests, so that nobody types a field again.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from service.bodies.sampling import LogDensityOptions, SampleRequestBody
 
 FILE = Path(__file__).with_name("options.py")
 _WIDTH = 120
-_HEAD = '''"""Options of the client's calls, made of the bodies of requests by `make options`: not to be edited.
+_HEAD = '''"""Options of the client's calls. `make options` writes them from the bodies of requests: do not edit.
 
-Those that are left out are the service's to decide.
+The service uses its defaults for options that are left out.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _CALLS: list[tuple[str, str, type[BaseModel], Collection[str]]] = [
     ("SampleOptions", "/sample", SampleRequestBody, ("model", "num_images", "levels", "scale")),
     ("DensityOptions", "/log-density", LogDensityOptions, ("model",)),
 ]
-"""(name, path, body, what the method itself takes) of each call with options."""
+"""(name, path, body, fields that the method itself takes) of each call with options."""
 
 
 def text() -> str:
-    """The file as it should be."""
+    """Return the text of options.py."""
     classes = [
         f'class {name}(TypedDict, total=False):\n    """Fields of POST {path}."""\n\n'
         + "\n".join(_field(option) for option in options_of(body, leave_out=taken))

@@ -17,7 +17,7 @@ from service.bodies.models import ModelBody
 from service.client import requests
 from service.client.call import Call, ClientError, JobFailedError, Json, Send, answered, described, given
 from service.client.options import BulkOptions, CalibrateOptions, DensityOptions, SampleOptions
-from service.client.requests import Answer, Densities, Scorable
+from service.client.requests import Answer, Densities, ModelChanges, Scorable
 from service.client.samples import Samples
 from worker.jobs.record import JobStatus
 
@@ -47,6 +47,11 @@ class JobCalls(Answer, JobBody):
         """Queue a failed or cancelled job again, with another number of all training steps if given."""
         body = None if steps is None else {"steps": steps}
         self.take((yield from requests.act(requests.job_path(self.id, "resume"), body, repeatable=False)))
+
+    @described
+    def delete(self) -> Call[None]:
+        """Delete the job, which must have ended; the model that it trained stays, unless it has no checkpoint."""
+        yield from answered(Send("DELETE", requests.job_path(self.id)))
 
     def take(self, found: Json) -> None:
         """Be what the service now says."""
@@ -86,6 +91,17 @@ class ModelCalls(Answer, ModelBody, Generic[J]):
     def refresh(self) -> Call[None]:
         """Ask again which checkpoints there are."""
         _take(self, requests.parsed(ModelBody, (yield from requests.read(requests.model_path(self.id)))))
+
+    @described
+    def change(self, **changes: Unpack[ModelChanges]) -> Call[None]:
+        """Name the model (None: it has none) and tag it; what is not given stays as it is."""
+        found = yield from requests.change(requests.model_path(self.id), {**changes})
+        _take(self, requests.parsed(ModelBody, found))
+
+    @described
+    def delete(self) -> Call[None]:
+        """Delete the model with its checkpoints; no job may be using it."""
+        yield from answered(Send("DELETE", requests.model_path(self.id)))
 
     @described
     def sample(

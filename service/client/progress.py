@@ -1,4 +1,4 @@
-"""A job as a live progress bar, fed by its event stream."""
+"""A progress bar that shows a job while it runs, fed by the job's event stream."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ _PHASES = {"score_matching": "score matching", "recovery": "recovery likelihood"
 
 
 def progress_console() -> Console:
-    """The console of standard output; plain text in a notebook, which says that it can redraw a line and cannot."""
+    """Return a console on standard output; in a notebook, which claims to redraw lines and cannot, it is plain text."""
     if "ipykernel" in sys.modules:
         return Console(highlight=False, force_jupyter=False, force_terminal=False)
     return Console(highlight=False)
 
 
 class Bar:
-    """The bar of one job, for a `with` block. Where nothing can be redrawn, it prints a line a tenth of a training."""
+    """The progress bar of one job, for a `with` block.
+
+    Where lines cannot be redrawn, it prints a line after each tenth of a training instead.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -42,7 +45,7 @@ class Bar:
         self._bar.stop()
 
     def show(self, event: Mapping[str, Any]) -> None:
-        """Draw what an event changes."""
+        """Redraw the bar after an event."""
         _draw(self._bar, self._task, event)
         if not self._console.is_terminal and (reached := _tenth(event)) > self._tenth:
             self._tenth = reached
@@ -50,7 +53,7 @@ class Bar:
 
 
 def show(events: Iterable[E], console: Console) -> list[E]:
-    """Draw the bar until the stream ends; returns every event that came."""
+    """Draw the bar until the stream ends, and return every event that came."""
     seen: list[E] = []
     with Bar(console) as bar:
         for event in events:
@@ -113,7 +116,7 @@ def _draw(bar: Progress, task: TaskID, event: Event) -> None:
 
 
 def _detail(data: Event) -> str:
-    """A line like `loss 0.0123 · 31.4 steps/s · ETA 1:12`; what is not known is left out."""
+    """Return a line like `loss 0.0123 · 31.4 steps/s · ETA 1:12`, without the parts that are not known."""
     parts = []
     if (loss := data.get("loss")) is not None:
         parts.append(f"loss {loss:.4g}")

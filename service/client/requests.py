@@ -6,7 +6,7 @@ import io
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias, TypeVar
+from typing import Any, BinaryIO, TypeAlias, TypedDict, TypeVar
 
 import httpx2
 import numpy as np
@@ -38,6 +38,15 @@ class Answer:
     def keys(self: Any) -> list[str]:
         """Names of the fields."""
         return list(type(self).model_fields)
+
+
+class ModelChanges(TypedDict, total=False):
+    """Fields of PATCH /models/{id}; those that are left out stay as they are."""
+
+    name: str | None
+    """For people; None takes the name away."""
+    tags: list[str]
+    """In place of all that the model has."""
 
 
 class Densities(Answer, LogDensityBody):
@@ -90,6 +99,12 @@ def act(path: str, body: Json | None = None, *, repeatable: bool) -> Call[Json]:
     """What POST answers."""
     reply = yield from answered(Send("POST", path, {"json": body}, repeatable=repeatable))
     found: Json = reply.json()
+    return found
+
+
+def change(path: str, changes: Json) -> Call[Json]:
+    """What PATCH answers."""
+    found: Json = (yield from answered(Send("PATCH", path, {"json": changes}))).json()
     return found
 
 

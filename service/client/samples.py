@@ -1,4 +1,4 @@
-"""Samples as a client gets them: numbers, and pictures where they are some."""
+"""Samples as a client gets them: as numbers, and as pictures if the model makes images."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from PIL import Image
 from service.work.images import encode_grid, encode_png, is_image
 
 _SHOWN_SIDE = 320
-"""pixels: a notebook shows grids of small images magnified to about this width"""
+"""The width in pixels to which a notebook magnifies grids of small images, about."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Samples:
-    """Samples, and what is needed to draw the same again. A notebook shows images as a grid."""
+    """Samples, with everything that is needed to draw the same again. A notebook shows images as a grid."""
 
     x: npt.NDArray[np.float32]
-    """(N, *event), images in [−1, 1]"""
+    """The samples (N, *event), images in [−1, 1]."""
     levels: npt.NDArray[np.float32] | None = None
-    """(levels, N, *event), noisiest first, where levels were asked for"""
+    """The intermediate samples (levels, N, *event), noisiest first, if levels were asked for."""
     seed: int
     model: str
-    """id@step"""
+    """The checkpoint that was sampled, as id@step."""
     gradient_evaluations: int
-    """per sample"""
+    """Gradient evaluations per sample."""
 
     @property
     def images(self) -> list[Image.Image]:
-        """The samples as pictures of Pillow. Raises TypeError for vectors."""
+        """Return the samples as Pillow images. Raises TypeError for vectors."""
         self._require_images()
         return [_opened(encode_png(image)) for image in self.x]
 
     def grid(self, *, scale: int = 1) -> Image.Image:
-        """All samples in one picture with magnified pixels; with levels, one row for each sample.
+        """Return all samples in one picture with pixels magnified `scale` times; with levels, one row for each sample.
 
         Raises TypeError for vectors.
         """
         return _opened(self.png(scale=scale))
 
     def png(self, *, scale: int = 1) -> bytes:
-        """A PNG file: one image, or a grid; with levels, one row for each sample with the noisiest level first."""
+        """Return a PNG file of one image, or of a grid; with levels, one row for each sample, noisiest level first."""
         self._require_images()
         if self.levels is not None:
             way = np.concatenate([self.levels, self.x[None]])
@@ -78,7 +78,7 @@ class Samples:
 
 
 def spread_levels(num_levels: int, count: int) -> list[int]:
-    """At most `count` noise levels spread evenly from pure noise to the one above the cleanest."""
+    """Return at most `count` noise levels, spread evenly from pure noise to the one above the cleanest."""
     return sorted({round(level) for level in np.linspace(num_levels, 1, count)})
 
 

@@ -1,4 +1,4 @@
-"""`recovery capacity`: how many samplers and trainers a load needs."""
+"""The command `recovery capacity`, which says how many samplers and trainers a load needs."""
 
 from __future__ import annotations
 
@@ -22,35 +22,43 @@ from service.stack.capacity import (
 
 
 class Precision(StrEnum):
-    """Of a training that was measured."""
+    """The precision of the training that was measured."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
 
 
 def capacity(
-    images_per_second: Annotated[float, typer.Option(min=0, help="Samples asked for, on average")] = 0.0,
-    jobs_per_day: Annotated[float, typer.Option(min=0, help="Trainings given, on average")] = 0.0,
+    images_per_second: Annotated[
+        float, typer.Option(min=0, help="Samples that are asked for each second, on average")
+    ] = 0.0,
+    jobs_per_day: Annotated[float, typer.Option(min=0, help="Trainings that are started each day, on average")] = 0.0,
     sampler_rate: Annotated[
-        float | None, typer.Option(help="Images a second of one sampler; from --serve if absent")
+        float | None, typer.Option(help="Images per second of one sampler; taken from --serve if absent")
     ] = None,
-    serve: Annotated[Path, typer.Option(help="What `make bench-serve` wrote on such a machine")] = Path(
+    serve: Annotated[Path, typer.Option(help="File that `make bench-serve` wrote on such a machine")] = Path(
         "bench-results/serve.json"
     ),
     evaluations: Annotated[
-        int | None, typer.Option(help="Gradient evaluations an image of your model (X-NFE), for --serve")
+        int | None, typer.Option(help="Gradient evaluations per image of your model (X-NFE), for --serve")
     ] = None,
     job_hours: Annotated[
-        float | None, typer.Option(help="Of one training; from --train and --job-steps if absent")
+        float | None, typer.Option(help="Hours that one training takes; taken from --train and --job-steps if absent")
     ] = None,
-    train: Annotated[Path, typer.Option(help="What `make bench-train` wrote on such a machine")] = Path(
+    train: Annotated[Path, typer.Option(help="File that `make bench-train` wrote on such a machine")] = Path(
         "bench-results/train.json"
     ),
-    job_steps: Annotated[int | None, typer.Option(help="Of one training, for --train")] = None,
-    precision: Annotated[Precision, typer.Option(help="Of a training, for --train")] = Precision.float32,
-    utilisation: Annotated[float, typer.Option(help="Share of their time that samplers may be busy")] = 0.7,
-    spare: Annotated[int, typer.Option(min=0, help="Samplers that may be lost without falling behind")] = 1,
-    max_wait_hours: Annotated[float, typer.Option(help="That a training may wait before it begins, on average")] = 1.0,
+    job_steps: Annotated[int | None, typer.Option(help="Steps of one training, for --train")] = None,
+    precision: Annotated[Precision, typer.Option(help="Precision of a training, for --train")] = Precision.float32,
+    utilisation: Annotated[
+        float, typer.Option(help="Share of their time, from 0 to 1, that samplers may be busy")
+    ] = 0.7,
+    spare: Annotated[
+        int, typer.Option(min=0, help="Number of samplers that may be lost before the others fall behind")
+    ] = 1,
+    max_wait_hours: Annotated[
+        float, typer.Option(help="Hours that a training may wait before it begins, on average")
+    ] = 1.0,
     as_json: AsJson = False,
 ) -> None:
     """Say how many samplers and trainers a load needs: deploy/README.md has the formulas."""

@@ -1,4 +1,4 @@
-"""`recovery datasets`: upload, list, show and delete what trainings take."""
+"""The commands `recovery datasets ...`, which upload, list, show and delete the datasets that trainings take."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ application = typer.Typer(help="Upload, list, show and delete datasets.", no_arg
 DatasetId = Annotated[
     str,
     typer.Argument(
-        help="Its id; `recovery datasets list` shows them", autocompletion=complete_dataset, show_default=False
+        help="Id of the dataset; `recovery datasets list` shows all ids",
+        autocompletion=complete_dataset,
+        show_default=False,
     ),
 ]
 
@@ -38,7 +40,7 @@ DatasetId = Annotated[
 )
 def upload(
     path: Annotated[Path, typer.Argument(help="A folder or .zip of images, a .npy, .npz or .csv", exists=True)],
-    name: Annotated[str | None, typer.Option(help="For people")] = None,
+    name: Annotated[str | None, typer.Option(help="A name for people")] = None,
     image_size: Annotated[
         str | None, typer.Option(help="Crop images around their centre and resize them: 64, or 48x64 (height x width)")
     ] = None,
@@ -46,7 +48,7 @@ def upload(
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Upload data to train on; prints the dataset's id, the same again for the same file."""
+    """Upload data to train on, and print the dataset's id; the same file has the same id again."""
     is_folder = path.is_dir()
     with (
         zipped(path) if is_folder else path.open("rb") as file,
@@ -70,7 +72,7 @@ def upload(
 
 @application.command("list")
 def list_datasets(as_json: AsJson = False, url: Url = None, api_key: ApiKey = None) -> None:
-    """List datasets: uploaded, built in, and in the server's folder."""
+    """List the datasets that were uploaded, are built in, or lie in the server's folder."""
     with Recovery(url, api_key=api_key) as client:
         found = client.datasets()
     if as_json:

@@ -1,6 +1,6 @@
-"""`recovery demo`: the main job from end to end on the embedded stack, and a report on what came out.
+"""The demonstration `recovery demo`, which does the main job from end to end on the embedded stack.
 
-Trains the `digits` preset over HTTP, follows its events, draws samples, and writes pictures and report.json.
+It trains the `digits` preset over HTTP, follows its events, draws samples, and writes pictures and report.json.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ _SCALE = 8
 
 
 class DemoError(ForeseenError):
-    """The demonstration did not get to its end; one sentence saying where to look."""
+    """The demonstration did not get to its end. Its one sentence says where to look."""
 
 
 @dataclass
 class Demo:
-    """One run, and what is known of it so far."""
+    """One run of the demonstration, and the times it has measured so far."""
 
     out: Path
     console: Console
     overrides: dict[str, Any] = field(default_factory=dict)
-    """laid over the preset in the training request; tests make it short"""
+    """Fields of the training request beside the preset; tests make the training short with them."""
     timings_s: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> dict[str, Any]:
-        """Do it all; the report. Raises DemoError, LocalStackError, ClientError."""
+        """Train, sample and evaluate; return the report. Raises DemoError, LocalStackError, ClientError."""
         self.out.mkdir(parents=True, exist_ok=True)
         began_at = time.perf_counter()
-        # Kept when the run fails, with its logs.
+        # The folder is kept when the run fails, because the logs are in it.
         data = self.out / ".stack"
         shutil.rmtree(data, ignore_errors=True)
         with self.console.status("starting") as status:
@@ -86,7 +86,7 @@ class Demo:
                 job, events = self._train(client, stack)
                 samples, sampling = self._sample(client, job)
             except ClientError:
-                stack.require_alive()  # says more, if it is a process of the stack that died
+                stack.require_alive()  # its error says more, if a process of the stack died
                 raise
         return job, events, samples, sampling
 

@@ -1,6 +1,7 @@
-"""The demonstration's figures and pictures: its samples against held-out digits, beside simple models for comparison.
+"""The demonstration's figures and pictures, which compare its samples with held-out digits and with simple models.
 
-Imports torch (by the dataset) and matplotlib, inside the functions that need them: only the demo's own process does.
+Torch (by way of the dataset) and matplotlib are imported inside the functions that need them, so that no command but
+the demonstration loads them.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _PICTURES = {
 
 
 def evaluate(samples: FloatArray, real_picture: Path, *, scale: int) -> dict[str, Any]:
-    """Figures of the samples and of the reference models; also draws 64 real digits to `real_picture`."""
+    """Return the figures of the samples and of the reference models, and draw 64 real digits to `real_picture`."""
     from model.data.datasets import load
 
     digits = load("digits")
@@ -70,7 +71,7 @@ def _content(train: FloatArray, held_out: FloatArray, samples: FloatArray) -> di
 
 
 def _references(train: FloatArray, held_out: FloatArray, count: int) -> dict[str, dict[str, float]]:
-    """The same two figures for real training digits, and for simple models, cut to the range of the data."""
+    """Return the same two figures for real training digits, and for simple models clipped to the data's range."""
     from model import evaluation
 
     gaussian = evaluation.sample_gaussian(train, count, seed=REFERENCE_SEED)
@@ -83,7 +84,10 @@ def _references(train: FloatArray, held_out: FloatArray, count: int) -> dict[str
 
 
 def _labels(images: FloatArray) -> npt.NDArray[np.int64]:
-    """Which digit each image shows, found again by its pixels: the training data of the model has no labels."""
+    """Return the digit that each image shows.
+
+    It is found by the image's pixels, because the model's training data have no labels.
+    """
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -97,7 +101,7 @@ def _grey(images: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
 
 
 def describe_training(job: Job) -> dict[str, Any]:
-    """What there is to know about the job."""
+    """Return the part of the report about the training job."""
     assert job.started_at is not None
     assert job.finished_at is not None
     config = job.config or {}
@@ -113,7 +117,7 @@ def describe_training(job: Job) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of what the figures depend on."""
+    """Return the machine, and the versions of the packages, that the figures depend on."""
     found = {"python": platform.python_version(), "machine": f"{platform.machine()}, {os.cpu_count()} CPUs"}
     for package in _PACKAGES:
         try:
@@ -124,7 +128,7 @@ def versions() -> dict[str, str]:
 
 
 def draw_training(events: Sequence[Event], path: Path) -> None:
-    """Loss of both phases; energies, acceptance and displacement of the chain, per level; against the step."""
+    """Draw, against the step, the losses of both phases and, per level, energies, acceptance and displacement."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -151,7 +155,7 @@ def _draw_loss(axes: Any, steps: Sequence[Event], phase: str) -> None:
 
 
 def _draw_levels(axes: Any, steps: Sequence[Event], name: str, title: str) -> None:
-    """One line per level."""
+    """Draw a quantity with one line per level."""
     from matplotlib import colormaps
 
     num_levels = max((len(data.get(name) or []) for data in steps), default=0)
@@ -165,7 +169,7 @@ def _draw_levels(axes: Any, steps: Sequence[Event], name: str, title: str) -> No
 
 
 def table(report: Mapping[str, Any], out: Path) -> RenderableType:
-    """The report for a person."""
+    """Lay the report out as a table for people."""
     figures = Table(title="Samples against held-out digits", title_justify="left")
     for heading in ("", "Fréchet distance", "1-NN accuracy"):
         figures.add_column(heading, justify="left" if not heading else "right")
@@ -188,5 +192,5 @@ def table(report: Mapping[str, Any], out: Path) -> RenderableType:
 
 
 def show(report: Mapping[str, Any], out: Path, console: Console) -> None:
-    """Print it."""
+    """Print the report as a table."""
     console.print(table(report, out), highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`recovery doctor`: what is there, what is missing, what to do."""
+"""The command `recovery doctor`, which says what is there, what is missing and what to do."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def doctor(
 ) -> None:
     """Look at this machine, the service, its workers and its stores, and say what to fix.
 
-    Exit status 1 if something is wrong.
+    The exit status is 1 if something is wrong.
     """
     console = Console(highlight=False, soft_wrap=True)
     found = []

@@ -1,4 +1,4 @@
-"""`recovery train`, `jobs`, `watch`, `cancel`, `resume` and `calibrate`: what is done with jobs."""
+"""The commands about jobs: `recovery train`, `jobs`, `watch`, `cancel`, `resume`, `calibrate` and `submit`."""
 
 from __future__ import annotations
 
@@ -52,15 +52,17 @@ application = typer.Typer()
 )
 @takes_fields(TrainRequest, leave_out=("preset", "config"), dataset=complete_dataset)
 def train(
-    preset: Annotated[str, typer.Argument(help="Name of a configuration", autocompletion=complete_preset)] = "digits",
+    preset: Annotated[
+        str, typer.Argument(help="Name of the configuration to start from", autocompletion=complete_preset)
+    ] = "digits",
     *,
     options: Json,
     upload: Annotated[
         Path | None,
-        typer.Option(help="Train on this instead: a folder or .zip of images, a .npy, .npz or .csv", exists=True),
+        typer.Option(help="Upload this and train on it: a folder or .zip of images, a .npy, .npz or .csv", exists=True),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="TOML or JSON laid over the preset", exists=True, dir_okay=False)
+        Path | None, typer.Option(help="TOML or JSON file that is laid over the preset", exists=True, dir_okay=False)
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -76,7 +78,7 @@ def train(
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Start a training job; prints its id."""
+    """Start a training job, and print its id."""
     if upload is not None and options["dataset"] is not None:
         raise typer.BadParameter("give --dataset or --upload, not both")
     changes = _changes(config, settings or [])
@@ -94,10 +96,11 @@ def train(
 )
 def jobs(
     job_id: Annotated[
-        str | None, typer.Argument(help="Look at one job instead", autocompletion=complete_job, show_default=False)
+        str | None,
+        typer.Argument(help="Id or name of a job to look at instead", autocompletion=complete_job, show_default=False),
     ] = None,
     status: Annotated[
-        str | None, typer.Option(help="Only these: queued, running, succeeded, failed or cancelled")
+        str | None, typer.Option(help="List only jobs in this state: queued, running, succeeded, failed or cancelled")
     ] = None,
     as_json: AsJson = False,
     url: Url = None,
@@ -119,7 +122,7 @@ def _row(job: Job) -> list[str]:
 
 
 def _fields(job: Job) -> list[list[str]]:
-    """Everything but the configuration, which --json shows."""
+    """Return (name, value) rows of a job's fields without its configuration, which --json shows."""
     found = job.model_dump(mode="json", exclude={"config", "progress"}, exclude_none=True)
     done = job.progress.model_dump(exclude_none=True)
     return [[name, str(value)] for name, value in (found | done).items()]
@@ -130,18 +133,18 @@ def _fields(job: Job) -> list[list[str]]:
     epilog=examples("recovery watch 01JD3Z6M3Q4R5S6T7V8W9X0Y1Z", "recovery watch JOB --json | jq ."),
 )
 def watch(job_id: JobId, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None) -> None:
-    """Follow a job with a progress bar until it ends; with --json its events, one a line.
+    """Follow a job with a progress bar until it ends; with --json print its events, one a line.
 
-    Exit status 4 if it fails or is cancelled.
+    The exit status is 4 if the job fails or is cancelled.
     """
     with Recovery(url, api_key=api_key) as client:
-        # Asked first: says plainly when there is no such job or no server; a stream would be tried again.
+        # The job is asked for first, which says plainly that there is no such job or server; a stream is tried again.
         _follow(client.job(job_id_of(client, job_id)), as_json=as_json)
 
 
 @application.command(rich_help_panel=JOBS_PANEL, epilog=examples("recovery cancel 01JD3Z6M3Q4R5S6T7V8W9X0Y1Z"))
 def cancel(job_id: JobId, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None) -> None:
-    """End a job; its checkpoints stay."""
+    """Cancel a job that waits or runs; its checkpoints stay."""
     with Recovery(url, api_key=api_key) as client:
         _changed(client.cancel(job_id_of(client, job_id)), as_json=as_json)
 
@@ -152,13 +155,13 @@ def cancel(job_id: JobId, as_json: AsJson = False, url: Url = None, api_key: Api
 )
 def resume(
     job_id: JobId,
-    steps: Annotated[int | None, typer.Option(help="New number of all training steps")] = None,
+    steps: Annotated[int | None, typer.Option(help="New total number of training steps")] = None,
     wait: Wait = False,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Go on with a failed or cancelled job."""
+    """Continue a failed or cancelled job."""
     with Recovery(url, api_key=api_key) as client:
         job = client.resume(job_id_of(client, job_id), steps=steps)
         if wait:
@@ -181,7 +184,7 @@ def calibrate(
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Estimate log Z of a checkpoint, which log-density needs; prints the job's id."""
+    """Estimate log Z of a checkpoint, which log-density needs, and print the job's id."""
     with Recovery(url, api_key=api_key) as client:
         job = client.calibrate(model_at(client, model), **options)
         _started(job, wait=wait, as_json=as_json)
@@ -201,7 +204,7 @@ def submit(
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Start a job of any kind that the service knows; prints its id."""
+    """Start a job of any kind that the service knows, and print its id."""
     with Recovery(url, api_key=api_key) as client:
         job = client.submit(kind, **_changes(None, settings or []))
         _started(job, wait=wait, as_json=as_json)
@@ -233,7 +236,10 @@ def _follow(job: Job, *, as_json: bool) -> None:
 
 
 def follow(job: Job, *, as_json: bool) -> None:
-    """Its events to the end, as lines of JSON or as a bar; the last sample grid where the terminal can show it."""
+    """Follow a job to its end, with its events as lines of JSON or with a progress bar.
+
+    A terminal that can show pictures also gets the last sample grid.
+    """
     if as_json:
         for event in job.events():
             typer.echo(json.dumps(event))
@@ -253,7 +259,7 @@ def _show_grid(job: Job) -> None:
 
 
 def _changes(path: Path | None, settings: Sequence[str]) -> dict[str, Any]:
-    """The configuration to lay over the preset. Raises ClientError, typer.BadParameter."""
+    """Return the configuration to lay over the preset. Raises ClientError, typer.BadParameter."""
     changes: dict[str, Any] = {}
     if path is not None:
         try:
@@ -276,7 +282,7 @@ def _changes(path: Path | None, settings: Sequence[str]) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """A number, true, null or a list as JSON; anything else is text."""
+    """Read a value as JSON (a number, true, null, a list), and as text where it is none."""
     try:
         return json.loads(text)
     except ValueError:

@@ -1,4 +1,7 @@
-"""`recovery keys`: make, list and revoke API keys. Works on the file of hashes; needs no running service."""
+"""The commands `recovery keys ...`, which make, list and revoke API keys.
+
+They work on the file of hashes and need no running service.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,9 @@ application = typer.Typer(help="Make, list and revoke API keys.", no_args_is_hel
 File = Annotated[
     Path,
     typer.Option(
-        "--file", envvar=KEYS_FILE_VARIABLE, help="Where the hashes are; by default those of `recovery up`'s own folder"
+        "--file",
+        envvar=KEYS_FILE_VARIABLE,
+        help="File with the hashes of the keys; by default the one in `recovery up`'s own folder",
     ),
 ]
 _DEFAULT_FILE = DEFAULT_FOLDER / "keys.json"
@@ -25,15 +30,15 @@ _DEFAULT_FILE = DEFAULT_FOLDER / "keys.json"
 
 @application.command(epilog=examples("recovery keys create laptop", "recovery keys create viewer --scope read"))
 def create(
-    name: Annotated[str, typer.Argument(help="For people: who or what will use it")],
+    name: Annotated[str, typer.Argument(help="A name for people, such as who or what will use the key")],
     scope: Annotated[
         list[Scope] | None,
-        typer.Option(help="What it may do, once for each scope; read, sample and train if absent. admin is all"),
+        typer.Option(help="Scope of the key; may be repeated. read, sample and train if absent; admin is all"),
     ] = None,
     file: File = _DEFAULT_FILE,
     as_json: AsJson = False,
 ) -> None:
-    """Make a key and print it, once: only its hash is kept. From the first key on every request needs one."""
+    """Make a key and print it this once; only its hash is kept. From the first key on every request needs one."""
     text, key = KeyFile(file).create(name, scope or [Scope.read, Scope.sample, Scope.train])
     if as_json:
         print_json({"key": text, **_public(key)})
@@ -44,7 +49,7 @@ def create(
 
 @application.command("list")
 def list_keys(file: File = _DEFAULT_FILE, as_json: AsJson = False) -> None:
-    """List keys: their ids, never their secrets."""
+    """List the keys by their ids, never their secrets."""
     keys = KeyFile(file).read()
     if as_json:
         print_json({"keys": [_public(key) for key in keys]})
@@ -55,11 +60,11 @@ def list_keys(file: File = _DEFAULT_FILE, as_json: AsJson = False) -> None:
 
 @application.command()
 def revoke(
-    key_id: Annotated[str, typer.Argument(help="Its id; `recovery keys list` shows them")],
+    key_id: Annotated[str, typer.Argument(help="Id of the key; `recovery keys list` shows all ids")],
     file: File = _DEFAULT_FILE,
     as_json: AsJson = False,
 ) -> None:
-    """Take a key away; a running service refuses it from its next request on."""
+    """Revoke a key; a running service refuses it from its next request on."""
     key = KeyFile(file).revoke(key_id)
     if as_json:
         print_json({"revoked": _public(key)})

@@ -56,11 +56,12 @@ def models(
         print_line(f"{found.name or found.id}, trained on {found.dataset or 'data that are not known'}")
         print_table(["checkpoint", "size", "log Z, nats", "held-out log density, nats"], _checkpoints(found))
     else:
-        print_table(["id", "name", "dataset", "checkpoints"], [_row(model) for model in found])
+        print_table(["id", "name", "tags", "dataset", "checkpoints"], [_row(model) for model in found])
 
 
 def _row(model: Model) -> list[str]:
-    return [model.id, model.name or "", model.dataset or "", ", ".join(str(one.step) for one in model.checkpoints)]
+    steps = ", ".join(str(one.step) for one in model.checkpoints)
+    return [model.id, model.name or "", ", ".join(model.tags), model.dataset or "", steps]
 
 
 def _checkpoints(model: Model) -> list[list[str]]:

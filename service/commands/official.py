@@ -1,6 +1,6 @@
-"""`recovery import-official`: a checkpoint of the authors' TensorFlow release becomes a model in storage.
+"""The command `recovery import-official`, which turns a checkpoint of the authors' TensorFlow release into a model.
 
-The checkpoint is converted here, by this command, and written where the workers read: the service loads no torch and
+The command itself converts the checkpoint and writes it where the workers read, because the service loads no torch and
 could not check the weights (docs/decisions/0040-import-official-writes-to-storage.md).
 """
 
@@ -30,19 +30,25 @@ if TYPE_CHECKING:
 
 
 class ImportFailed(ForeseenError):
-    """Nothing was imported; one sentence, and what to do."""
+    """Nothing was imported. The one sentence says why, and what to do."""
 
 
 def import_official(
-    prefix: Annotated[Path, typer.Argument(help="Of the checkpoint's files: what comes before .index")],
-    name: Annotated[str | None, typer.Option(help="For people")] = None,
+    prefix: Annotated[Path, typer.Argument(help="Path of the checkpoint's files, up to what comes before .index")],
+    name: Annotated[str | None, typer.Option(help="A name for people")] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="What it was trained on, which the file does not say; calibrating scores it")
+        str | None, typer.Option(help="Data it was trained on, which the file does not say; calibrating scores them")
     ] = None,
-    levels: Annotated[int, typer.Option(min=2, max=501, help="Noise levels it was trained with: 6 is T6")] = 6,
+    levels: Annotated[
+        int, typer.Option(min=2, max=501, help="Number of noise levels it was trained with; 6 is T6")
+    ] = 6,
     image_size: Annotated[
         int | None,
-        typer.Option(min=4, max=1024, help="Height and width; the release's for its multipliers, else 32"),
+        typer.Option(
+            min=4,
+            max=1024,
+            help="Height and width of its images; by default the release's for its multipliers, else 32",
+        ),
     ] = None,
     data: Annotated[
         Path | None,
@@ -53,8 +59,8 @@ def import_official(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Import a checkpoint of the authors' TensorFlow release; prints the new model's id."""
-    # Not needed by other commands, and slow to import.
+    """Import a checkpoint of the authors' TensorFlow release, and print the new model's id."""
+    # Imported here, because other commands do not need it and it is slow to import.
     from worker.storage.artifacts import ArtifactError, Artifacts
 
     try:
@@ -71,7 +77,7 @@ def import_official(
 
 
 def _told(snapshot: Snapshot) -> str:
-    """What was inferred from the checkpoint, and what was assumed."""
+    """Say what was inferred from the checkpoint, and what was assumed."""
     network, levels = snapshot.config.network, snapshot.config.schedule.num_levels
     channels, height, width = snapshot.event_shape
     blocks = f"{network.num_blocks} block{'s' * (network.num_blocks > 1)} a resolution"
@@ -82,13 +88,16 @@ def _told(snapshot: Snapshot) -> str:
 
 
 def _settings(data: Path | None) -> Settings:
-    """Those of the stack on a folder, or of the environment. Raises SettingsError, LocalStackError."""
+    """Return the settings of the stack that runs on a folder, or of the environment.
+
+    Raises SettingsError, LocalStackError.
+    """
     of_environment = data is None and any(name.startswith("RECOVERY_S3_") for name in os.environ)
     return read_settings(os.environ if of_environment else read_environment(data or DEFAULT_FOLDER))
 
 
 def _read(prefix: Path, levels: int, image_size: int | None, dataset: str | None) -> Snapshot:
-    """Raises CheckpointError, and ImportFailed where torch is not installed."""
+    """Convert the checkpoint. Raises CheckpointError, and ImportFailed where torch is not installed."""
     try:
         from model.checkpoints import official
     except ImportError as error:
@@ -100,7 +109,7 @@ def _read(prefix: Path, levels: int, image_size: int | None, dataset: str | None
 
 
 def _store(artifacts: Artifacts, snapshot: Snapshot, prefix: Path, name: str | None, dataset: str | None) -> str:
-    """Write the checkpoint, then the model's description, without which nobody sees it; the model's id."""
+    """Write the checkpoint, then the model's description, without which nobody sees it; return the model's id."""
     model_id = new_id()
     with tempfile.TemporaryDirectory(prefix="recovery-import-") as directory:
         snapshot.write(Path(directory))

@@ -1,4 +1,4 @@
-"""What the files of the `recovery` command share: options, completion, examples, and how an answer is shown."""
+"""What the modules of the `recovery` command share: options, completion, examples, and how an answer is printed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Url = Annotated[
     str | None,
     typer.Option(
         envvar=URL_VARIABLE,
-        help=f"Where the service listens; else of ~/.config/recovery/config.toml, else {DEFAULT_URL}",
+        help=f"Address of the service; else the one in ~/.config/recovery/config.toml, else {DEFAULT_URL}",
         rich_help_panel="Server",
     ),
 ]
@@ -37,8 +37,8 @@ ApiKey = Annotated[
     str | None,
     typer.Option(
         envvar=KEY_VARIABLE,
-        help="Where the service asks for one; other users of this machine see what is given here, not the variable or "
-        "the file",
+        help="API key, if the service asks for one; other users of this machine can see it here, but not in the "
+        "variable or the file",
         show_envvar=True,
         rich_help_panel="Server",
     ),
@@ -47,22 +47,22 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts")]
 
 
 def examples(*lines: str) -> str:
-    """Below the help of a command: one example a line."""
+    """Return the text below the help of a command, with one example a line."""
     return "\n\n".join(["Examples:", *(f"  {line}" for line in lines)])
 
 
 def print_line(text: object) -> None:
-    """One line of the answer, as it is, however narrow the terminal."""
+    """Print one line of the answer as it is, however narrow the terminal."""
     Console(highlight=False, soft_wrap=True).print(str(text), markup=False)
 
 
 def print_note(text: object) -> None:
-    """One line for people, on standard error: standard output is for what scripts take."""
+    """Print one line for people on standard error, because standard output is for what scripts take."""
     Console(stderr=True, highlight=False, soft_wrap=True).print(str(text), markup=False, style="dim")
 
 
 def print_json(found: BaseModel | Mapping[str, Any] | Sequence[BaseModel]) -> None:
-    """An answer for scripts."""
+    """Print an answer as JSON, for scripts."""
     match found:
         case BaseModel():
             plain: object = found.model_dump(mode="json")
@@ -74,7 +74,7 @@ def print_json(found: BaseModel | Mapping[str, Any] | Sequence[BaseModel]) -> No
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Rows for people; the first column is never cut, since it is to be copied."""
+    """Print rows for people; the first column is never cut, since it is to be copied."""
     first, *others = headings
     table = Table()
     table.add_column(first, no_wrap=True)
@@ -86,22 +86,22 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def complete_preset(incomplete: str) -> list[tuple[str, str]]:
-    """Names of presets."""
+    """Complete the name of a preset."""
     return [(name, told) for name, told in PRESET_SUMMARIES.items() if name.startswith(incomplete)]
 
 
 def complete_job(incomplete: str) -> list[tuple[str, str]]:
-    """Ids of the jobs of the service that the environment or the configuration file names."""
+    """Complete the id of a job of the service that the environment or the configuration file names."""
     try:
         with Recovery() as client:
             found = [(job.id, f"{job.status} {job.name or job.kind}") for job in client.jobs()]
-    except ClientError:  # while somebody types there is nobody to tell
+    except ClientError:  # an error has no place on the line that somebody is typing
         return []
     return [(job_id, told) for job_id, told in found if job_id.startswith(incomplete)]
 
 
 def complete_model(incomplete: str) -> list[tuple[str, str]]:
-    """Ids of its models."""
+    """Complete the id of a model of that service."""
     try:
         with Recovery() as client:
             found = [(model.id, model.name or model.dataset or "") for model in client.models()]
@@ -111,7 +111,7 @@ def complete_model(incomplete: str) -> list[tuple[str, str]]:
 
 
 def complete_dataset(incomplete: str) -> list[tuple[str, str]]:
-    """Ids and names of its datasets."""
+    """Complete the id, or the name, of a dataset of that service."""
     try:
         with Recovery() as client:
             found = [(one.id, one.name or one.source) for one in client.datasets()]
@@ -129,7 +129,10 @@ def _is_id(text: str) -> bool:
 
 
 def job_id_of(client: Recovery, text: str) -> str:
-    """An id as it is; a name is the newest job's that has it. Raises ClientError when there is none."""
+    """Return the id of the job that `text` means: an id as it is, or the newest job of that name.
+
+    Raises ClientError when there is none.
+    """
     if _is_id(text):
         return text
     found = next((job.id for job in client.jobs() if job.name == text), None)
@@ -139,7 +142,10 @@ def job_id_of(client: Recovery, text: str) -> str:
 
 
 def model_at(client: Recovery, text: str) -> str:
-    """`id` or `id@step`; a name in place of the id is the newest model's that has it. Raises ClientError."""
+    """Return `id` or `id@step` of the model that `text` means; a name in place of the id means its newest model.
+
+    Raises ClientError when there is none.
+    """
     name, at, step = text.partition("@")
     if _is_id(name):
         return text
@@ -151,12 +157,14 @@ def model_at(client: Recovery, text: str) -> str:
 
 JobId = Annotated[
     str,
-    typer.Argument(help="Its id or name; `recovery jobs` lists them", autocompletion=complete_job, show_default=False),
+    typer.Argument(
+        help="Id or name of the job; `recovery jobs` lists all jobs", autocompletion=complete_job, show_default=False
+    ),
 ]
 ModelAt = Annotated[
     str,
     typer.Argument(
-        help="Id or name of a model, or id@step; `recovery models` lists them",
+        help="Id or name of a model, or id@step; `recovery models` lists all models",
         autocompletion=complete_model,
         show_default=False,
     ),

@@ -1,4 +1,4 @@
-"""Options of a command that are the fields of a request: their names, types, ranges and help come from its body."""
+"""Command line options made of the fields of a request, with the names, types, ranges and help of its body."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ _PARAMETER = "options"
 def takes_fields(
     body: type[BaseModel], *, only: Collection[str] = (), leave_out: Collection[str] = (), **completions: Completion
 ) -> Callable[[Command], Command]:
-    """Give a command the fields of a body as options, in place of its parameter `options`, which gets their values.
+    """Give a command the fields of a body as options, in place of its parameter `options`.
 
-    Those are by name, None where an option was not given. `completions` completes the values of single fields.
+    That parameter gets the values by name, None where an option was not given. `only` keeps some fields, `leave_out`
+    drops some, and `completions` completes the values of single fields.
     """
     options = [one for one in options_of(body, leave_out=leave_out) if not only or one.name in only]
 
@@ -75,12 +76,12 @@ def _number_or_word(option: Option, text: str) -> int | str:
 
 
 def complete_setting(incomplete: str) -> list[tuple[str, str]]:
-    """The fields of a configuration as `--set` takes them, up to the `=`."""
+    """Complete a field of the configuration as `--set` takes it, up to the `=`."""
     return [(f"{name}=", told) for name, told in _settings(TrainConfig) if name.startswith(incomplete)]
 
 
 def _settings(config: type[Config]) -> list[tuple[str, str]]:
-    """(path, meaning) of each field."""
+    """Return (path, meaning) of each field of a configuration and of those nested in it."""
     told = meanings(config)
     found = []
     for name, hint in types_of(config).items():

@@ -1,6 +1,6 @@
-"""`recovery up`, `serve` and `demo`: processes on this machine.
+"""The commands `recovery up`, `serve` and `demo`, which start processes on this machine.
 
-What they need is imported when they run: it takes longer than most other commands do.
+They import what they need when they run, because importing it takes longer than most other commands do.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ application = typer.Typer()
 )
 def up(
     data: Annotated[
-        Path, typer.Option(help="Folder of everything the stack stores; used again next time")
+        Path, typer.Option(help="Folder of everything that the stack stores; the next start finds it again")
     ] = DEFAULT_FOLDER,
-    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Of the API; 8000 or a free one if absent")] = None,
-    host: Annotated[str, typer.Option(help="Address of the API; any but loopback needs keys")] = _LOOPBACK,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port of the API; 8000 or a free one if absent")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address of the API; any address but loopback needs keys")] = _LOOPBACK,
     as_json: AsJson = False,
 ) -> None:
     """Start the whole service on this machine: storage, queue, a trainer, a sampler and the API."""
@@ -70,7 +72,7 @@ def _run(stack: LocalStack, console: Console, *, as_json: bool) -> None:
     rich_help_panel=RUN_PANEL, epilog=examples("RECOVERY_REDIS_URL=redis://cache:6379/0 recovery serve --port 8000")
 )
 def serve(
-    host: Annotated[str, typer.Option(help="Address to listen on; any but loopback needs keys")] = _LOOPBACK,
+    host: Annotated[str, typer.Option(help="Address to listen on; any address but loopback needs keys")] = _LOOPBACK,
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
 ) -> None:
     """Start the API alone, with its stores and limits from the environment (RECOVERY_...)."""
@@ -84,7 +86,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for pictures, samples and the report")] = Path("demo"),
     as_json: AsJson = False,
 ) -> None:
-    """Train on real digits, sample, and report how good it is: under four minutes on two cores."""
+    """Train on real digits, sample, and report how good the samples are, in under four minutes on two cores."""
     from service.commands import demo_report
     from service.commands.demo import Demo
     from service.stack.local import interruptible_by_signals

@@ -1,4 +1,4 @@
-"""Pictures in the terminal: kitty's protocol or sixels where it speaks one, coloured half characters elsewhere."""
+"""Pictures in the terminal, by kitty's protocol or sixels where it speaks one, else as coloured half characters."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _MOST_COLUMNS = 60
 
 
 def can_show() -> bool:
-    """Whether a person looks at standard output, through a terminal that can do more than plain text."""
-    # The terminal answers on standard input what it can do; a pipe that pretends to be one has no size.
+    """Say whether a person looks at standard output, through a terminal that can do more than plain text."""
+    # The terminal says on standard input what it can do. A pipe that pretends to be a terminal has no size.
     if not (sys.stdin.isatty() and sys.stdout.isatty()) or "NO_COLOR" in os.environ:
         return False
     has_size = all(os.get_terminal_size(sys.stdout.fileno()))
@@ -23,7 +23,7 @@ def can_show() -> bool:
 
 def show(png: bytes) -> None:
     """Draw a picture at most 60 columns wide."""
-    # Imported here: it asks the terminal what it can do, which others must not see on their screen.
+    # Imported here, because the import asks the terminal what it can do, which other commands must not show.
     from textual_image.renderable import Image as Picture
 
     console = Console()

@@ -1,4 +1,4 @@
-"""What goes around every request: its id, who asks, limits, measurement, and an answer when the code below fails.
+"""The middleware around every request: its id, its caller, limits, metrics, and an answer when the code below fails.
 
 Everything here is decided from the head of a request, before any of its body is read.
 """
@@ -23,14 +23,14 @@ from worker.ids import new_id
 from worker.observe.redaction import redact
 
 REQUEST_ID = "X-Request-ID"
-# A client's own id is kept if it can stand in a log line as it is.
+# The request id that a client sends is kept if it can stand in a log line as it is.
 _ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
 
 log = structlog.get_logger()
 
 
 class Envelope:
-    """ASGI middleware, outermost of the application's own."""
+    """ASGI middleware, the outermost of the application's own."""
 
     def __init__(self, app: ASGIApp, *, metrics: RequestMetrics) -> None:
         self.app = app
@@ -73,7 +73,7 @@ class _Exchange:
         self.limit_bytes = stores.settings.body_limit_bytes(scope["path"])
 
     async def run(self, app: ASGIApp) -> None:
-        """Serve the request, whatever happens below."""
+        """Serve the request, and answer it as a problem if the code below fails."""
         try:
             await self._admit()
             self._refuse_announced_size()
@@ -81,13 +81,15 @@ class _Exchange:
         except Exception as error:
             if not isinstance(error, Problem):
                 log.exception("request failed", path=self.scope["path"], method=self.scope["method"])
-            if self.started:  # too late for another answer: the connection must break, or the client takes it for whole
+            if (
+                self.started
+            ):  # it is too late for another answer: the connection must break, or this one would look whole
                 raise
             request = Request(self.scope)
             await problem_of(error, request).response(self.scope["path"])(self.scope, self._receive, self.send)
 
     async def _admit(self) -> None:
-        """Raises Problem 401, 403, 429 or 503."""
+        """Let the caller in. Raises Problem 401, 403, 429 or 503."""
         caller = self.door.admit(self.scope)
         self.scope.setdefault("state", {})["caller"] = caller
         if caller.key is not None:
@@ -96,7 +98,10 @@ class _Exchange:
             self.answer_headers = await self.rate_limit.count(caller)
 
     async def receive(self) -> Message:
-        """The next piece of the request; refuses a body longer than announced or without announced length."""
+        """Return the next piece of the request.
+
+        Raises Problem for a body that is longer than it may be, whether or not its length was announced.
+        """
         message = await self._receive()
         if message["type"] == "http.request":
             self.received_bytes += len(message.get("body", b""))
@@ -105,7 +110,7 @@ class _Exchange:
         return message
 
     async def send(self, message: Message) -> None:
-        """The next piece of the answer, with what every answer says among its headers."""
+        """Send the next piece of the answer, and add the headers that every answer has."""
         if message["type"] == "http.response.start":
             self.started = True
             self.status = message["status"]
@@ -126,5 +131,5 @@ class _Exchange:
             413,
             "content-too-large",
             f"the request has more than {self.limit_bytes} bytes, all that is accepted here; send less",
-            headers={"Connection": "close"},  # what was not read must not be taken for the next request
+            headers={"Connection": "close"},  # the part that was not read must not be taken for the next request
         )

@@ -1,4 +1,4 @@
-"""API keys: made once and shown once. What stays is a file of their hashes.
+"""API keys, which are made and shown once, and the file that keeps their hashes.
 
 A key is `rk_ID_SECRET`. The id is public and names the key in logs; the secret has 256 bits, so a plain sha256 is
 enough: there is nothing to guess that a slow hash would protect.
@@ -30,7 +30,7 @@ _NOBODY = hashlib.sha256(b"").hexdigest()
 
 
 class Scope(StrEnum):
-    """What a key allows its holder to do."""
+    """A scope, which says what a key allows its holder to do."""
 
     read = "read"
     """Look at everything."""
@@ -39,11 +39,11 @@ class Scope(StrEnum):
     train = "train"
     """Start, stop and resume jobs; bring data."""
     admin = "admin"
-    """Everything, deleting too."""
+    """Do everything, including deletion."""
 
 
 class KeysError(ForeseenError):
-    """The keys could not be read or changed as asked; one sentence, and what to do."""
+    """The keys could not be read or changed. The one sentence says why, and what to do."""
 
 
 class Key(BaseModel):
@@ -54,12 +54,12 @@ class Key(BaseModel):
     id: str = Field(pattern=rf"^[{_ID_ALPHABET}]{{{_ID_LENGTH}}}$")
     name: str = Field(min_length=1, max_length=100)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", repr=False)
-    """Of the whole text of the key."""
+    """The hash of the whole text of the key."""
     scopes: tuple[Scope, ...] = Field(min_length=1)
     created_at: datetime
 
     def allows(self, scope: Scope) -> bool:
-        """Whether the key has the scope, or `admin`."""
+        """Say whether the key has the scope, or `admin`."""
         return scope in self.scopes or Scope.admin in self.scopes
 
 
@@ -77,7 +77,7 @@ class KeyFile:
         self.path = path
 
     def read(self) -> tuple[Key, ...]:
-        """Every key; none when there is no file. Raises KeysError for a file that cannot be read."""
+        """Return every key, or none when there is no file. Raises KeysError for a file that cannot be read."""
         try:
             return _Content.model_validate_json(self.path.read_bytes()).keys
         except FileNotFoundError:
@@ -93,7 +93,7 @@ class KeyFile:
             ) from error
 
     def create(self, name: str, scopes: Sequence[Scope]) -> tuple[str, Key]:
-        """(the key's text, never to be had again; what is kept of it). Raises KeysError."""
+        """Make a key; return its text, which cannot be had again, and the part of it that is kept. Raises KeysError."""
         key_id = "".join(secrets.choice(_ID_ALPHABET) for _ in range(_ID_LENGTH))
         text = f"{_PREFIX}_{key_id}_{secrets.token_urlsafe(_SECRET_BYTES)}"
         try:
@@ -111,7 +111,7 @@ class KeyFile:
         return text, made
 
     def revoke(self, key_id: str) -> Key:
-        """Take a key away; the service notices with its next request. Raises KeysError."""
+        """Remove a key and return it; the service refuses it from its next request on. Raises KeysError."""
         with self._changing():
             keys = self.read()
             found = [key for key in keys if key.id == key_id]
@@ -125,7 +125,7 @@ class KeyFile:
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
-        """Two commands at once would lose one of two keys."""
+        """Hold the lock of the file, because two commands at once would lose one of two keys."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -136,10 +136,13 @@ class KeyFile:
 
 
 def matching(keys: Sequence[Key], text: str) -> Key | None:
-    """The key of that text. The time taken does not depend on how much of a wrong secret is right."""
+    """Return the key that has this text, or None.
+
+    The time that it takes does not depend on how much of a wrong secret is right.
+    """
     key_id = text.removeprefix(f"{_PREFIX}_").partition("_")[0]
     named = next((key for key in keys if key.id == key_id), None)
-    # An unknown id costs the same comparison.
+    # An unknown id takes the same comparison.
     same = hmac.compare_digest(_digest(text), named.sha256 if named else _NOBODY)
     return named if same else None
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -20,13 +19,13 @@ from redis.exceptions import RedisError
 from service.door.security import Caller
 from service.http.errors import Problem
 from service.settings import ServiceSettings
-from service.stores import Stores, StoresDependency
+from service.stores import StoresDependency
 from worker.ids import new_id
+from worker.jobs.places import reserve_place, settle_place
+from worker.redis_keys import RATE
 
 _PATIENCE_S = 0.5
 """A Redis slower than that does not hold up requests."""
-_RESERVATION_S = 60
-"""From a request for a job to its record."""
 
 _RATE = """
 -- Answers {allowed, requests left, microseconds until one is allowed, microseconds until all are}.
@@ -39,23 +38,6 @@ if wait > 0 then return {0, 0, math.ceil(wait), math.ceil(full_at - now)} end
 full_at = full_at + interval_us
 redis.call('SET', KEYS[1], string.format('%.0f', full_at), 'PX', math.ceil((full_at - now) / 1000))
 return {1, math.floor(-wait / interval_us), 0, math.ceil(full_at - now)}
-"""
-
-_RESERVE = """
--- A place for one more job, unless the caller has `limit` that wait or run (their hashes are worker/jobs/lua.py's).
--- The set holds job ids with score 0, and reservations with the time they run out. Answers whether there was one.
-local limit, reservation, now, runs_out = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), ARGV[4]
-local members = redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
-for i = 1, #members, 2 do
-  local until_s = tonumber(members[i + 1])
-  local status = redis.call('HGET', 'job:' .. members[i], 'status')
-  local open = status == 'queued' or status == 'running'
-  if until_s > 0 then open = until_s > now end
-  if not open then redis.call('ZREM', KEYS[1], members[i]) end
-end
-if redis.call('ZCARD', KEYS[1]) >= limit then return 0 end
-redis.call('ZADD', KEYS[1], runs_out, reservation)
-return 1
 """
 
 log = structlog.get_logger()
@@ -74,7 +56,7 @@ class RateLimit:
         """Headers that say what is left (draft-ietf-httpapi-ratelimit-headers). Raises Problem 429."""
         try:
             async with asyncio.timeout(_PATIENCE_S):
-                found: Any = await self._script(keys=[f"rate:{caller.identity}"], args=[self._interval_us, self._burst])
+                found: Any = await self._script(keys=[RATE.of(caller.identity)], args=[self._interval_us, self._burst])
         except (RedisError, TimeoutError) as error:
             log.warning("rate_not_limited", error=type(error).__name__)
             return {}
@@ -103,38 +85,24 @@ async def _job_slot(request: Request, response: Response, stores: StoresDependen
     if caller.key is None:
         yield
         return
-    key, reservation = f"quota:{caller.key.id}", new_id()
-    await _reserve(stores, key, reservation)
-    job_id = None
-    try:
-        yield
-        location = response.headers.get("Location", "")
-        job_id = request.path_params.get("job_id") or location.rpartition("/")[2]
-    finally:
-        await _settle(stores, key, reservation, job_id)
-
-
-async def _reserve(stores: Stores, key: str, reservation: str) -> None:
-    limit, now = stores.settings.max_jobs_per_key, time.time()
-    script = stores.redis.register_script(_RESERVE)
-    if not await script(keys=[key], args=[limit, reservation, now, now + _RESERVATION_S]):
+    limit, reservation = stores.settings.max_jobs_per_key, new_id()
+    if not await reserve_place(stores.redis, caller.key.id, reservation, limit):
         raise Problem(
             429,
             "too-many-jobs",
             f"this key has {limit} jobs that wait or run, all that it may; wait for one to end, or cancel one",
             headers={"Retry-After": "60"},
         )
-
-
-async def _settle(stores: Stores, key: str, reservation: str, job_id: str | None) -> None:
-    pipeline = stores.redis.pipeline()
-    pipeline.zrem(key, reservation)
-    if job_id:
-        pipeline.zadd(key, {job_id: 0})
+    job_id = None
     try:
-        await pipeline.execute()
-    except RedisError as error:  # the answer stands; the reservation runs out by itself
-        log.warning("job_not_counted", error=type(error).__name__)
+        yield
+        location = response.headers.get("Location", "")
+        job_id = request.path_params.get("job_id") or location.rpartition("/")[2]
+    finally:
+        try:
+            await settle_place(stores.redis, caller.key.id, reservation, job_id)
+        except RedisError as error:  # the answer stands; the reservation runs out by itself
+            log.warning("job_not_counted", error=type(error).__name__)
 
 
 JobSlot = Depends(_job_slot)

@@ -1,4 +1,4 @@
-"""What the HTTP parser refuses before there is a request, headers without end say: a problem like any other."""
+"""Answers to input that the HTTP parser refuses before there is a request, such as endless headers: also problems."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class ProblemProtocol(H11Protocol):
     """uvicorn's protocol on h11, which answers with problem+json where uvicorn would answer in plain text."""
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002
-        """Called while the parser's error is handled; h11 says there which status fits."""
+        """Answer with a problem. This is called while the parser's error is handled, in which h11 says the status."""
         error = sys.exc_info()[1]
         status = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
         kind, detail = _REFUSALS.get(status, _BAD_REQUEST)
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
-            self.transport.close()  # amid an answer: breaking off is the only way to say that it is not whole
+            self.transport.close()  # amid an answer, only breaking off can say that it is not whole
             return
         answer = Problem(status if status in _REFUSALS else 400, kind, detail).response("/")
         headers = [

@@ -1,6 +1,6 @@
-"""Who may enter: keys and scopes at the door, asked before anything of a request's body is read.
+"""The door: it checks keys and scopes before any of a request's body is read.
 
-Once there is a key every request needs one. Without keys only this machine is served: connections that arrived at a
+Once there is a key, every request needs one. Without keys only this machine is served: connections that arrived at a
 loopback address, under a name that no foreign web page can have (a page could otherwise point a name of its own at
 127.0.0.1 and read from here).
 """
@@ -20,9 +20,10 @@ from service.http.errors import Problem
 
 PAGES = frozenset({"/", "/docs"})
 FILES_PREFIX = "/web"
-"""Below it are the files that the pages are made of."""
+"""The path below which the files of the pages are."""
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json", *PAGES})
-"""Served to everybody: probes carry no keys, what this service can do is public, and a page has to ask for the key."""
+"""The paths that are served to everybody: probes carry no keys, what this service can do is public, and a page has to
+ask for the key."""
 _SAMPLE_PATHS = frozenset({"/sample", "/log-density"})
 _REALM = 'Bearer realm="recovery"'
 
@@ -31,15 +32,15 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Caller:
-    """Whoever sends a request: a key, or without keys an address of this machine."""
+    """The sender of a request: a key, or without keys an address of this machine."""
 
     identity: str
-    """Names the caller in logs and in the keys of its limits; never text of the client's choice."""
+    """The name of the caller in logs and in the Redis keys of its limits; it is never text of the client's choice."""
     key: Key | None = None
 
 
 def required_scope(method: str, path: str) -> Scope | None:
-    """The scope that a request needs, or None when it needs no key.
+    """Return the scope that a request needs, or None when it needs no key.
 
     A request that is not listed here changes something and needs `train`.
     """
@@ -53,29 +54,32 @@ def required_scope(method: str, path: str) -> Scope | None:
 
 
 def is_open(path: str) -> bool:
-    """Whether a path is served to everybody, and as often as they like."""
+    """Say whether a path is served to everybody, and without a rate limit."""
     return path in OPEN_PATHS or is_page(path)
 
 
 def is_page(path: str) -> bool:
-    """Whether a path is a page for people, or one of a page's files."""
+    """Say whether a path is a page for people, or one of a page's files."""
     return path in PAGES or path.startswith(f"{FILES_PREFIX}/")
 
 
 class Door:
-    """Lets requests in by the keys of one file, or of none. Read anew when it changes, so that a revoked key is out."""
+    """The check that lets requests in by the keys of one file, or without keys.
+
+    The file is read anew when it changes, so that a revoked key stops working.
+    """
 
     def __init__(self, path: Path | None) -> None:
-        """Raises KeysError for a file that cannot be read."""
+        """Read the keys. Raises KeysError for a file that cannot be read."""
         self._file = KeyFile(path) if path is not None else None
         self._signature: tuple[int, ...] | None = None
         self._keys: tuple[Key, ...] = ()
         self.needs_keys = False
-        """Stays true: revoking the last key, or losing the file, must not open the door."""
+        """Whether requests need a key. Once true it stays true: losing the last key, or the file, opens nothing."""
         self._refresh()
 
     def admit(self, connection: Connection) -> Caller:
-        """The caller of a request. Raises Problem 401 or 403, and 503 when the keys cannot be read."""
+        """Return the caller of a request. Raises Problem 401 or 403, and 503 when the keys cannot be read."""
         address = _address(connection)
         scope = required_scope(connection["method"], connection["path"])
         if scope is None:
@@ -137,7 +141,7 @@ def require_keys(host: str, path: Path | None) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address, or `localhost`, can be reached from this machine only."""
+    """Say whether an address, or a name such as `localhost`, can be reached from this machine only."""
     try:
         address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
     except ValueError:
@@ -146,7 +150,10 @@ def is_loopback(host: str) -> bool:
 
 
 def _require_local(connection: Connection, headers: Headers) -> None:
-    """Raises Problem 403. Holds however the service was started, also where nobody checked the address beforehand."""
+    """Refuse a request from another machine. Raises Problem 403.
+
+    This protects the service however it was started, even if nobody checked its address beforehand.
+    """
     arrived_at = str((connection.get("server") or ("", None))[0])
     name = headers.get("host", "").lower()
     name = name.partition("]")[0] + "]" if name.startswith("[") else name.partition(":")[0]
@@ -160,9 +167,10 @@ def _require_local(connection: Connection, headers: Headers) -> None:
 
 
 def _require_own_page(method: str, headers: Headers) -> None:
-    """Raises Problem 403. Where no key is needed, any web page that is open here could have a browser change something.
+    """Refuse a request that another web page had a browser send. Raises Problem 403.
 
-    Browsers say where a request comes from, programs do not; what they read across sites they are not given.
+    Where no key is needed, any web page that is open here could otherwise have the browser change something. Browsers
+    say where a request comes from, programs do not; and browsers give no page what it reads from another site.
     """
     if method in ("GET", "HEAD", "OPTIONS"):
         return
@@ -180,13 +188,18 @@ def _require_own_page(method: str, headers: Headers) -> None:
 
 
 def _is_foreign(host: str) -> bool:
-    """A name without a dot is nobody's on the public net: a socket file, a container, a test's server."""
+    """Say whether a host is not this machine.
+
+    A name without a dot belongs to nobody on the internet: it is a socket file, a container, a test's server.
+    """
     return not is_loopback(host) and ("." in host or ":" in host) and not host.startswith("/")
 
 
 def _address(connection: Connection) -> str:
-    """The address a request comes from, or nothing where the text is no address, since a proxy's header can hold any
-    text."""
+    """Return the address that a request comes from, or "unknown" for text that is no address.
+
+    A proxy's header can hold any text.
+    """
     try:
         return f"address:{ipaddress.ip_address((connection.get('client') or ('', 0))[0])}"
     except ValueError:

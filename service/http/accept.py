@@ -6,7 +6,10 @@ from collections.abc import Sequence
 
 
 def preferred(header: str | None, offered: Sequence[str]) -> str | None:
-    """The best of `offered` (the server's order breaks ties), None when the client takes none of them."""
+    """Return the media type of `offered` that the client likes best, or None when it takes none of them.
+
+    The order of `offered` breaks ties.
+    """
     ranges = [_parse(part) for part in (header or "*/*").split(",") if part.strip()]
     best, best_quality = None, 0.0
     for media_type in offered:
@@ -17,7 +20,7 @@ def preferred(header: str | None, offered: Sequence[str]) -> str | None:
 
 
 def _quality(media_type: str, ranges: Sequence[tuple[str, float]]) -> float:
-    """The quality of the most specific range that covers the media type, and 0 when no range covers it."""
+    """Return the quality of the most specific range that covers the media type, or 0 when no range covers it."""
     main = media_type.partition("/")[0]
     qualities = dict(ranges)
     for pattern in (media_type, f"{main}/*", "*/*"):

@@ -1,4 +1,4 @@
-"""Every error a client can meet, as one body: RFC 9457 `application/problem+json`, saying what to do.
+"""Every error that a client can meet, as one kind of body: RFC 9457 `application/problem+json`, saying what to do.
 
 Errors of the packages below are translated here and nowhere else.
 """
@@ -21,7 +21,7 @@ from starlette.routing import compile_path
 
 from model.errors import ConfigError, DataError, DataTooLarge
 from worker.ids import InvalidId
-from worker.jobs.record import IllegalTransition, JobNotFound
+from worker.jobs.record import IllegalTransition, JobNotFound, NeedsDeleted
 from worker.observe.redaction import redact_all
 from worker.storage.artifacts import ArtifactDamaged, ArtifactMissing, StorageUnavailable
 
@@ -32,15 +32,17 @@ log = structlog.get_logger()
 
 
 class FieldProblem(BaseModel):
-    """One field of a request and what is wrong with it."""
+    """A mistake in one field of a request."""
 
-    location: list[str | int] = Field(description="Where the field is, outermost first", examples=[["body", "steps"]])
+    location: list[str | int] = Field(
+        description="Path to the field, outermost name first", examples=[["body", "steps"]]
+    )
     message: str = Field(description="What was expected", examples=["Input should be greater than or equal to 1"])
-    type: str = Field(description="Kind of mistake, stable", examples=["greater_than_equal"])
+    type: str = Field(description="Kind of mistake, a name that does not change", examples=["greater_than_equal"])
 
 
 class ProblemBody(BaseModel):
-    """RFC 9457 problem details."""
+    """The body of every error: RFC 9457 problem details."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -56,18 +58,18 @@ class ProblemBody(BaseModel):
         }
     )
 
-    type: str = Field(description="Kind of problem: a URN that does not change, to be compared by programs")
-    title: str = Field(description="The kind in words")
-    status: int = Field(description="The HTTP status")
+    type: str = Field(description="Kind of problem, as a URN that does not change and that programs compare")
+    title: str = Field(description="Kind of problem in words")
+    status: int = Field(description="HTTP status of the answer")
     detail: str = Field(description="What was wrong this time, and what to do")
     instance: str = Field(description="Path of the request")
-    errors: list[FieldProblem] | None = Field(None, description="Of a 422: every field that was wrong")
+    errors: list[FieldProblem] | None = Field(None, description="In a 422, every field that was wrong")
 
 
 class Problem(HTTPException):
-    """An answer other than success, raised anywhere while a request is served.
+    """An answer other than success, which code raises anywhere while a request is served.
 
-    An HTTPException, because FastAPI turns whatever else is raised while it reads a body into a 400.
+    It is an HTTPException, because FastAPI turns whatever else is raised while it reads a body into a 400.
     """
 
     def __init__(
@@ -91,7 +93,7 @@ class Problem(HTTPException):
         return self.kind.replace("-", " ").capitalize()
 
     def response(self, path: str) -> JSONResponse:
-        """The answer to a request of that path."""
+        """Return the answer to a request for that path."""
         body = ProblemBody(
             type=f"urn:recovery:problem:{self.kind}",
             title=self.title,
@@ -109,18 +111,18 @@ class Problem(HTTPException):
 
 
 def field_problem(location: Sequence[str | int], message: str) -> Problem:
-    """A 422 about one field that only the application could judge."""
+    """Return a 422 about one field that the schema allows and the application refuses."""
     one = FieldProblem(location=list(location), message=message, type="value_error")
     return Problem(422, "invalid-request", f"{'.'.join(map(str, location))}: {message}", errors=[one])
 
 
 def not_acceptable(offered: Sequence[str], reason: str = "") -> Problem:
-    """A 406 naming what can be had."""
+    """Return a 406 that names the media types on offer."""
     return Problem(406, "not-acceptable", f"{reason}set the Accept header to one of {', '.join(offered)}")
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI entries for the errors of a route; openapi.py adds those that any route can answer."""
+    """Return the OpenAPI entries of a route's own errors; openapi.py adds those that any route can answer."""
     return {
         status: {
             "description": http.HTTPStatus(status).phrase,
@@ -131,7 +133,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error of every route as a problem."""
+    """Have the application answer every error of every route as a problem."""
     for kind in (
         Problem,
         HTTPException,
@@ -141,6 +143,7 @@ def install(app: FastAPI) -> None:
         InvalidId,
         JobNotFound,
         IllegalTransition,
+        NeedsDeleted,
         ArtifactMissing,
         ArtifactDamaged,
         StorageUnavailable,
@@ -155,7 +158,7 @@ async def _answer(request: Request, error: Exception) -> JSONResponse:
 
 
 def problem_of(error: Exception, request: Request) -> Problem:
-    """The problem that tells a client about `error`; a 500 that gives nothing away for what nobody foresaw."""
+    """Return the problem that tells a client about `error`; an error that nobody foresaw is a 500 without details."""
     match error:
         case Problem():
             return error
@@ -169,6 +172,8 @@ def problem_of(error: Exception, request: Request) -> Problem:
             return Problem(404, "unknown-id", f"{error}; GET /jobs and GET /models list what there is")
         case IllegalTransition():
             return Problem(409, "illegal-transition", str(error))
+        case NeedsDeleted():
+            return Problem(404, "deleted", f"{error}; GET /models lists what there is")
         case ArtifactMissing():
             return Problem(404, "unknown-artifact", f"{error}; GET /models lists what there is")
         case DataTooLarge():
@@ -180,7 +185,7 @@ def problem_of(error: Exception, request: Request) -> Problem:
         case StorageUnavailable():
             return _away("storage-unavailable", f"the S3 storage is away: {error}")
         case RedisError() | OperationalError():
-            # Not its message: it may quote the URL with the password.
+            # The error's message is left out, because it may quote the URL with the password.
             return _away("redis-unavailable", f"Redis is away ({type(error).__name__})")
         case _:
             return Problem(
@@ -204,8 +209,10 @@ def _validation_problem(error: RequestValidationError) -> Problem:
 
 
 def _plain(error: Mapping[str, Any]) -> str:
-    """The message without the prefix that pydantic puts before a validator's own words, and with the place where the
-    JSON parser stopped."""
+    """Return the message without the prefix that pydantic puts before a validator's own words.
+
+    The message about broken JSON also gets the place where the parser stopped.
+    """
     message = str(error["msg"]).removeprefix("Value error, ")
     return f"{message} ({error['ctx']['error']})" if error["type"] == "json_invalid" and "ctx" in error else message
 
@@ -225,7 +232,10 @@ def _http_problem(error: HTTPException, request: Request) -> Problem:
 
 
 def _allowed(request: Request) -> dict[str, str]:
-    """All methods of a path (RFC 9110, 10.2.1). The router itself names only those of the first route that fits."""
+    """Return an Allow header with all methods of the path (RFC 9110, 10.2.1).
+
+    The router itself would name only those of the first route that fits.
+    """
     paths: dict[str, dict[str, Any]] = request.app.openapi()["paths"]
     here = request.url.path
     fitting = [here] if here in paths else [path for path in paths if compile_path(path)[0].fullmatch(here)]

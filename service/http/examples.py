@@ -1,4 +1,4 @@
-"""Examples for the OpenAPI document, made of what the schemas say: a field's own example, its default, or its type."""
+"""Examples for the OpenAPI document, made of the schemas: of a field's own example, its default, or its type."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 JSON = "application/json"
 BINARY = {"schema": {"type": "string", "format": "binary"}}
-"""Of answers that are files."""
+"""The OpenAPI content of an answer that is a file."""
 _TIME = "2026-11-24T09:30:00Z"
 _OF_TYPE: dict[str, Any] = {"integer": 1, "number": 0.5, "string": "text", "boolean": True, "object": {}}
 _PREFIX = "#/components/schemas/"
@@ -16,7 +16,10 @@ Schema = Mapping[str, Any]
 
 
 def add_examples(operation: dict[str, Any], schemas: Mapping[str, Schema]) -> None:
-    """To everything that an operation takes and gives as JSON, unless it has some. Doing it twice changes nothing."""
+    """Add examples to whatever an operation takes and answers as JSON, unless it has some.
+
+    Doing it twice changes nothing.
+    """
     for parameter in operation.get("parameters", []):
         if not ({"example", "examples"} & set(parameter)):
             parameter["example"] = example_of(parameter["schema"], schemas)
@@ -30,14 +33,14 @@ def add_examples(operation: dict[str, Any], schemas: Mapping[str, Schema]) -> No
 
 
 def _named(schema: Schema, schemas: Mapping[str, Schema]) -> dict[str, Any]:
-    """All examples of a body under the names that pages show. The first is the one to begin with."""
+    """Return all examples of a body under the names that pages show, the simplest first."""
     resolved = _not_null(_resolved(schema, schemas), schemas)
     values = resolved.get("examples") or [example_of(resolved, schemas)]
     return {f"example {number}": {"value": value} for number, value in enumerate(values, 1)}
 
 
 def example_of(schema: Schema, schemas: Mapping[str, Schema]) -> Any:
-    """One value that the schema allows."""
+    """Return a value that the schema allows."""
     schema = _resolved(schema, schemas)
     if schema.get("examples"):
         return schema["examples"][0]
@@ -58,13 +61,13 @@ def example_of(schema: Schema, schemas: Mapping[str, Schema]) -> Any:
 
 
 def _not_null(schema: Schema, schemas: Mapping[str, Schema]) -> Schema:
-    """The schema of a field or body without its alternative null."""
+    """Return the schema of a field or body without its alternative null."""
     choices = [one for one in schema.get("anyOf", []) if one.get("type") != "null"]
     return _resolved(choices[0], schemas) if choices else schema
 
 
 def _resolved(schema: Schema, schemas: Mapping[str, Schema]) -> Schema:
-    """The schema that a reference leads to. What stands beside the reference has precedence."""
+    """Return the schema that a reference leads to. Whatever stands beside the reference has precedence."""
     if "$ref" not in schema:
         return schema
     beside = {name: value for name, value in schema.items() if name != "$ref"}

@@ -1,4 +1,4 @@
-"""`Idempotency-Key`: a request sent again, because its answer got lost, gets the job it made and makes no other.
+"""The header `Idempotency-Key`: a request that is sent again, because its answer got lost, makes no second job.
 
 Before the job is made, its key is bound in Redis to a fingerprint of the request and to the id that the job will have.
 Whether that job exists then says whether the request is still under way, even if the process that served it died.
@@ -19,15 +19,16 @@ from service.http.errors import Problem
 from service.stores import Stores
 from worker.ids import new_id
 from worker.jobs.record import JobNotFound, JobRecord
+from worker.redis_keys import IDEMPOTENCY
 
 KEY_TTL_S = 24 * 3600
-"""For so long a key is remembered, unless Redis is wiped."""
+"""The seconds for which a key is remembered, unless Redis is wiped."""
 _IN_FLIGHT_S = 180
-"""Longer than storage is waited for: after that, a request that never made its job is forgotten."""
+"""The seconds after which a request that never made its job is forgotten; no request waits for storage that long."""
 
 
 class IdempotencyKey:
-    """The key of one request, if it has one."""
+    """The idempotency key of a request, if it has one."""
 
     def __init__(
         self,
@@ -38,7 +39,7 @@ class IdempotencyKey:
                 alias="Idempotency-Key",
                 min_length=1,
                 max_length=255,
-                description="Any text of the client's own; the same request sent again with it gets the same job",
+                description="Any text of the client's choice; the same request, sent again with it, gets the same job",
                 examples=["f3a1c2d4-first-try"],
             ),
         ] = None,
@@ -46,10 +47,10 @@ class IdempotencyKey:
     ) -> None:
         self._path = request.url.path
         # Two clients may choose the same key.
-        self._name = None if key is None else f"idempotency:{_digest(authorization or '', key)}"
+        self._name = None if key is None else IDEMPOTENCY.of(_digest(authorization or "", key))
 
     def create(self, stores: Stores, body: BaseModel, create_fn: Callable[[str], JobRecord]) -> JobRecord:
-        """The job that `create_fn(id)` makes, or made when this request came before.
+        """Return the job that `create_fn(id)` makes, or the one that it made when this request came before.
 
         Raises Problem 422 when the key came with another request, 409 while that is still under way.
         """
@@ -61,7 +62,7 @@ class IdempotencyKey:
             return self._made_before(stores, fingerprint)
         try:
             record = create_fn(job_id)
-        except Exception:  # whatever it was is raised again; the key must not answer for a job that was never made
+        except Exception:  # any error is raised again, and the key must not answer for a job that was never made
             with contextlib.suppress(RedisError):
                 redis.delete(self._name)
             raise
@@ -69,7 +70,8 @@ class IdempotencyKey:
         return record
 
     def _made_before(self, stores: Stores, fingerprint: str) -> JobRecord:
-        bound: Any = stores.records.redis.get(str(self._name))
+        redis = stores.records.redis
+        bound: Any = redis.get(str(self._name))
         known, _, job_id = (bound or b"").decode().partition(" ")
         if bound and known != fingerprint:
             raise Problem(
@@ -80,6 +82,10 @@ class IdempotencyKey:
         try:
             return stores.records.get(job_id)
         except (JobNotFound, ValueError):
+            if int(redis.ttl(str(self._name)) or 0) > _IN_FLIGHT_S:
+                raise Problem(
+                    409, "job-deleted", "the job that this Idempotency-Key made was deleted; take a new key"
+                ) from None
             raise Problem(
                 409,
                 "request-in-flight",

@@ -1,4 +1,4 @@
-"""Prometheus series of the API process, and of the fleet as Redis shows it at the moment of the scrape.
+"""Prometheus series of the API process, and of the whole fleet as Redis shows it at the moment of a scrape.
 
 One process serves one replica (`recovery serve`), so nothing has to be merged between processes: every replica is
 scraped by itself, its requests are added up, and what all replicas read from the same Redis is taken once (max).
@@ -73,7 +73,7 @@ JOB_DURATION = Series(
 
 
 class RequestMetrics:
-    """Counts and times requests by route template and status."""
+    """The series of this process's requests, counted and timed by route template and status."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._requests = REQUESTS.counter(registry)
@@ -82,29 +82,32 @@ class RequestMetrics:
         self.in_progress = IN_PROGRESS.gauge(registry)
 
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Record one answered request. A client's own words for a method must not become labels."""
+        """Record one answered request. A method that a client invented does not become a label."""
         known = method if method in _METHODS else "other"
         self._requests.labels(known, route, str(status)).inc()
         self._duration.labels(known, route).observe(seconds)
 
     def observe_encoding(self, route: str, seconds: float) -> None:
-        """Record how long one answer took to be put into its form."""
+        """Record how long it took to encode one answer."""
         self._encoding.labels(route).observe(seconds)
 
 
 class FleetCollector(Collector):
-    """Asks at every scrape, and waits only so long: a store that is away shows as 0, not as a failed scrape."""
+    """The series of the fleet, read anew at every scrape.
+
+    It waits for a store only a limited time: a store that is away shows as 0, not as a failed scrape.
+    """
 
     def __init__(self, fleet_fn: Callable[[], Fleet], ping_storage_fn: Callable[[], None]) -> None:
         self._fleet = Probe(fleet_fn)
         self._storage = Probe(ping_storage_fn)
 
     def describe(self) -> Iterator[Metric]:
-        """Nothing: registering must not ask anybody."""
+        """Yield nothing, because registering must not ask a store."""
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        """The series of this moment."""
+        """Yield the series of this moment."""
         storage, redis = self._storage.begin(), self._fleet.begin()
         both: list[Future[Any]] = [storage, redis]
         wait(both, PATIENCE_S)
@@ -135,6 +138,6 @@ def _has_answered(ping: Future[None]) -> bool:
 
 
 def route_template(scope: Scope) -> str:
-    """`/jobs/{job_id}`, not the id: a label may take few values only."""
+    """Return the route as a template, `/jobs/{job_id}` without the id, because a label may only take few values."""
     route = scope.get("route")
     return str(getattr(route, "path", None) or "unmatched")

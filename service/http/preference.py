@@ -1,4 +1,4 @@
-"""`Prefer: wait=N` (RFC 7240): an answer that may come later, with the job's end if that is near."""
+"""The header `Prefer: wait=N` (RFC 7240), with which a client waits for an answer that has the job's end in it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from service.stores import Stores
 from worker.jobs.record import JobRecord
 
 MAX_WAIT_S = 60
-"""Longer ones are cut to this: proxies and clients give up soon after."""
+"""The longest wait, in seconds, to which longer ones are cut: proxies and clients give up soon after."""
 _POLL_S = 0.2
 _WAIT = re.compile(r'(?:^|[,;])\s*wait\s*=\s*"?(\d{1,9})"?\s*(?=[,;]|$)', re.IGNORECASE)
 
 
 class PreferredWait:
-    """How long the client would like the answer to wait for the job's end. A header that cannot be read is ignored."""
+    """The time that the client would like the answer to wait for the job's end.
+
+    A header that cannot be read is ignored.
+    """
 
     def __init__(
         self,
@@ -29,7 +32,7 @@ class PreferredWait:
         prefer: Annotated[
             str | None,
             Header(
-                description=f"`wait=N`: answer when the job has ended, after at most N seconds (not over {MAX_WAIT_S})",
+                description=f"`wait=N` answers when the job has ended, after at most N seconds (not over {MAX_WAIT_S})",
                 examples=["wait=1"],
             ),
         ] = None,
@@ -40,7 +43,7 @@ class PreferredWait:
             response.headers["Preference-Applied"] = f"wait={self.seconds}"
 
     async def record(self, stores: Stores, record: JobRecord) -> JobRecord:
-        """The record once the job has ended, or as it is when the time is up."""
+        """Return the record once the job has ended, or as it is when the time is up."""
         give_up_at = time.monotonic() + (self.seconds or 0)
         while not record.status.is_terminal and (remaining_s := give_up_at - time.monotonic()) > 0:
             await asyncio.sleep(min(_POLL_S, remaining_s))

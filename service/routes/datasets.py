@@ -1,4 +1,4 @@
-"""Datasets: upload, list, look at, delete. What an upload may hold is said in model.intake."""
+"""The routes that upload, list, show and delete datasets. model.intake says what an upload may hold."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _FORM_SCHEMA = {
             "(N, H, W[, C]) uint8 or (N, C, H, W) float images in [−1, 1], or (N, D) rows; or a .csv of numbers, with "
             "or without a line of headings",
         },
-        "name": {"type": "string", "minLength": 1, "maxLength": MAX_NAME, "description": "For people"},
+        "name": {"type": "string", "minLength": 1, "maxLength": MAX_NAME, "description": "A name for people"},
         "image_size": {
             "type": "string",
             "pattern": f"^{IMAGE_SIZE_PATTERN}$",
@@ -70,7 +70,10 @@ DatasetId = Annotated[
     },
 )
 async def upload_dataset(request: Request, response: Response, stores: StoresDependency) -> DatasetBody:
-    """Everything is checked before anything is stored; what is refused is named. The answer's id is a `dataset`."""
+    """Everything is checked before anything is stored, and a refusal names what is wrong.
+
+    POST /jobs/train takes the answer's id as `dataset`.
+    """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != MULTIPART:
         raise Problem(
@@ -88,7 +91,7 @@ async def upload_dataset(request: Request, response: Response, stores: StoresDep
 
 @router.get("", operation_id="list_datasets", summary="List datasets")
 def list_datasets(stores: StoresDependency) -> DatasetListBody:
-    """What a training can be started on by name or id; `s3://` and `hf://` datasets come on top."""
+    """The datasets that a training can name, by name or id. It can also read `s3://` and `hf://` datasets."""
     return DatasetListBody(
         datasets=[
             *map(DatasetBody.uploaded, stores.datasets.list()),
@@ -100,7 +103,7 @@ def list_datasets(stores: StoresDependency) -> DatasetListBody:
 
 @router.get("/{dataset_id}", operation_id="get_dataset", summary="Look at a dataset", responses=documented(404))
 def get_dataset(dataset_id: DatasetId, stores: StoresDependency) -> DatasetBody:
-    """An uploaded or a built-in dataset."""
+    """Describes an uploaded or a built-in dataset."""
     if dataset_id in BUILT_IN_DATASETS:
         return DatasetBody.built_in(dataset_id, BUILT_IN_DATASETS[dataset_id])
     return DatasetBody.uploaded(_stored(stores, dataset_id))
@@ -114,7 +117,10 @@ def get_dataset(dataset_id: DatasetId, stores: StoresDependency) -> DatasetBody:
     responses=documented(404, 409),
 )
 def delete_dataset(dataset_id: DatasetId, stores: StoresDependency) -> None:
-    """Refused while a job that trains on it waits or runs. Models trained on it stay; their jobs cannot be resumed."""
+    """The deletion is refused while a job that trains on the dataset waits or runs.
+
+    Models that were trained on it stay, but their jobs cannot be resumed.
+    """
     if dataset_id in BUILT_IN_DATASETS:
         raise Problem(409, "dataset-built-in", f"{dataset_id} comes with the program; only uploaded datasets go")
     stored = _stored(stores, dataset_id)
@@ -134,7 +140,7 @@ def _stored(stores: Stores, dataset_id: str) -> StoredDataset:
 
 
 def _jobs_using(stores: Stores, dataset_id: str) -> list[str]:
-    """Jobs that wait or run and name the dataset in their configuration."""
+    """Return the ids of jobs that wait or run and name the dataset in their configuration."""
     found: list[str] = []
     for status in (JobStatus.queued, JobStatus.running):
         cursor: str | None = None

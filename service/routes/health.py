@@ -1,4 +1,4 @@
-"""Whether the process lives, whether the service can work, and its numbers."""
+"""The routes that say whether the process is alive and whether the service can work, and that give its metrics."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from redis.exceptions import RedisError
 from service.bodies.health import CheckBody, HealthBody, ReadinessBody, WorkerBody, WorkerListBody
 from service.http.errors import Problem, documented
 from service.stores import Stores, StoresDependency
-from worker.jobs.kinds import TRAIN_QUEUE
 from worker.observe.presence import live_workers, worker_reports
-from worker.queue.messages import SAMPLE_QUEUE
+from worker.redis_keys import SAMPLE_QUEUE, TRAIN_QUEUE
 from worker.storage.artifacts import ArtifactError
 
 router = APIRouter(tags=["operation"])
@@ -22,7 +21,7 @@ router = APIRouter(tags=["operation"])
 
 @router.get("/healthz", operation_id="get_health", summary="Is the process alive?")
 async def get_health() -> HealthBody:
-    """Says so if it is; asks nobody else."""
+    """A process that is alive answers, without asking the stores or the workers."""
     return HealthBody()
 
 
@@ -30,7 +29,7 @@ async def get_health() -> HealthBody:
     "/readyz", operation_id="get_readiness", summary="Can jobs and samples be served?", responses=documented(503)
 )
 def get_readiness(stores: StoresDependency) -> ReadinessBody:
-    """Redis, the storage and a live worker of each kind, each named; 503 lists the same checks."""
+    """Checks Redis, the storage, and that there is a live worker of each kind. A 503 lists the same checks."""
     checks = [
         _check("redis", lambda: _ping_redis(stores)),
         _check("s3", lambda: _ping_storage(stores)),
@@ -46,7 +45,7 @@ def get_readiness(stores: StoresDependency) -> ReadinessBody:
 
 @router.get("/workers", operation_id="list_workers", summary="Which workers are alive?")
 def list_workers(stores: StoresDependency) -> WorkerListBody:
-    """Each with its version, its GPUs and how far its clock is ahead of Redis's."""
+    """The answer has each live worker with its version, its GPUs, and how far its clock is ahead of Redis's."""
     reports = worker_reports(stores.records.redis)
     return WorkerListBody(
         workers=[WorkerBody(kind=kind, name=name, **report.model_dump()) for kind, name, report in reports]
@@ -63,12 +62,15 @@ def list_workers(stores: StoresDependency) -> WorkerListBody:
             "content": {
                 "text/plain": {"schema": {"type": "string"}, "example": 'recovery_jobs{status="queued"} 1.0\n'}
             },
-            "description": "Exposition format",
+            "description": "The series in the exposition format",
         }
     },
 )
 def get_metrics(request: Request) -> Response:
-    """Requests of this process; jobs, queues and workers as Redis shows them now. deploy/METRICS.md explains them."""
+    """The series are about the requests of this process, and about jobs, queues and workers as Redis shows them now.
+
+    deploy/METRICS.md explains them.
+    """
     registry: CollectorRegistry = request.app.state.registry
     encode_fn, content_type = choose_encoder(request.headers.get("accept", ""))
     return Response(encode_fn(registry), headers={"Content-Type": content_type})

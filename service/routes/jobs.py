@@ -28,14 +28,15 @@ from service.door.limits import JobSlot
 from service.http.accept import preferred
 from service.http.errors import Problem, documented, field_problem, not_acceptable
 from service.http.preference import WaitDependency
-from service.routes.models import checkpoint_step, describe, parse_model
 from service.stores import Stores, StoresDependency
+from service.work.catalogue import checkpoint_step, describe, parse_model
 from service.work.configuration import train_config, with_steps
 from service.work.submission import SubmissionDependency, Wanted, job_body, making_a_job, queue
 from worker.ids import ULID_PATTERN
+from worker.jobs.deletion import Deletions
 from worker.jobs.event import JobEvent
-from worker.jobs.events import follow_events
-from worker.jobs.kinds import CalibrateSpec, JobKind, SampleSpec, TrainSpec
+from worker.jobs.event_stream import follow_events
+from worker.jobs.kinds import CalibrateSpec, JobKind, SampleSpec, TrainSpec, kind_of
 from worker.jobs.record import JobRecord, JobStatus
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
@@ -82,7 +83,8 @@ async def train(request: TrainRequest, submission: SubmissionDependency) -> JobB
 
     def wanted() -> Wanted:
         config = train_config(request, submission.stores.settings, submission.stores.artifacts)
-        return Wanted(spec=TrainSpec(config=config, device=request.device, num_gpus=request.num_gpus))
+        others = request.model_dump(include={"device", "num_gpus", "keep_last", "keep_every"})
+        return Wanted(spec=TrainSpec(config=config, **others))
 
     return await submission.answer(JobKind.train, request, wanted)
 
@@ -216,9 +218,34 @@ def resume_job(job_id: JobId, stores: StoresDependency, request: ResumeRequest |
     before, spec = stores.records.find(job_id), None
     if request is not None and request.steps is not None:
         spec = _longer_spec(before, request.steps)
+    _require_model(stores, before)
     record = stores.records.resume(job_id, spec=spec)
     queue(stores, record)
     return job_body(stores, record)
+
+
+@router.delete(
+    "/{job_id}", operation_id="delete_job", summary="Delete a job", status_code=204, responses=documented(404, 409)
+)
+def delete_job(job_id: JobId, stores: StoresDependency) -> None:
+    """Its events, sample grids and files go with it; refused until it has ended.
+
+    The model that it trained stays, unless the training stored no checkpoint.
+    """
+    stores.records.find(job_id)
+    Deletions(stores.records).delete_job(job_id)
+
+
+def _require_model(stores: Stores, record: JobRecord) -> None:
+    """Raises Problem 409 when the model was deleted that the job would go on with."""
+    kind = kind_of(record.kind)
+    begins_it = kind is not None and kind.makes_model and record.last_checkpoint is None
+    if record.model_id is not None and not begins_it and not stores.artifacts.has_model(record.model_id):
+        raise Problem(
+            409,
+            "model-deleted",
+            f"job {record.id} cannot go on, because its model {record.model_id} was deleted; start another job",
+        )
 
 
 def _longer_spec(record: JobRecord, steps: int) -> dict[str, object]:

@@ -18,19 +18,17 @@ from service.bodies.fields import MODEL_ID, random_seed
 from service.bodies.models import CalibrationBody
 from service.bodies.sampling import ItemDensityBody, LogDensityBody, LogDensityOptions, LogDensityRequestBody
 from service.http.errors import Problem, documented, field_problem
-from service.routes.models import calibration_of, checkpoint_step, describe, parse_model
 from service.settings import LOG_DENSITY_PATH, MAX_ITEM_PATHS, MAX_ITEMS
 from service.stores import Stores, StoresDependency
-from service.work.exchange import REPLY_HEADERS, ask, model_at, reply_headers, require_sampler
+from service.work.catalogue import calibration_of, checkpoint_step, describe, parse_model
+from service.work.exchange import REPLY_HEADERS, addressed, ask, model_at, reply_headers, require_sampler
 from service.work.items import from_files, from_lists, to_npy
-from worker.ids import new_id
-from worker.queue.messages import DensityReply, DensityRequest, input_key
+from worker.queue.tasks import SCORE, DensityReply, DensityRequest
 
 router = APIRouter(tags=["densities"])
 
 JSON, MULTIPART = "application/json", "multipart/form-data"
-_INPUT_MARGIN_S = 10.0
-"""The array outlives its request by so long."""
+_REMEDY = "send fewer items or paths"
 _SCHEMA = {"$ref": "#/components/schemas/LogDensityRequestBody"}
 _FORM_SCHEMA = {
     "type": "object",
@@ -100,7 +98,8 @@ async def log_density(request: Request, stores: StoresDependency) -> Response:
             scoring = await run_in_threadpool(_from_form, stores, form, files)
     else:
         raise Problem(415, "unsupported-media-type", f"the body is {content_type}; send {JSON} or {MULTIPART}")
-    reply = await _ask(stores, request, scoring)
+    array = to_npy(scoring.x)
+    reply = await ask(stores, request, SCORE, scoring.request, remedy=_REMEDY, array=array)
     return await run_in_threadpool(_answer, reply, scoring.request.num_paths, request)
 
 
@@ -145,25 +144,11 @@ def _scoring(stores: Stores, options: LogDensityOptions, model_id: str, step: in
         )
     require_sampler(stores)
     request = DensityRequest(
-        request_id=new_id(),
-        model_id=model_id,
-        step=step,
+        **addressed(stores, model_id, step),
         num_paths=num_paths,
         seed=random_seed() if options.seed is None else options.seed,
-        deadline=time.time() + stores.settings.sample_timeout_s,
     )
     return Scoring(request=request, x=x)
-
-
-async def _ask(stores: Stores, connection: Request, scoring: Scoring) -> DensityReply:
-    """The array goes ahead of its request, and does not stay. Raises Problem."""
-    key = input_key(scoring.request.request_id)
-    lifetime_ms = int(1000 * (stores.settings.sample_timeout_s + _INPUT_MARGIN_S))
-    await stores.redis.set(key, to_npy(scoring.x), px=lifetime_ms)
-    try:
-        return await ask(stores, connection, scoring.request, DensityReply, "send fewer items or paths")
-    finally:
-        await stores.redis.unlink(key)
 
 
 def _answer(reply: DensityReply, num_paths: int, connection: Request) -> Response:

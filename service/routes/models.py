@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from service.bodies.models import CalibrationBody, CheckpointBody, ModelBody, ModelListBody
-from service.http.errors import Problem, documented, field_problem
+from service.bodies.models import CheckpointBody, ModelBody, ModelChangeRequest, ModelListBody
+from service.http.errors import Problem, documented
 from service.http.examples import BINARY
 from service.stores import Stores, StoresDependency
-from service.work.exchange import REPLY_HEADERS, ask, reply_headers, require_sampler
-from worker.ids import new_id
-from worker.queue.messages import DensityMapReply, DensityMapRequest, not_calibrated
+from service.work.catalogue import calibration_of, checkpoint_step, describe
+from service.work.exchange import REPLY_HEADERS, addressed, ask, reply_headers, require_sampler
+from worker.jobs.deletion import Deletions, InUse
+from worker.queue.tasks import MAP, DensityMapRequest
 from worker.storage.artifacts import ArtifactMissing
 
 router = APIRouter(prefix="/models", tags=["models"])
@@ -27,13 +29,44 @@ ModelId = Annotated[
 @router.get("", operation_id="list_models", summary="List models, newest first")
 def list_models(stores: StoresDependency) -> ModelListBody:
     """All models."""
-    return ModelListBody(models=[_body(stores, model_id) for model_id in stores.artifacts.list_models()])
+    found = []
+    for model_id in stores.artifacts.list_models():
+        with contextlib.suppress(Problem):  # it was deleted a moment ago
+            found.append(_body(stores, model_id))
+    return ModelListBody(models=found)
 
 
 @router.get("/{model_id}", operation_id="get_model", summary="Look at a model", responses=documented(404))
 def get_model(model_id: ModelId, stores: StoresDependency) -> ModelBody:
     """What the model was trained on and how, and its checkpoints."""
     return _body(stores, model_id)
+
+
+@router.patch("/{model_id}", operation_id="change_model", summary="Name a model, and tag it", responses=documented(404))
+def change_model(model_id: ModelId, request: ModelChangeRequest, stores: StoresDependency) -> ModelBody:
+    """Two changes at once are made one after the other, and none is lost."""
+    describe(stores, model_id)
+    stores.artifacts.change_model(model_id, request.model_dump(exclude_unset=True))
+    return _body(stores, model_id)
+
+
+@router.delete(
+    "/{model_id}",
+    operation_id="delete_model",
+    summary="Delete a model",
+    status_code=204,
+    responses=documented(404, 409),
+)
+def delete_model(model_id: ModelId, stores: StoresDependency) -> None:
+    """Its checkpoints and calibrations go with it. Refused while a job that makes or uses it waits or runs."""
+    describe(stores, model_id)
+    try:
+        Deletions(stores.records).delete_model(model_id)
+    except InUse as error:
+        told = ", ".join(error.job_ids[:3]) + (f" and {len(error.job_ids) - 3} more" if len(error.job_ids) > 3 else "")
+        raise Problem(
+            409, "model-in-use", f"model {model_id} is in use by {told}; POST /jobs/{{id}}/cancel first, or wait"
+        ) from None
 
 
 @router.get(
@@ -56,7 +89,7 @@ async def get_model_density(
 ) -> Response:
     """log density of a calibrated checkpoint over the frame of the data, in the data's units, and the data."""
     request = await run_in_threadpool(_density_map_request, stores, model_id, step)
-    reply = await ask(stores, connection, request, DensityMapReply, "try again later")
+    reply = await ask(stores, connection, MAP, request, remedy="try again later")
     headers = {"Cache-Control": "no-cache", **reply_headers(reply, time.perf_counter(), connection)}
     return Response(reply.png, media_type="image/png", headers=headers)
 
@@ -74,8 +107,7 @@ def _density_map_request(stores: Stores, model_id: str, step: int | None) -> Den
             "of two numbers only. POST /log-density scores others",
         )
     require_sampler(stores)
-    deadline = time.time() + stores.settings.sample_timeout_s
-    return DensityMapRequest(request_id=new_id(), model_id=model_id, step=step, deadline=deadline)
+    return DensityMapRequest(**addressed(stores, model_id, step))
 
 
 @router.get(
@@ -106,47 +138,6 @@ def get_model_samples(
     return Response(png, media_type="image/png", headers={"Cache-Control": "no-cache"})
 
 
-def describe(stores: Stores, model_id: str) -> dict[str, Any]:
-    """model.json of a model. Raises Problem 404 saying how to list them."""
-    try:
-        return stores.artifacts.get_model(model_id)
-    except ArtifactMissing:
-        raise Problem(404, "unknown-model", f"there is no model {model_id}; GET /models lists them") from None
-
-
-def parse_model(text: str) -> tuple[str, int | None]:
-    """`id` or `id@step`. Raises Problem 422."""
-    model_id, at, step = text.partition("@")
-    if not at:
-        return model_id, None
-    if not (step.isascii() and step.isdecimal() and len(step) < 10):
-        raise field_problem(["body", "model"], f"{text!r} is not a model; expected an id, or id@step with a number")
-    return model_id, int(step)
-
-
-def checkpoint_step(stores: Stores, model_id: str, step: int | None) -> int:
-    """`step` if there is such a checkpoint, the newest for None. Raises Problem 404, or 409 when there is none yet."""
-    steps = [checkpoint.step for checkpoint in stores.artifacts.list_checkpoints(model_id)]
-    if not steps:
-        raise Problem(
-            409, "no-checkpoint", f"model {model_id} has no checkpoint yet; follow its job until the first is committed"
-        )
-    if step is not None and step not in steps:
-        some = ", ".join(map(str, steps[-10:]))
-        raise Problem(404, "unknown-checkpoint", f"model {model_id} has no checkpoint of step {step}; there are {some}")
-    return steps[-1] if step is None else step
-
-
-def calibration_of(stores: Stores, model_id: str, step: int) -> CalibrationBody:
-    """The calibration of a checkpoint. Raises Problem 409 naming the call that makes one."""
-    try:
-        return CalibrationBody.model_validate(stores.artifacts.get_calibration(model_id, step))
-    except ArtifactMissing:
-        others = [f"{model_id}@{other}" for other in stores.artifacts.list_calibrations(model_id)]
-        more = f"; calibrated are {', '.join(others)}" if others else ""
-        raise Problem(409, "not-calibrated", not_calibrated(model_id, step) + more) from None
-
-
 def _body(stores: Stores, model_id: str) -> ModelBody:
     description = describe(stores, model_id)
     calibrated = set(stores.artifacts.list_calibrations(model_id))
@@ -159,5 +150,6 @@ def _body(stores: Stores, model_id: str) -> ModelBody:
         )
         for one in stores.artifacts.list_checkpoints(model_id)
     ]
+    tags = description.get("tags") or []
     known = {name: description.get(name) for name in ("name", "dataset", "job_id", "origin", "created_at", "config")}
-    return ModelBody(id=model_id, checkpoints=checkpoints, **known)
+    return ModelBody(id=model_id, checkpoints=checkpoints, tags=tags, **known)

@@ -1,4 +1,4 @@
-"""The web page at `/`, the calls at `/docs`, and the files both are made of: static, from the package."""
+"""The web page at `/`, the description of all calls at `/docs`, and their files, which are static, in the package."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ FOLDER = Path(__file__).resolve().parent.parent / "web"
 
 router = APIRouter(include_in_schema=False)
 files = StaticFiles(directory=FOLDER)
-"""To be mounted at `security.FILES_PREFIX`."""
+"""The files of the pages, which the application mounts at `security.FILES_PREFIX`."""
 
 
 @router.get("/")
 def get_page() -> FileResponse:
-    """Jobs, models, samples and densities, for people."""
+    """Serve the page that shows people jobs, models, samples and densities."""
     return FileResponse(FOLDER / "index.html")
 
 
 @router.get("/docs")
 def get_docs() -> FileResponse:
-    """The OpenAPI document, for people."""
+    """Serve the page that shows people the OpenAPI document."""
     return FileResponse(FOLDER / "docs.html")

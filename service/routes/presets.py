@@ -1,4 +1,4 @@
-"""What a training can start from."""
+"""The route that lists the presets, from which a training can start."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ router = APIRouter(prefix="/presets", tags=["jobs"])
 
 @router.get("", operation_id="list_presets", summary="List configurations to train from")
 def list_presets() -> PresetListBody:
-    """All presets, with the whole configuration of each."""
+    """The answer has all presets, with the whole configuration of each."""
     return PresetListBody(
         presets=[
             PresetBody(name=name, summary=PRESET_SUMMARIES[name], config=to_dict(config))

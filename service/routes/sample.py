@@ -23,12 +23,11 @@ from service.bodies.sampling import SampleBody, SampleLevelBody, SampleRequestBo
 from service.http.accept import preferred
 from service.http.errors import Problem, documented, field_problem, not_acceptable
 from service.http.examples import BINARY
-from service.routes.models import checkpoint_step, describe, parse_model
 from service.stores import Stores, StoresDependency
-from service.work.exchange import REPLY_HEADERS, Exchange, ask, model_at, reply_headers, require_sampler
+from service.work.catalogue import checkpoint_step, describe, parse_model
+from service.work.exchange import REPLY_HEADERS, Exchange, addressed, ask, model_at, reply_headers, require_sampler
 from service.work.images import encode_grid, encode_npy, encode_png, encode_zip, is_image
-from worker.ids import new_id
-from worker.queue.messages import SampleReply, SampleRequest
+from worker.queue.tasks import DRAW, SampleReply, SampleRequest
 
 router = APIRouter(tags=["sampling"])
 _REMEDY = "ask for fewer images or steps"
@@ -49,22 +48,15 @@ class Drawing:
     seed: int
     num_levels: int
 
-    def message(self, timeout_s: float, *, stream: bool) -> SampleRequest:
-        """The request for the samplers; a stream shows all levels unless some are named."""
+    def message(self, stores: Stores, *, stream: bool) -> SampleRequest:
+        """The request for the samplers: the body's fields as they are; a stream shows all levels unless some are named.
+
+        The form of the answer, `scale`, is no concern of the samplers.
+        """
         levels = self.body.levels or (range(self.num_levels + 1) if stream else [])
-        return SampleRequest(
-            request_id=new_id(),
-            model_id=self.model_id,
-            step=self.step,
-            num_images=self.body.num_images,
-            seed=self.seed,
-            num_steps=self.body.steps,
-            noise_scale=self.body.noise_scale,
-            levels=tuple(sorted(set(levels), reverse=True)),
-            precision=self.body.precision,
-            stream=stream,
-            deadline=time.time() + timeout_s,
-        )
+        decided = {"seed": self.seed, "levels": sorted(set(levels), reverse=True), "stream": stream}
+        asked = self.body.model_dump(exclude={"model", "scale"})
+        return SampleRequest.model_validate(addressed(stores, self.model_id, self.step) | asked | decided)
 
 
 @router.post(
@@ -109,15 +101,17 @@ async def sample(
     if form is None:
         raise not_acceptable((*IMAGE_FORMS, SSE))
     drawing = await run_in_threadpool(_prepare, stores, body)
-    message = drawing.message(stores.settings.sample_timeout_s, stream=form == SSE)
+    message = drawing.message(stores, stream=form == SSE)
     if form == SSE:
-        exchange = Exchange(stores, message, SampleReply, _REMEDY)
+        exchange = Exchange(stores, DRAW, message, remedy=_REMEDY)
         return await _stream(drawing, exchange, connection, stores.settings.max_pixels)
-    reply = await ask(stores, connection, message, SampleReply, _REMEDY)
+    reply = await ask(stores, connection, DRAW, message, remedy=_REMEDY)
     return await run_in_threadpool(_answer, drawing, reply, accept, stores.settings.max_pixels, connection)
 
 
-async def _stream(drawing: Drawing, exchange: Exchange[SampleReply], connection: Request, max_pixels: int) -> Response:
+async def _stream(
+    drawing: Drawing, exchange: Exchange[SampleRequest, SampleReply], connection: Request, max_pixels: int
+) -> Response:
     """The first reply is waited for, so that a refusal is an answer of its own and not a stream."""
     try:
         await exchange.send()
@@ -140,10 +134,10 @@ async def _stream(drawing: Drawing, exchange: Exchange[SampleReply], connection:
 
 
 async def _events(
-    drawing: Drawing, exchange: Exchange[SampleReply], reply: SampleReply, connection: Request
+    drawing: Drawing, exchange: Exchange[SampleRequest, SampleReply], reply: SampleReply, connection: Request
 ) -> AsyncIterator[bytes]:
     try:
-        while reply.level_reached is not None:
+        while not reply.is_last:
             yield await run_in_threadpool(_level_event, drawing, reply)
             reply = await exchange.next_reply(connection)
         yield await run_in_threadpool(_result_event, drawing, reply)

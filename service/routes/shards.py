@@ -1,4 +1,4 @@
-"""What a bulk sampling left in storage: its manifest and its files."""
+"""The routes that give what a bulk sampling left in storage: its manifest and its files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NPY = "application/x-npy"
     "/{job_id}/shards", operation_id="list_shards", summary="What a bulk sampling made", responses=documented(404, 409)
 )
 def list_shards(job_id: JobId, stores: StoresDependency) -> BulkManifestBody:
-    """Its files in order, once all are there."""
+    """The manifest names the files in their order. It is there once all files are."""
     _require_shards(stores, job_id)
     try:
         return BulkManifestBody.model_validate(get_manifest(stores.artifacts, job_id).model_dump())
@@ -43,7 +43,7 @@ def list_shards(job_id: JobId, stores: StoresDependency) -> BulkManifestBody:
 def get_one_shard(
     job_id: JobId, index: Annotated[int, Path(ge=0, le=1_000_000, examples=[0])], stores: StoresDependency
 ) -> Response:
-    """Also while the job still runs, as soon as it is stored."""
+    """A file can be had as soon as it is stored, even while the job still runs."""
     _require_shards(stores, job_id)
     try:
         return Response(get_shard(stores.artifacts, job_id, index), media_type=_NPY)
@@ -53,7 +53,7 @@ def get_one_shard(
 
 
 def _require_shards(stores: Stores, job_id: str) -> None:
-    """Raises JobNotFound, or Problem 404 for a job of a kind that leaves no shards."""
+    """Check that the job leaves shards. Raises JobNotFound, or Problem 404 for a job of another kind."""
     record = stores.records.get(job_id)
     kind = kind_of(record.kind)
     if kind is None or kind.result is not Manifest:

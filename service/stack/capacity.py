@@ -1,9 +1,9 @@
-"""How many samplers and trainers a load needs, from rates that were measured.
+"""The number of samplers and trainers that a load needs, computed from rates that were measured.
 
 Samplers share every gradient evaluation among all requests, so a sampler is a rate: images a second. They are sized by
 utilisation. A trainer runs one job at a time and jobs wait in one line: M/M/c, sized by the mean wait (Erlang 1917; the
-recursion is in Cooper, Introduction to Queueing Theory, 1981, ch. 3). Jobs are taken to arrive independently of each
-other (Poisson) and last as differently as an exponential distribution says; if all last alike they wait half as long.
+recursion is in Cooper, Introduction to Queueing Theory, 1981, ch. 3). Jobs are assumed to arrive independently of each
+other (Poisson) and to have exponentially distributed durations; if all lasted alike they would wait half as long.
 
     a     offered load: arrivals times duration, in servers that are busy on average
     rho   utilisation: a / number of servers
@@ -24,18 +24,18 @@ _MAX_SERVERS = 100_000
 
 
 class CapacityError(ForeseenError):
-    """An input is missing or makes no sense. The one sentence says what to give instead."""
+    """An input is missing or makes no sense. The one sentence of the error says what to give instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fleet:
-    """So many processes of one kind, and what that means."""
+    """A number of processes of one kind, with the load and the waits that follow from it."""
 
     num_needed: int
     offered_load: float
-    """a: processes that are busy on average"""
+    """a, the number of processes that are busy on average."""
     mean_wait_h: float | None = None
-    """hours until a job begins; None for samplers"""
+    """The mean time in hours until a job begins; None for samplers."""
 
     @property
     def utilisation(self) -> float:
@@ -44,7 +44,7 @@ class Fleet:
 
 
 def erlang_c(num_servers: int, offered_load: float) -> float:
-    """Probability that an arrival waits in M/M/c: C(c, a); 1 when a ≥ c, where the line grows without end."""
+    """Return C(c, a), the probability that an arrival waits in M/M/c; 1 when a ≥ c, as the line grows without end."""
     if offered_load >= num_servers:
         return 1.0
     blocked = 1.0
@@ -55,17 +55,17 @@ def erlang_c(num_servers: int, offered_load: float) -> float:
 
 
 def mean_wait_h(num_servers: int, offered_load: float, duration_h: float) -> float:
-    """W = C(c, a) S / (c − a), hours; infinite when a ≥ c."""
+    """Return the mean wait in hours, W = C(c, a) S / (c − a); infinite when a ≥ c."""
     if offered_load >= num_servers:
         return math.inf
     return erlang_c(num_servers, offered_load) * duration_h / (num_servers - offered_load)
 
 
 def samplers(images_per_s: float, images_per_s_each: float, *, utilisation: float, spare: int) -> Fleet:
-    """The number of samplers that stays below the utilisation, and above the load when `spare` of them are gone.
+    """Return the fewest samplers that stay below the utilisation, and carry the load when `spare` of them are gone.
 
-    n = max(⌈a / rho⌉, ⌊a⌋ + 1 + spare), a = images_per_s / images_per_s_each. At least one whatever the load: samplers
-    also look after jobs that lost their worker.
+    n = max(⌈a / rho⌉, ⌊a⌋ + 1 + spare), a = images_per_s / images_per_s_each. At least one is needed whatever the load,
+    because samplers also look after jobs that lost their worker.
     """
     _require_positive(images_per_s_each=images_per_s_each)
     _require_share(utilisation)
@@ -76,7 +76,7 @@ def samplers(images_per_s: float, images_per_s_each: float, *, utilisation: floa
 
 
 def trainers(jobs_per_day: float, duration_h: float, *, max_wait_h: float) -> Fleet:
-    """The fewest whose mean wait is at most `max_wait_h`; none without jobs."""
+    """Return the fewest trainers whose mean wait is at most `max_wait_h`; without jobs, none."""
     _require_positive(duration_h=duration_h, max_wait_h=max_wait_h)
     _require_load(jobs_per_day=jobs_per_day)
     load = jobs_per_day / HOURS_A_DAY * duration_h
@@ -89,11 +89,11 @@ def trainers(jobs_per_day: float, duration_h: float, *, max_wait_h: float) -> Fl
 
 
 def measured_sampler_rate(path: Path, num_evaluations: int | None = None) -> float:
-    """Images a second of one sampler, from what `make bench-serve` wrote.
+    """Return the images per second of one sampler, from the file that `make bench-serve` wrote.
 
-    With `num_evaluations`, gradient evaluations an image (the answer's X-NFE), from the measured evaluations a second:
-    for a model of the same network with another schedule or chain. Otherwise of the model that was measured, under the
-    load that kept the sampler busiest.
+    Without `num_evaluations` it is the rate of the model that was measured, under the load that kept the sampler
+    busiest. With it, the gradient evaluations per image (the answer's X-NFE), it follows from the measured evaluations
+    per second, and holds for a model of the same network with another schedule or chain.
     """
     results = _read(path, "make bench-serve")
     try:
@@ -106,7 +106,10 @@ def measured_sampler_rate(path: Path, num_evaluations: int | None = None) -> flo
 
 
 def measured_duration_h(path: Path, num_steps: int, precision: str) -> float:
-    """Hours of a training of so many steps, from what `make bench-train` wrote of its own network and batch."""
+    """Return the hours that a training of `num_steps` takes, from the file that `make bench-train` wrote.
+
+    They hold for the network and batch that were measured.
+    """
     _require_positive(num_steps=num_steps)
     results = _read(path, "make bench-train")
     try:

@@ -1,4 +1,4 @@
-"""A process of the embedded stack, behind a tether, writing to its own log; and the errors of that stack."""
+"""A process of the embedded stack, which runs behind a tether and writes to its own log; and the stack's errors."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _LOG_TAIL_LINES = 15
 
 
 class LocalStackError(ForeseenError):
-    """The embedded stack could not start or go on; one sentence, and what to do."""
+    """The embedded stack could not start or go on. The one sentence says why, and what to do."""
 
 
 class ChildDiedError(LocalStackError):
-    """A process of the stack ended by itself; `log_tail` is the end of what it wrote."""
+    """A process of the stack ended by itself; `log_tail` holds the last lines that it wrote."""
 
     def __init__(self, message: str, log_tail: str) -> None:
         super().__init__(message)
@@ -27,7 +27,7 @@ class ChildDiedError(LocalStackError):
 
 
 class Child:
-    """One process of the stack, behind a tether, writing to its own log."""
+    """One process of the stack, which runs behind a tether and writes to its own log."""
 
     def __init__(
         self, name: str, command: list[str], *, log: Path, environment: Mapping[str, str], lock: int, grace_s: float
@@ -38,7 +38,7 @@ class Child:
         if log.exists():
             log.replace(log.with_suffix(".log.1"))
         with log.open("ab") as output:
-            # A session of its own: Ctrl-C in the terminal reaches only the supervisor, which stops in order.
+            # The child has a session of its own, so that Ctrl-C reaches only the supervisor, which stops in order.
             # The tether inherits the lock: while anything of this stack lives, no other stack opens the folder.
             self.process = subprocess.Popen(
                 [sys.executable, "-S", "-E", tether.__file__, str(os.getpid()), *command],
@@ -51,18 +51,18 @@ class Child:
             )
 
     def require_alive(self) -> None:
-        """Raises ChildDiedError with the end of the log."""
+        """Raise ChildDiedError, with the end of the log, if the process has ended."""
         status = self.process.poll()
         if status is not None:
             how = f"was killed by signal {status - 128}" if status > 128 else f"ended with status {status}"
             raise ChildDiedError(f"{self.name} {how}; its log is {self.log}", self.log_tail())
 
     def log_tail(self) -> str:
-        """The last lines of the log."""
+        """Return the last lines of the log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:])
 
     def stop(self) -> None:
-        """SIGTERM, then after `grace_s` the end of everything below."""
+        """Send SIGTERM, and after `grace_s` seconds kill the process and everything below it."""
         self.process.terminate()
         try:
             self.process.wait(self.grace_s)
@@ -70,6 +70,6 @@ class Child:
             self.kill()
 
     def kill(self) -> None:
-        """End it and everything below it at once."""
+        """Kill the process and everything below it at once."""
         self.process.send_signal(tether.PARENT_DIED)
         self.process.wait()

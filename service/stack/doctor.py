@@ -1,7 +1,7 @@
-"""Whether everything that trainings and samples need is there: what was found, and what to do about it.
+"""The checks of `recovery doctor`: whether everything that trainings and samples need is there, and what to do if not.
 
-Three views: this machine, the service as it answers over HTTP, and the stores themselves where their addresses are
-known here. Nothing is changed, but for one object that is written to the bucket and deleted again.
+They look at this machine, at the service as it answers over HTTP, and at the stores themselves if their addresses are
+known here. They change nothing, except that one object is written to the bucket and deleted again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ State = Literal["ok", "note", "wrong"]
 
 OLDEST_REDIS = (6, 2)
 MOST_SKEW_S = 5.0
-"""Leases live for 30 s by default; S3 itself refuses requests that are 15 minutes off."""
+"""The largest difference between clocks, in seconds: leases live for 30 s by default, and S3 itself refuses requests
+that are 15 minutes off."""
 LEAST_FREE_BYTES = 2 * 2**30
 _STORE_VARIABLES = ("RECOVERY_REDIS_URL", "RECOVERY_S3_ENDPOINT_URL", "RECOVERY_S3_BUCKET")
 _TORCH_TIMEOUT_S = 60
@@ -47,28 +48,28 @@ print(json.dumps({"version": torch.__version__, "built_for": torch.version.cuda,
 
 
 class Finding(BaseModel):
-    """One thing that was looked at."""
+    """The result of one check, and what to do about it."""
 
     area: Literal["machine", "service", "stores"]
     what: str
     state: State
-    """`note` is worth knowing and stops nothing"""
+    """`note` is worth knowing, but stops nothing from working."""
     detail: str
     remedy: str | None = None
 
     @classmethod
     def ok(cls, area: Any, what: str, detail: str) -> Finding:
-        """A finding that all is as it should be."""
+        """Make a finding that all is well."""
         return cls(area=area, what=what, state="ok", detail=detail)
 
     @classmethod
     def note(cls, area: Any, what: str, detail: str, remedy: str | None = None) -> Finding:
-        """A finding that is worth knowing."""
+        """Make a finding that is worth knowing, but stops nothing from working."""
         return cls(area=area, what=what, state="note", detail=detail, remedy=remedy)
 
     @classmethod
     def wrong(cls, area: Any, what: str, detail: str, remedy: str) -> Finding:
-        """A finding that has to be put right."""
+        """Make a finding of something that has to be put right."""
         return cls(area=area, what=what, state="wrong", detail=detail, remedy=remedy)
 
 
@@ -80,7 +81,7 @@ def examine(url: str | None, api_key: str | None, data: Path) -> Iterator[Findin
 
 
 def examine_machine(data: Path) -> Iterator[Finding]:
-    """Python, torch, GPUs, the embedded servers, the disk, and the configuration file of this machine."""
+    """Yield findings about Python, torch, GPUs, the embedded servers, the disk and the user's configuration file."""
     yield Finding.ok("machine", "program", f"recovery-likelihood {version()}, Python {platform.python_version()}")
     yield from _torch_findings()
     yield _embedded_servers()
@@ -89,7 +90,7 @@ def examine_machine(data: Path) -> Iterator[Finding]:
 
 
 def configuration_findings() -> Iterator[Finding]:
-    """Nothing when the user's file keeps its key to itself."""
+    """Yield a finding if other users can read the key in the user's configuration file."""
     path = config_file()
     if path.exists() and path.stat().st_mode & 0o077 and "api_key" in path.read_text(errors="replace"):
         yield Finding.wrong(
@@ -98,7 +99,7 @@ def configuration_findings() -> Iterator[Finding]:
 
 
 def _torch_findings() -> Iterator[Finding]:
-    """In a process of its own: torch may fail in ways that would take this one with it."""
+    """Import torch in a process of its own, because it may fail in ways that would end this one too."""
     remedy = "pip install 'recovery-likelihood[worker]'"
     if util.find_spec("torch") is None:
         yield Finding.note("machine", "torch", "not installed; only trainers and samplers need it", remedy)
@@ -235,7 +236,7 @@ def _same_version(what: str, found: str | None, remedy: str) -> Finding:
 
 
 def _clock(area: Literal["service", "stores"], what: str, found: datetime | None) -> Finding:
-    """HTTP dates have whole seconds, which the limit leaves room for."""
+    """Compare a clock with this machine's. HTTP dates have whole seconds, for which the limit leaves room."""
     if found is None:
         return Finding.note(area, what, "it does not say the time")
     ahead_s = (found - datetime.now(UTC)).total_seconds()
@@ -253,7 +254,10 @@ def _date_of(answer: httpx2.Response) -> datetime | None:
 
 
 def examine_stores(data: Path) -> Iterator[Finding]:
-    """Redis and the bucket themselves, by the variables of the environment or of the stack that runs on a folder."""
+    """Yield findings about Redis and the bucket themselves.
+
+    The environment names them, or else the stack that runs on the folder `data`.
+    """
     try:
         settings = _settings(data)
     except LocalStackError:
@@ -268,7 +272,10 @@ def examine_stores(data: Path) -> Iterator[Finding]:
 
 
 def _settings(data: Path) -> Settings:
-    """Raises LocalStackError where no store is known, SettingsError for settings that cannot be."""
+    """Return settings that name the stores.
+
+    Raises LocalStackError when no store is known, and SettingsError for settings that are wrong.
+    """
     of_environment = any(name in os.environ for name in _STORE_VARIABLES)
     return read_settings(os.environ if of_environment else read_environment(data))
 

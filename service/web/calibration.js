@@ -1,4 +1,4 @@
-// log Z of a checkpoint: the estimate that there is, and the form that asks for one.
+// log Z of a checkpoint: the figures of an estimate, and the form that starts one.
 
 import { get, post } from "./api.js";
 import { actionButton, h, messagePlace } from "./dom.js";
@@ -7,7 +7,7 @@ import { fixed } from "./format.js";
 
 const ASKED_OTHERWISE = ["model", "name"];
 
-/** A calibration's figures. */
+/** A table of a calibration's figures. */
 export function calibrationTable(calibration) {
   const { log_z: z } = calibration;
   const held = calibration.held_out_log_density;
@@ -16,7 +16,7 @@ export function calibrationTable(calibration) {
     ["log Z", `${fixed(z.estimate, 3)} ± ${fixed(z.std_error, 3)} nats`],
     ["from below (annealed importance sampling)", `${fixed(z.lower, 3)} ± ${fixed(z.lower_std_error, 3)}`],
     ["from above (the same walk backwards)", `${fixed(z.upper, 3)} ± ${fixed(z.upper_std_error, 3)}`],
-    ["asked for, reached", `${fixed(calibration.tolerance, 3)} nats, ${calibration.converged ? "yes" : "no"}`],
+    ["tolerance, whether reached", `${fixed(calibration.tolerance, 3)} nats, ${calibration.converged ? "yes" : "no"}`],
     [
       "held-out data",
       held === null ? "–" : `${fixed(held, 2)} nats${bits === null ? "" : `, ${fixed(bits, 3)} bits/dim`}`,
@@ -34,7 +34,7 @@ export function calibrationTable(calibration) {
   );
 }
 
-/** Start a calibration of `id@step` and go to its job. What may be asked for is read when somebody looks for it. */
+/** A form that starts a calibration of `id@step` and goes to its job. Its options are fetched when they are opened. */
 export function calibrationForm(modelAt, label = "Calibrate") {
   const { element: message, report } = messagePlace();
   const options = h("div", { class: "columns even" });

@@ -6,7 +6,7 @@ import { fixed, number, whole } from "./format.js";
 const MARGIN = { top: 26, right: 14, bottom: 34 };
 const MAX_POINTS = 400;
 
-/** Round values that span [low, high], about `count` of them. */
+/** Return about `count` round values that span [low, high]. */
 export function ticks(low, high, count) {
   const rough = (high - low) / Math.max(1, count);
   const power = 10 ** Math.floor(Math.log10(rough));
@@ -17,14 +17,14 @@ export function ticks(low, high, count) {
   return found;
 }
 
-/** The labels of ticks, all with the decimals that their spacing needs. */
+/** Return the labels of ticks, all with the number of decimals that their spacing needs. */
 function labelled(values) {
   const step = values.length > 1 ? values[1] - values[0] : Math.abs(values[0]) || 1;
   const places = Math.max(0, Math.min(6, -Math.floor(Math.log10(step) + 1e-9)));
   return values.map((value) => fixed(Math.abs(value) < step * 1e-9 ? 0 : value, places));
 }
 
-/** Means of neighbouring points, so that a long run is drawn as fast as a short one. */
+/** Average neighbouring points, so that a long run is drawn as fast as a short one. */
 function thinned(points) {
   if (points.length <= MAX_POINTS) return points;
   const size = Math.ceil(points.length / MAX_POINTS);
@@ -62,8 +62,8 @@ function extent(values) {
 }
 
 /**
- * A chart. `draw(series)` shows [{name, points: [[x, y], …], class, level}]: x grows, y may be null; `level` from 0 to 1
- * takes a colour from the ramp of noise levels.
+ * A line chart. `draw(series)` shows [{name, points: [[x, y], …], class, level}], in which x grows and y may be null; a
+ * `level` from 0 to 1 takes its colour from the ramp of noise levels.
  */
 export function lineChart({
   title,

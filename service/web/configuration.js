@@ -1,4 +1,4 @@
-// Every field of a training's configuration, grouped as the configuration is; what is left alone is the preset's.
+// Every field of a training's configuration, in its groups; a field that is left alone has the preset's value.
 
 import { h } from "./dom.js";
 import { nullable, properties, schemaField } from "./fields.js";
@@ -17,7 +17,7 @@ function group(name, meaning, fields) {
   );
 }
 
-/** Fields by path, as `chain.num_steps`, and the element that shows them; `others` are asked for elsewhere. */
+/** Make the fields by path, such as `chain.num_steps`, and their element; the form asks for `others` elsewhere. */
 export function configurationFields(schemas, others) {
   const fields = {};
   const whole = properties(schemas.PartialTrainConfig, schemas);
@@ -36,18 +36,18 @@ export function configurationFields(schemas, others) {
     });
   const rest = group(
     "training",
-    "What belongs to no part of its own.",
+    "Fields that belong to none of the other groups.",
     single.map(([name, one]) => add(name, one)),
   );
   return { fields, element: h("div", {}, groups, rest) };
 }
 
-/** What a preset says of a path. */
+/** Return the value that a preset has at a path. */
 export function valueAt(config, path) {
   return path.split(".").reduce((below, name) => below?.[name], config);
 }
 
-/** A path's value set in a configuration that is laid over a preset. */
+/** Set the value at a path in a configuration that is laid over a preset. */
 export function setAt(config, path, value) {
   const names = path.split(".");
   const last = names.pop();

@@ -1,4 +1,4 @@
-// Datasets: what there is to train on, and uploads.
+// Datasets: the list of all that can be trained on, and the form that uploads one.
 
 import { get, upload } from "./api.js";
 import { freshId, h, messagePlace, problem, say } from "./dom.js";
@@ -7,12 +7,12 @@ import { ago, bytes, extension } from "./format.js";
 
 const KINDS = ["zip", "npy", "npz", "csv"];
 
-/** What a dataset is called. */
+/** Return the name under which a dataset is shown. */
 export function title(dataset) {
   return dataset.name ?? dataset.file_name ?? dataset.id;
 }
 
-/** Names of uploaded datasets by id; none of them when they cannot be had. */
+/** Return the names of uploaded datasets by id, or none when the list cannot be fetched. */
 export async function datasetNames(signal) {
   try {
     const { datasets } = await get("/datasets", signal);
@@ -23,7 +23,7 @@ export async function datasetNames(signal) {
   }
 }
 
-/** What is in it. */
+/** Say in words what a dataset holds. */
 export function contents(dataset) {
   if (dataset.count === null) return "read when a training starts";
   return EVENT_KINDS[dataset.kind].contents(dataset);
@@ -39,7 +39,7 @@ export function uploadForm(onUploaded, signal) {
     accept: KINDS.map((kind) => `.${kind}`).join(","),
     class: "visually-hidden",
   });
-  const name = h("input", { id: nameId, maxlength: 100, autocomplete: "off", placeholder: "as the file" });
+  const name = h("input", { id: nameId, maxlength: 100, autocomplete: "off", placeholder: "the file's name" });
   const bar = h("progress", { max: 1, value: 0, hidden: true, "aria-label": "Upload" });
   const done = h("p", { class: "done", role: "status" });
   const zone = h(

@@ -14,14 +14,14 @@ function resolved(schema) {
   return found;
 }
 
-/** Text with `code` in it. */
+/** Return a text as nodes, with `code` as code elements. */
 function prose(text) {
   return String(text ?? "")
     .split("`")
     .map((part, index) => (index % 2 ? h("code", {}, part) : part));
 }
 
-/** A schema's type in words. */
+/** Return the type of a schema in words. */
 function kind(schema) {
   const found = resolved(schema);
   if (found.enum)
@@ -86,7 +86,7 @@ function bodyRows(schema) {
   ]);
 }
 
-/** A call that can be pasted into a shell. */
+/** Return an example of a call as a command that can be pasted into a shell. */
 function example(method, path, operation) {
   const filled = path.replace(/\{(\w+)\}/g, (_, name) => {
     const parameter = (operation.parameters ?? []).find((one) => one.name === name);

@@ -1,4 +1,4 @@
-// Elements made from plain values. Text always becomes a text node: nothing that a person or a file was named is HTML.
+// Elements made from plain values. Text always becomes a text node, so that no name of a person or a file becomes HTML.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -13,16 +13,16 @@ function fill(element, attributes, children) {
   element.append(
     ...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false),
   );
-  if (attributes.value !== undefined && attributes.value !== null) element.value = attributes.value; // a select has its options now
+  if (attributes.value !== undefined && attributes.value !== null) element.value = attributes.value; // now that a select has its options
   return element;
 }
 
-/** An HTML element; `on…` attributes are listeners, `style` an object, null and false leave an attribute out. */
+/** Make an HTML element. `on…` attributes are listeners, `style` an object; null and false leave an attribute out. */
 export function h(tag, attributes = {}, ...children) {
   return fill(document.createElement(tag), attributes, children);
 }
 
-/** The same for SVG. */
+/** Make an SVG element in the same way. */
 export function s(tag, attributes = {}, ...children) {
   return fill(document.createElementNS(SVG, tag), attributes, children);
 }
@@ -34,18 +34,18 @@ export function say(element, text) {
 
 let count = 0;
 
-/** An id that no other element of the page has. */
+/** Return an id that no other element of the page has. */
 export function freshId(prefix) {
   count += 1;
   return `${prefix}-${count}`;
 }
 
-/** What went wrong, in the words of the service. */
+/** A message about what went wrong, in the words of the service. */
 export function problem(error) {
   return h("p", { class: "problem", role: "alert" }, error.message);
 }
 
-/** Something to look at while there is nothing: what it is, and what to do. */
+/** A notice in place of a list that is empty: what is missing, and what to do. */
 export function empty(title, text, ...actions) {
   return h(
     "div",
@@ -56,7 +56,7 @@ export function empty(title, text, ...actions) {
   );
 }
 
-/** A button that cannot be pressed twice while its work is under way; what fails is told through `report`. */
+/** A button that cannot be pressed again while its work is under way; `report` gets the error if the work fails. */
 export function actionButton(label, attributes, act, report) {
   const button = h("button", { type: "button", ...attributes }, label);
   button.addEventListener("click", async () => {
@@ -71,6 +71,34 @@ export function actionButton(label, attributes, act, report) {
     }
   });
   return button;
+}
+
+/** Ask before something is done that cannot be undone, and return whether the person wants it. */
+export function ask(question, consequence, action) {
+  const dialog = h(
+    "dialog",
+    { "aria-labelledby": "question" },
+    h(
+      "form",
+      { method: "dialog" },
+      h("h2", { id: "question" }, question),
+      h("p", {}, consequence),
+      h(
+        "p",
+        { class: "actions" },
+        h("button", { value: "", autofocus: true }, "Keep it"),
+        h("button", { class: "primary", value: "yes" }, action),
+      ),
+    ),
+  );
+  document.body.append(dialog);
+  dialog.showModal();
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => {
+      dialog.remove();
+      resolve(dialog.returnValue === "yes");
+    });
+  });
 }
 
 /** A place for one message at a time. */

@@ -1,8 +1,8 @@
-// Kinds of events, an event being one item of data: how the page recognises, counts, names and draws them.
+// Kinds of events, where an event is one item of data: how the page recognises, counts, names and draws them.
 
 import { shape, whole } from "./format.js";
 
-/** By the name that the API gives the kind of a dataset. */
+/** The kinds by the name that the API gives the kind of a dataset. */
 export const EVENT_KINDS = {
   images: {
     axes: 3,
@@ -22,17 +22,17 @@ export const EVENT_KINDS = {
   },
 };
 
-/** The kind of events of a shape: (C, H, W) are images, (D,) are vectors. */
+/** Return the kind of events of a shape: (C, H, W) are images, (D,) are vectors. */
 export function eventKind(eventShape) {
   return Object.values(EVENT_KINDS).find((kind) => kind.axes === eventShape.length);
 }
 
-/** The kind of events of a model or training, by its network: a configuration does not say the shape. */
+/** Return the kind of events of a model or training by its network, because a configuration does not say the shape. */
 export function eventKindOfConfig(config) {
   return EVENT_KINDS[config?.network?.kind === "mlp" ? "vectors" : "images"];
 }
 
-/** A byte of a pixel as models see it, in [−1, 1]. */
+/** Convert a byte of a pixel into the number in [−1, 1] that models see. */
 export function fromByte(value) {
   return value / 127.5 - 1;
 }

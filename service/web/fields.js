@@ -1,21 +1,21 @@
-// Fields of a form, made of the schemas of a request: what the service says of a field is what the form asks for.
+// Fields of a form, made of the schema of a request, so that the form asks for exactly what the service takes.
 
 import { freshId, h, say } from "./dom.js";
 
 const NONE = "none";
 
-/** A schema where a reference may stand; what stands beside the reference counts too. */
+/** Return a schema with its reference, if it has one, resolved; whatever stands beside the reference counts too. */
 export function resolved(schema, schemas) {
   const { $ref: reference, ...beside } = schema;
   return reference ? { ...schemas[reference.split("/").at(-1)], ...beside } : schema;
 }
 
-/** What a field may be, apart from null. */
+/** Return the schemas of all that a field may be, apart from null. */
 function kinds(schema) {
   return (schema.anyOf ?? [schema]).filter((one) => one.type !== "null");
 }
 
-/** [text, value] of everything to choose from; null where it is to be typed. */
+/** Return [text, value] of every choice, or null for a field whose value is typed. */
 function choices(schema) {
   const [kind] = kinds(schema);
   if (kind.type === "boolean")
@@ -34,7 +34,7 @@ function told(value) {
   return typeof value === "number" && Number.isInteger(value) ? value.toLocaleString("en") : String(value);
 }
 
-/** What is said below a field: its meaning, and where it may lie. */
+/** Return the note below a field: its meaning and its range. */
 function note(schema, mayBeNone) {
   const [kind] = kinds(schema);
   const { minimum: low, maximum: high } = kind.prefixItems?.[0] ?? (kind.type === "array" ? kind.items : kind);
@@ -50,7 +50,7 @@ function number(text, kind) {
   return text && (kind.type === "integer" ? Number.isSafeInteger(value) : Number.isFinite(value)) ? value : undefined;
 }
 
-/** A typed text as the value of a field; undefined when it is none. */
+/** Read a typed text as the value of a field; undefined if it is none. */
 function typed(text, schema, mayBeNone) {
   const [kind, ...others] = kinds(schema);
   if (text === NONE && mayBeNone) return null;
@@ -67,13 +67,13 @@ function expected(schema) {
   return [what, ...others.map((one) => one.const)].join(" or ");
 }
 
-/** A field's name as people read it. */
+/** Return the name of a field as people read it. */
 export function labelOf(name) {
   const text = name.replaceAll("_", " ");
   return text[0].toUpperCase() + text.slice(1);
 }
 
-/** A label, a control, what it is for, and a place for what is wrong with it. */
+/** A field with its label, control, note, and a place for what is wrong with it. */
 export function field(path, label, meaning, control) {
   const id = freshId("field");
   const error = h("p", { class: "field-error", id: `${id}-error`, hidden: true });
@@ -100,13 +100,13 @@ export function field(path, label, meaning, control) {
 }
 
 /**
- * A field of a request: `read()` is {value}, {wrong: why} or {} while it is left alone, and `usual(value)` shows what it
- * is then. With `mayBeNone` a person can say that it has no value, which a preset may give it.
+ * A field of a request. `read()` returns {value}, {wrong: why}, or {} while it is left alone, and `usual(value)` shows
+ * the value that it has then. With `mayBeNone` a person can say that it has no value although the preset has one.
  */
 export function schemaField(path, label, schema, mayBeNone = false) {
   const options = choices(schema);
   const usual = h("option", { value: "" });
-  const fixed = options && schema.default; // a choice that has a default of its own needs no empty one
+  const fixed = options && schema.default; // a choice that has a default needs no empty option
   const control = options
     ? h(
         "select",
@@ -135,12 +135,12 @@ export function schemaField(path, label, schema, mayBeNone = false) {
   };
 }
 
-/** The fields of an object's schema by name, with references resolved. */
+/** Return the fields of an object's schema by name, with references resolved. */
 export function properties(schema, schemas) {
   return Object.fromEntries(Object.entries(schema.properties).map(([name, one]) => [name, resolved(one, schemas)]));
 }
 
-/** Whether null is a value of the field, and not another way to leave it alone. */
+/** Say whether null is a value of the field, and not another way to leave it alone. */
 export function nullable(schema) {
   return Boolean(schema.anyOf?.some((one) => one.type === "null"));
 }

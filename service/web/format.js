@@ -2,7 +2,7 @@
 
 const MINUS = "−";
 
-/** Three or so significant digits, without a computer's notation. */
+/** Write a number with about three significant digits, without a computer's notation. */
 export function number(value, digits = 3) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
   if (value === 0) return "0";
@@ -22,7 +22,7 @@ function superscript(text) {
   return [...text].map((one) => (one === MINUS ? "⁻" : digits[Number(one)])).join("");
 }
 
-/** With so many decimals. */
+/** Write a number with a fixed number of decimals. */
 export function fixed(value, places) {
   if (value === null || value === undefined) return "–";
   return (
@@ -31,12 +31,12 @@ export function fixed(value, places) {
   );
 }
 
-/** A count, with its thousands apart. */
+/** Write a count with its thousands separated. */
 export function whole(value) {
   return value === null || value === undefined ? "–" : value.toLocaleString("en");
 }
 
-/** Seconds in words: "3 min 20 s". */
+/** Write seconds in words, such as "3 min 20 s". */
 export function duration(seconds) {
   if (seconds === null || seconds === undefined) return "–";
   const total = Math.max(0, Math.round(seconds));
@@ -46,12 +46,12 @@ export function duration(seconds) {
   return `${Math.floor(total / 86_400)} d ${Math.floor((total % 86_400) / 3600)} h`;
 }
 
-/** What there is of some facts, on one line. */
+/** Join the facts that are known into one line. */
 export function facts(...parts) {
   return parts.filter(Boolean).join(" · ");
 }
 
-/** How long ago. */
+/** Say how long ago a time was. */
 export function ago(time) {
   const seconds = (Date.now() - new Date(time).getTime()) / 1000;
   if (seconds < 45) return "just now";
@@ -67,7 +67,7 @@ export function bytes(count) {
   return `${size.toFixed(size < 10 ? 1 : 0)} ${unit}`;
 }
 
-/** (C, H, W) or (D) in words. */
+/** Describe a shape, (C, H, W) or (D), in words. */
 export function shape(event) {
   if (!event) return "read when a training starts";
   if (event.length !== 3) return `${event.join("×")} ${event[0] === 1 ? "number" : "numbers"}`;
@@ -75,7 +75,7 @@ export function shape(event) {
   return `${width}×${height} ${{ 1: "grey", 3: "colour", 4: "colour with alpha" }[channels] ?? `${channels} channels`}`;
 }
 
-/** The file's extension of a name, lower case. */
+/** Return the extension of a file's name, in lower case. */
 export function extension(name) {
   return name.includes(".") ? name.split(".").pop().toLowerCase() : "";
 }

@@ -3,7 +3,7 @@
 const GAP = 1;
 const PLOT = 400;
 
-/** ImageBitmaps of base64 PNGs, their values untouched by colour profiles. */
+/** Decode base64 PNGs into ImageBitmaps, whose values no colour profile changes. */
 export function decoded(images) {
   return Promise.all(
     images.map(async (text) => {
@@ -13,7 +13,7 @@ export function decoded(images) {
   );
 }
 
-/** Draw bitmaps as a grid, each pixel one of the canvas's; CSS magnifies by a whole factor to fit `width`. */
+/** Draw bitmaps as a grid, pixel for pixel; CSS magnifies the canvas by a whole factor to fit `width`. */
 export function drawImages(canvas, bitmaps, width) {
   const [w, hgt] = [bitmaps[0].width, bitmaps[0].height];
   const columns = Math.ceil(Math.sqrt(bitmaps.length));
@@ -30,7 +30,7 @@ export function drawImages(canvas, bitmaps, width) {
   canvas.style.height = "auto";
 }
 
-/** Draw points by their first two coordinates, or one against its place, within a frame that all levels share. */
+/** Draw points in a frame that all levels share, by two coordinates, or by a single one and the point's index. */
 export function drawPoints(canvas, values, half) {
   const density = window.devicePixelRatio || 1;
   canvas.width = canvas.height = PLOT * density;
@@ -56,7 +56,7 @@ export function drawPoints(canvas, values, half) {
   });
 }
 
-/** Half the width of a square around 0 that holds the points, but for a few far out. */
+/** Return half the width of a square around 0 that holds all points but a few far out. */
 export function reach(values) {
   const sizes = values
     .flat()
@@ -65,7 +65,7 @@ export function reach(values) {
   return 1.3 * Math.max(1e-9, sizes[Math.floor(0.97 * (sizes.length - 1))]);
 }
 
-/** Magnify a drawn grid to a PNG of its own, pixel for pixel. */
+/** Make a PNG of a drawn grid, with its pixels magnified. */
 export function magnified(canvas, scale) {
   const large = document.createElement("canvas");
   large.width = canvas.width * scale;

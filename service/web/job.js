@@ -1,15 +1,15 @@
-// One job: how far it is, its curves and pictures as they come, and what can be done with it.
+// One job: its progress, its curves and pictures as they come, and the buttons that act on it.
 
 import { follow, get, isOver, pause, post, save, send } from "./api.js";
 import { datasetNames } from "./datasets.js";
-import { actionButton, h, messagePlace, say } from "./dom.js";
+import { actionButton, ask, h, messagePlace, say } from "./dom.js";
 import { ago, duration, facts, fixed, number, whole } from "./format.js";
 import { kindOf, progressBar, showStatus, title } from "./jobs.js";
 import { calibrationChart, curves, gridStrip } from "./training.js";
 
 const MAX_LOG = 200;
 
-/** A line of the log for an event: null for those that are curves, its type for those that this page does not know. */
+/** Return the line of the log for an event: null if it belongs to a curve, its type if this page does not know it. */
 function told({ type, data }) {
   switch (type) {
     case "status":
@@ -20,6 +20,8 @@ function told({ type, data }) {
       return `batches of ${whole(data.batch_size)}`;
     case "checkpoint":
       return `checkpoint of step ${whole(data.step)} stored`;
+    case "deleted":
+      return `older checkpoints deleted: of ${data.steps.length === 1 ? "step" : "steps"} ${data.steps.map((step) => whole(step)).join(", ")}`;
     case "sample":
       return `samples drawn at step ${whole(data.step)}`;
     case "rollback":
@@ -132,6 +134,14 @@ export async function view(root, { id, signal }) {
 
   const follow_ = () => keepFollowing().catch((error) => error.name !== "AbortError" && report(error));
 
+  const remove = async () => {
+    const kept = job.kind === "train" ? " The model stays, if it has a checkpoint." : "";
+    const wanted = await ask(`Delete “${title(job)}”?`, `Its events, pictures and files are gone for good.${kept}`, "Delete the job");
+    if (!wanted) return;
+    await send(`/jobs/${id}`, { method: "DELETE", signal });
+    location.hash = "#/jobs";
+  };
+
   const refresh = () => {
     showStatus(status, job);
     const took =
@@ -183,6 +193,7 @@ export async function view(root, { id, signal }) {
         ),
       );
     }
+    if (isOver(job)) parts.push(actionButton("Delete…", {}, remove, report));
     actions.replaceChildren(...parts);
   };
 
@@ -203,7 +214,7 @@ export async function view(root, { id, signal }) {
   let newest = "0-0";
   async function keepFollowing() {
     for await (const event of follow(id, signal)) {
-      if (!isAfter(event.id, newest)) continue; // resumed: the stream starts at the beginning
+      if (!isAfter(event.id, newest)) continue; // after a resumption the stream starts at the beginning
       newest = event.id;
       take(event);
     }

@@ -1,4 +1,4 @@
-// All jobs, newest first, as they go on.
+// All jobs, newest first, with their progress.
 
 import { get, isOver, pause, picture } from "./api.js";
 import { datasetNames } from "./datasets.js";
@@ -6,7 +6,7 @@ import { empty, h, problem, say } from "./dom.js";
 import { eventKindOfConfig } from "./events.js";
 import { ago, duration, facts, number, whole } from "./format.js";
 
-/** What a kind is called, and what its progress counts. A kind that is not here is called by its own name. */
+/** The name of each kind of job, and what its progress counts. A kind that is not here is shown by the API's name. */
 const KINDS = {
   train: { name: "Training", unit: "steps" },
   calibrate: { name: "Calibration", unit: "rounds" },
@@ -16,24 +16,24 @@ const MARKS = { queued: "○", running: "◐", succeeded: "✓", failed: "✕", 
 const BUSY_MS = 1500;
 const IDLE_MS = 8000;
 
-/** What a job is called. */
+/** Return the name under which a job is shown. */
 export function title(job) {
   return job.name ?? `${kindOf(job)} ${job.id.slice(-6)}`;
 }
 
-/** The kind of a job in words. */
+/** Return the kind of a job in words. */
 export function kindOf(job) {
   return KINDS[job.kind]?.name ?? job.kind;
 }
 
-/** Show a status in an element: by sign, word and colour. */
+/** Show a status in an element, by sign, word and colour. */
 export function showStatus(element, job) {
   const word = job.cancel_requested && !isOver(job) ? "stopping" : job.status;
   element.className = `status ${job.status}`;
   say(element, `${MARKS[job.status] ?? ""} ${word}`);
 }
 
-/** A bar that tells how far a job has come. */
+/** A bar that shows how far a job has come. */
 export function progressBar() {
   const bar = h("progress", { max: 100, value: 0, "aria-label": "Progress" });
   const text = h("span", { class: "numbers" });
@@ -59,7 +59,7 @@ function told(job) {
   );
 }
 
-/** Whether a training with a checkpoint of that step has drawn a grid of samples. */
+/** Say whether a training that has a checkpoint of that step has drawn a grid of samples. */
 export function hasGrid(config, checkpoint) {
   return (
     Boolean(config) &&
@@ -85,7 +85,7 @@ function thumbnail(signal) {
         signal,
       ).then(
         (image) => element.replaceChildren(image),
-        () => {}, // the row says enough without it
+        () => {}, // the row says enough without the picture
       );
     },
   };
@@ -157,7 +157,7 @@ export async function view(root, { signal }) {
     if (wanted.length !== list.children.length || wanted.some((element, index) => element !== list.children[index]))
       list.replaceChildren(...wanted);
     const missing = jobs.length ? "nothing" : status.value;
-    if (missing === said) return; // or the focus would be lost
+    if (missing === said) return; // writing it again would lose the focus
     said = missing;
     nothing.replaceChildren(
       ...(jobs.length ? [] : [missing ? empty("None of these", `No job is ${missing} now.`) : invitation()]),

@@ -1,4 +1,4 @@
-// The API key of a service that has keys: asked for when needed, kept for this tab only.
+// The API key of a service that has keys, which is asked for when it is needed and kept for this tab only.
 
 import { h } from "./dom.js";
 
@@ -10,7 +10,7 @@ export function currentKey() {
 
 let asking = null;
 
-/** Ask for a key; ends when one was given. Several calls that were refused at once ask once. */
+/** Ask for a key, and end when one was given. Several calls that are refused at the same time ask once. */
 export function askForKey(reason) {
   asking ??= new Promise((resolve, reject) => {
     const field = h("input", {

@@ -1,4 +1,4 @@
-// Which view is shown: one at a time, by the part of the address after #.
+// The page's router: it shows one view at a time, by the part of the address after #.
 
 import { get, Refused } from "./api.js";
 import { h, problem, say } from "./dom.js";
@@ -34,7 +34,7 @@ async function show() {
     const { view } = await load();
     await view(root, { signal, id: match[1], query: new URLSearchParams(query) });
     if (signal.aborted) return;
-    performance.mark("view"); // `make test-web` reads when the first view was there
+    performance.mark("view"); // `make test-web` reads the time of the first view
     const heading = root.querySelector("h1");
     document.title = `${heading?.textContent ?? ""} · recovery-likelihood`;
     if (!isFirst) heading?.focus();
@@ -86,7 +86,7 @@ document
     ),
   );
 document.querySelector(".skip").addEventListener("click", (event) => {
-  event.preventDefault(); // the part after # is the view's
+  event.preventDefault(); // the part of the address after # names the view
   main.focus();
 });
 window.addEventListener("hashchange", show);

@@ -1,9 +1,9 @@
-// One model: its checkpoints, sampling, densities.
+// One model: its checkpoints, its sampling form and its densities.
 
-import { get, picture } from "./api.js";
+import { get, picture, send } from "./api.js";
 import { calibrationForm, calibrationTable } from "./calibration.js";
 import { datasetNames } from "./datasets.js";
-import { h, problem } from "./dom.js";
+import { actionButton, ask, h, messagePlace, problem, say } from "./dom.js";
 import { ago, bytes, facts, whole } from "./format.js";
 import { title } from "./models.js";
 import { samplingPanel } from "./sampling.js";
@@ -51,8 +51,47 @@ function calibrationPanel(modelAt, calibration) {
   );
 }
 
+/** A form that names and tags a model; `onChanged` gets the changed model. */
+function labelForm(model, onChanged, report) {
+  const name = h("input", { id: "model-name", maxlength: 100, autocomplete: "off", value: model.name ?? "" });
+  const tags = h("input", {
+    id: "model-tags",
+    autocomplete: "off",
+    placeholder: "separated by commas",
+    value: model.tags.join(", "),
+  });
+  const save = async () => {
+    const json = { name: name.value.trim() || null, tags: tags.value.split(",").map((tag) => tag.trim()).filter(Boolean) };
+    onChanged(await (await send(`/models/${model.id}`, { method: "PATCH", json })).json());
+  };
+  return h(
+    "details",
+    {},
+    h("summary", {}, "Name and tags"),
+    h("p", { class: "field" }, h("label", { for: "model-name" }, "Name"), name),
+    h("p", { class: "field" }, h("label", { for: "model-tags" }, "Tags"), tags),
+    h("p", { class: "actions" }, actionButton("Save", {}, save, report)),
+  );
+}
+
 export async function view(root, { id, signal }) {
   const model = await get(`/models/${id}`, signal);
+  const { element: message, report } = messagePlace();
+  const heading = h("h1", { tabindex: "-1" }, title(model));
+  const tags = h("p", { class: "labels" });
+  const showLabels = () => {
+    say(heading, title(model));
+    tags.replaceChildren(...model.tags.map((tag) => h("span", { class: "label" }, tag)));
+    tags.hidden = !model.tags.length;
+  };
+  showLabels();
+  const remove = async () => {
+    const sizes = model.checkpoints.map((one) => one.size_bytes);
+    const what = `${whole(sizes.length)} ${sizes.length === 1 ? "checkpoint" : "checkpoints"}, ${bytes(sizes.reduce((sum, one) => sum + one, 0))}`;
+    if (!(await ask(`Delete “${title(model)}”?`, `${what} and all calibrations are gone for good.`, "Delete the model"))) return;
+    await send(`/models/${id}`, { method: "DELETE", signal });
+    location.hash = "#/models";
+  };
   const place = h("div", { class: "panels" });
   const names = await datasetNames(signal);
   const about = facts(
@@ -99,7 +138,7 @@ export async function view(root, { id, signal }) {
         "div",
         { class: "empty" },
         h("h2", {}, "No checkpoint yet"),
-        h("p", {}, "There is something to sample from once the training has stored its first checkpoint."),
+        h("p", {}, "Samples can be drawn once the training has stored its first checkpoint."),
         model.job_id
           ? h(
               "p",
@@ -116,12 +155,27 @@ export async function view(root, { id, signal }) {
     h(
       "div",
       { class: "title" },
-      h("h1", { tabindex: "-1" }, title(model)),
-      model.job_id ? h("a", { class: "button", href: `#/jobs/${model.job_id}` }, "Its training") : null,
+      heading,
+      h(
+        "p",
+        { class: "actions" },
+        model.job_id ? h("a", { class: "button", href: `#/jobs/${model.job_id}` }, "Its training") : null,
+        actionButton("Delete…", {}, remove, report),
+      ),
     ),
+    message,
     h("p", { class: "about" }, about),
+    tags,
     newest ? h("p", { class: "filter" }, h("label", { for: "checkpoint" }, "Checkpoint "), choice) : null,
     place,
+    labelForm(
+      model,
+      (changed) => {
+        Object.assign(model, { name: changed.name, tags: changed.tags });
+        showLabels();
+      },
+      report,
+    ),
     model.config
       ? h(
           "details",

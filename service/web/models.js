@@ -9,7 +9,7 @@ import { hasGrid } from "./jobs.js";
 
 const PAGE = 24;
 
-/** What a model is called. */
+/** Return the name under which a model is shown. */
 export function title(model) {
   return model.name ?? `Model ${model.id.slice(-6)}`;
 }
@@ -17,7 +17,7 @@ export function title(model) {
 function card(model, names, signal) {
   const thumbnail = h("div", { class: "thumbnail" });
   const last = model.checkpoints.at(-1);
-  const nothing = model.job_id ? "no samples yet" : "imported";
+  const nothing = model.origin ? "imported" : "no samples yet";
   if (model.job_id && hasGrid(model.config, last?.step)) {
     picture(`/models/${model.id}/samples.png`, { alt: "", class: eventKindOfConfig(model.config).hasPixels ? "pixels" : "whole" }, signal).then(
       (image) => thumbnail.replaceChildren(image),
@@ -37,6 +37,7 @@ function card(model, names, signal) {
         model.created_at && ago(model.created_at),
       ),
     ),
+    model.tags.length ? h("p", { class: "labels" }, model.tags.map((tag) => h("span", { class: "label" }, tag))) : null,
     last?.calibration ? h("p", { class: "tag" }, "answers with densities") : null,
   );
 }

@@ -129,7 +129,7 @@ export function samplingPanel(model, step, signal) {
     const isResult = event === "result";
     const frame = {
       text: isResult
-        ? `done: seed ${data.seed}, ${whole(data.gradient_evaluations)} gradient evaluations a sample`
+        ? `done: seed ${data.seed}, ${whole(data.gradient_evaluations)} gradient evaluations per sample`
         : data.level === numLevels
           ? "pure noise"
           : `noise level ${data.level}, ${numLevels - data.level} of ${numLevels}`,
@@ -205,7 +205,7 @@ export function samplingPanel(model, step, signal) {
         first.prepend(image);
         first.classList.add("preview");
         first.lastChild.textContent =
-          "Drawn while it trained. Draw samples of your own and watch them form, from pure noise down to the data; the same seed always gives the same ones.";
+          "The model drew these while it trained. Draw samples of your own and watch them form, from pure noise down to the data; the same seed always gives the same ones.";
       },
       () => {}, // the text stays
     );

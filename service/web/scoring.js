@@ -1,7 +1,7 @@
-// Score data: log density with its error, bits a dimension, and the place among the training data's scores.
+// Score data: log density with its error, bits per dimension, and the place among the training data's scores.
 //
-// Where data are discrete, a picture is scored as the training data were: with uniform noise of one bin, here the mean
-// over several draws. Its density as it is, without noise, is told beside it.
+// If data are discrete, a picture is scored as the training data were, with uniform noise of one bin; the score is the
+// mean over several draws. The density of the picture as it is, without noise, stands beside it.
 
 import { post } from "./api.js";
 import { actionButton, freshId, h, messagePlace, s } from "./dom.js";
@@ -11,7 +11,7 @@ import { fixed, number, shape } from "./format.js";
 const NUM_DRAWS = 24;
 const MAX_PICTURES = 40;
 
-/** Numbers in [0, 1) that are the same every time (mulberry32). */
+/** A generator of numbers in [0, 1) that are the same every time (mulberry32). */
 function uniform(seed) {
   let state = seed >>> 0;
   return () => {
@@ -22,7 +22,7 @@ function uniform(seed) {
   };
 }
 
-/** A file as (C, H, W) numbers in [−1, 1], brought to the model's size where it has another. Raises Error in words. */
+/** Read a file as (C, H, W) numbers in [−1, 1], resized if the model has another size. Raises Error in words. */
 export async function toEvent(file, [channels, height, width]) {
   let bitmap;
   try {
@@ -62,7 +62,7 @@ function noisy(x, width, random) {
   return x.map((plane) => plane.map((row) => row.map((value) => value + width * (random() - 0.5))));
 }
 
-/** The share of the training data that score lower, in words; between two quantiles along a straight line. */
+/** Say what share of the training data scores lower; between two quantiles it is interpolated linearly. */
 export function place(score, quantiles) {
   if (!quantiles.length) return null;
   const [first, last] = [quantiles[0], quantiles.at(-1)];
@@ -74,7 +74,7 @@ export function place(score, quantiles) {
   return `about ${fixed(100 * share, 0)} %`;
 }
 
-/** A dot, or at an end of the line an arrow to what lies beyond it. */
+/** Draw a dot, or for a score beyond the line an arrow at its end. */
 function mark(beyond, percent) {
   if (!beyond) return s("circle", { cx: `${percent}%`, cy: 28, r: 5, class: "mark" });
   return s(
@@ -84,7 +84,7 @@ function mark(beyond, percent) {
   );
 }
 
-/** The training data's quantiles as a box on a line, and scores as marks on it. */
+/** Draw the training data's quantiles as a box on a line, and scores as marks on it. */
 function strip(quantiles, scores) {
   if (quantiles.length < 2) return null;
   const at = (level) => quantiles.find((one) => one.level === level)?.log_density ?? quantiles[0].log_density;
@@ -136,7 +136,7 @@ function errorOfMean(values) {
   );
 }
 
-/** Scores of pictures or points: [{name, changes, url, given, logDensity, error, bits}]. Raises Refused. */
+/** Fetch the scores of pictures or points: [{name, changes, url, given, logDensity, error, bits}]. Raises Refused. */
 async function score(model, items, calibration, signal) {
   const width = calibration.bin_width;
   const random = uniform(0);

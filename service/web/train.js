@@ -1,5 +1,5 @@
-// Start a training: a preset, data, a few numbers, and whoever wants it every field of the configuration; the service
-// checks the form as it is filled in.
+// The form that starts a training: a preset, data, a few numbers and, for those who want them, all fields of the
+// configuration. The service checks the form as it is filled in.
 
 import { get, idempotencyKey, post, Refused } from "./api.js";
 import { configurationFields, setAt, valueAt } from "./configuration.js";
@@ -61,7 +61,7 @@ function datasetOptions(datasets, preset) {
   ].filter(Boolean);
 }
 
-/** What the service would train, in a sentence. */
+/** Say in a sentence what the service would train. */
 function summary(config) {
   const start = config.score_matching.steps;
   const steps =
@@ -73,7 +73,7 @@ function summary(config) {
   return `${steps}; ${config.schedule.num_levels} noise levels, ${config.chain.num_steps} chain steps at each (${config.chain.kernel}), on ${config.dataset}.${config.calibrate ? " Calibrated at the end, so that it answers with densities." : ""}`;
 }
 
-/** A form's state as a request, and what is wrong with it as far as the page can tell. */
+/** Return the form's state as a request, and the mistakes in it that the page can find by itself. */
 function requestOf({ request, configuration, dataset, other }, preset) {
   const body = { preset: preset.name };
   const wrong = {};
@@ -96,7 +96,7 @@ function requestOf({ request, configuration, dataset, other }, preset) {
   return { body, wrong };
 }
 
-/** The field of the form that a refusal is about: the configuration's paths begin below `config`. */
+/** Return the field of the form that a refusal is about; paths of the configuration begin below `config`. */
 function blamed(location, fields) {
   const names = location.slice(1).filter((one, index) => index > 0 || one !== "config");
   for (let end = names.length; end > 0; end -= 1) {
@@ -143,7 +143,7 @@ export async function view(root, { signal, query }) {
   const complain = (wrong) =>
     Object.entries(fields).forEach(([name, one]) => {
       one.complain(wrong[name]);
-      // what is wrong is not to be hidden
+      // a field that is wrong must not be hidden
       for (let at = wrong[name] && one.element.closest("details"); at; at = at.parentElement.closest("details"))
         at.open = true;
     });
@@ -162,7 +162,7 @@ export async function view(root, { signal, query }) {
     return undefined;
   };
 
-  /** Ask the service what it would train; the newest question counts. */
+  /** Ask the service what it would train, and show only the answer to the newest question. */
   const check = async () => {
     const { body, wrong } = requestOf(parts, preset);
     complain(wrong);
@@ -234,7 +234,7 @@ export async function view(root, { signal, query }) {
         "details",
         {},
         h("summary", {}, "Advanced: every field of the configuration"),
-        h("p", { class: "hint" }, "A field that is left alone is the preset's."),
+        h("p", { class: "hint" }, "A field that is left alone has the preset's value."),
         advanced,
       ),
     ),
@@ -276,7 +276,7 @@ export async function view(root, { signal, query }) {
   check();
 }
 
-/** A short mark of a request, so that the same form sent twice is one job and a changed one another. */
+/** Return a short digest of a request: the same form sent twice makes one job, and a changed form makes another. */
 function digest(body) {
   let mark = 5381;
   for (const one of JSON.stringify(body)) mark = (Math.imul(mark, 33) ^ one.codePointAt(0)) >>> 0;

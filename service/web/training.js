@@ -1,4 +1,4 @@
-// What a training says while it runs, as charts and pictures.
+// The events of a training while it runs, as charts and pictures.
 
 import { lineChart } from "./chart.js";
 import { h, say } from "./dom.js";
@@ -7,10 +7,10 @@ import { picture } from "./api.js";
 
 const PHASES = {
   score_matching: ["Loss of score matching", "the start: match the slope of the energy"],
-  recovery: ["Loss of recovery likelihood", "energies of data less those of the chains' ends"],
+  recovery: ["Loss of recovery likelihood", "energy of the data minus energy at the chains' ends"],
 };
 
-/** Loss curves, one a phase, and energies by noise level. */
+/** The charts of a training: a loss curve for each phase, and energies by noise level. */
 export function curves() {
   const losses = Object.fromEntries(
     Object.entries(PHASES).map(([phase, [title, note]]) => [
@@ -20,7 +20,7 @@ export function curves() {
   );
   const gaps = lineChart({
     title: "Energy gap by noise level",
-    note: "chains less data, nats; near 0 the chains look like data",
+    note: "chains minus data, nats; near 0 the chains look like data",
     xLabel: "step",
     yLabel: "nats",
     legend: "levels",
@@ -77,7 +77,7 @@ export function curves() {
 
   return {
     element,
-    /** Take in a `step` event; drawn with the next frame, however many come at once. */
+    /** Take in a `step` event. It is drawn with the next frame, however many come at once. */
     add(data) {
       losses[data.phase]?.points.push([data.step, data.loss]);
       if (data.positive_energy.some((value) => value !== null)) {
@@ -95,7 +95,7 @@ export function curves() {
       }
       this.redraw();
     },
-    /** Forget what came after a step: the training went back to it, or started again from it. */
+    /** Forget everything after a step, because the training went back to it, or started again from it. */
     cut(step) {
       for (const one of [...Object.values(losses).map((loss) => loss.points), ...levels])
         one.splice(0, Infinity, ...one.filter(([at]) => at <= step));
@@ -110,12 +110,12 @@ export function curves() {
   };
 }
 
-/** A level without a pair since the last event keeps what it had. */
+/** Merge values by level; a level that had no pair since the last event keeps its value. */
 function merged(before, now) {
   return now.map((value, level) => value ?? before?.[level] ?? null);
 }
 
-/** The sample grids of a training, the newest shown, the others by a slider. */
+/** The sample grids of a training; the newest is shown, and a slider shows the others. */
 export function gridStrip(modelId, signal) {
   const steps = [];
   const frame = h("div", { class: "frame" });
@@ -166,13 +166,13 @@ export function gridStrip(modelId, signal) {
       if (atEnd) {
         slider.value = steps.length - 1;
         clearTimeout(this.timer);
-        this.timer = setTimeout(() => show(steps.at(-1)), 60); // many at once when a run is opened late
+        this.timer = setTimeout(() => show(steps.at(-1)), 60); // many come at once when a run is opened late
       }
     },
   };
 }
 
-/** The two sides of log Z, round by round. */
+/** A chart of the two sides of log Z, round by round. */
 export function calibrationChart() {
   const chart = lineChart({
     title: "log Z from both sides",

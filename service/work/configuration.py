@@ -1,4 +1,4 @@
-"""What a training request asks for, as a checked TrainConfig. Raises Problem 422 naming the field and the way out."""
+"""The checked TrainConfig that a training request asks for. A wrong field is a Problem 422 that says what to do."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _OVERRIDES = [name for name in TrainRequest.model_fields if name in types_of(Tra
 
 
 def train_config(request: TrainRequest, settings: Settings, bucket: Bucket) -> TrainConfig:
-    """The preset, with the configuration laid over it, with the overrides; a seed is drawn unless one is given.
+    """Return the preset, with the request's configuration laid over it, and its single fields over that.
 
-    The bucket knows the uploaded datasets.
+    A seed is drawn unless one is given. The uploaded datasets are looked up in the bucket.
     """
     if request.preset is None and request.config is None:
         raise field_problem(["body", "preset"], f"give `preset` (one of {', '.join(PRESETS)}) or `config`")
@@ -39,7 +39,7 @@ def train_config(request: TrainRequest, settings: Settings, bucket: Bucket) -> T
 
 
 def with_steps(values: Mapping[str, Any], steps: int) -> TrainConfig:
-    """A stored configuration with another number of steps; the score-matching start, perhaps over, keeps its own."""
+    """Return a stored configuration with another number of steps; the score-matching phase is cut to it if longer."""
     config = from_dict(TrainConfig, values)
     matching = replace(config.score_matching, steps=min(config.score_matching.steps, steps))
     return _checked_override(config, {"steps": steps, "score_matching": matching})
@@ -56,7 +56,7 @@ def _base(request: TrainRequest) -> TrainConfig:
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `changes` laid over it, object by object."""
+    """Return `base` with `changes` laid over it, object by object."""
     result = dict(base)
     for name, value in changes.items():
         below = result.get(name)
@@ -79,7 +79,7 @@ def _checked_override(config: TrainConfig, changes: Mapping[str, Any]) -> TrainC
 
 
 def _refusal(error: ConfigError, changes: Collection[str]) -> Problem:
-    """A 422 that says where each wrong field stands: among the changes of the request, or in its configuration."""
+    """Return a 422 that says where each wrong field stands, among the request's own fields or in its configuration."""
     fields = []
     for one in error.problems:
         within = [] if one.field in changes else ["config"]

@@ -17,19 +17,14 @@ from starlette.concurrency import run_in_threadpool
 from service.http.errors import Problem
 from service.http.metrics import RequestMetrics, route_template
 from service.stores import Stores
+from worker.ids import new_id
 from worker.observe.presence import live_workers
+from worker.queue.backlog import shared_backlog
 from worker.queue.broker import send_request
-from worker.queue.loads import LOADS_KEY, SamplerLoad, fresh_loads, warm_queue
-from worker.queue.messages import (
-    SAMPLE_QUEUE,
-    R,
-    ReplyChannel,
-    ReplyTimeout,
-    SampleReply,
-    SamplerReply,
-    SamplerRequest,
-    cancel_key,
-)
+from worker.queue.loads import SamplerLoad, warm_queue
+from worker.queue.messages import R, ReplyChannel, ReplyTimeout, SamplerReply, cancel_key, input_key
+from worker.queue.tasks import Q, Task
+from worker.redis_keys import SAMPLE_QUEUE
 
 _STATUS_OF_ERROR = {
     "unknown_model": 404,
@@ -46,6 +41,8 @@ _STATUS_OF_ERROR = {
 _RETRY_AFTER_S = 5.0
 _LONGEST_RETRY_AFTER_S = 600.0
 _CANCEL_TTL_S = 600
+_INPUT_MARGIN_S = 10.0
+"""An array outlives its request by so long."""
 
 REPLY_HEADERS: dict[str, Any] = {
     "X-Model": {"description": "`id@step` of the checkpoint used", "schema": {"type": "string"}},
@@ -61,13 +58,13 @@ def require_sampler(stores: Stores) -> None:
         raise _no_sampler("no sampler gives signs of life; start one, GET /readyz shows what is missing", 503)
 
 
-class Exchange(Generic[R]):
+class Exchange(Generic[Q, R]):
     """One request under way. Whatever ends it early (`close` before the last reply) frees its chains."""
 
-    def __init__(self, stores: Stores, request: SamplerRequest, kind: type[R], remedy: str) -> None:
+    def __init__(self, stores: Stores, task: Task[Q, R], request: Q, *, remedy: str) -> None:
         self._stores = stores
+        self._task = task
         self._request = request
-        self._kind = kind
         self._remedy = remedy
         self._give_up_at = time.monotonic() + request.remaining_s
         self._is_open = False
@@ -83,7 +80,7 @@ class Exchange(Generic[R]):
         """The next reply. Raises Problem: a refusal, no reply in time (with the `remedy`), or the client left."""
         channel = ReplyChannel(self._request.request_id)
         timeout_s = self._give_up_at - time.monotonic()
-        waiting = asyncio.ensure_future(channel.wait(self._stores.redis, self._kind, timeout_s))
+        waiting = asyncio.ensure_future(channel.wait(self._stores.redis, self._task.reply, timeout_s))
         leaving = asyncio.ensure_future(_left(connection))
         try:
             await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -107,7 +104,7 @@ class Exchange(Generic[R]):
                 await self._stores.redis.set(cancel_key(self._request.request_id), "", ex=_CANCEL_TTL_S)
 
     def _checked(self, reply: R) -> R:
-        self._is_open = isinstance(reply, SampleReply) and reply.level_reached is not None
+        self._is_open = not reply.is_last
         if reply.ok:
             return reply
         error = reply.error or "internal"
@@ -120,11 +117,7 @@ class Exchange(Generic[R]):
 
     async def _require_room(self) -> list[SamplerLoad]:
         """What the samplers say of themselves. Raises Problem 429."""
-        pipeline = self._stores.redis.pipeline(transaction=False)
-        pipeline.llen(SAMPLE_QUEUE)
-        pipeline.hgetall(LOADS_KEY)
-        length, entries = await pipeline.execute()
-        loads = fresh_loads(entries)
+        length, loads = await shared_backlog(self._stores.redis)
         limit = self._stores.settings.max_queued_requests
         if length < limit:
             return loads
@@ -136,14 +129,27 @@ class Exchange(Generic[R]):
         )
 
 
-async def ask(stores: Stores, connection: Request, request: SamplerRequest, kind: type[R], remedy: str) -> R:
-    """Queue the request and wait for its one reply. Raises Problem, as `Exchange` does."""
-    exchange = Exchange(stores, request, kind, remedy)
+def addressed(stores: Stores, model_id: str, step: int) -> dict[str, Any]:
+    """Return the fields that every request has: an id of its own, the checkpoint, and how long its client waits."""
+    deadline = time.time() + stores.settings.sample_timeout_s
+    return {"request_id": new_id(), "model_id": model_id, "step": step, "deadline": deadline}
+
+
+async def ask(
+    stores: Stores, connection: Request, task: Task[Q, R], request: Q, *, remedy: str, array: bytes | None = None
+) -> R:
+    """Queue the request, with an .npy `array` beside it, and wait for its one reply. Raises Problem as Exchange."""
+    exchange = Exchange(stores, task, request, remedy=remedy)
+    key = input_key(request.request_id)
     try:
+        if array is not None:
+            await stores.redis.set(key, array, px=int(1000 * (request.remaining_s + _INPUT_MARGIN_S)))
         await exchange.send()
         return await exchange.next_reply(connection)
     finally:
         await exchange.close()
+        if array is not None:
+            await stores.redis.unlink(key)
 
 
 async def _left(connection: Request) -> None:

@@ -1,4 +1,4 @@
-"""Samples as bytes of an answer: PNG, grids, zip archives, .npy. Images are (C, H, W) float32 in [−1, 1]."""
+"""Samples as the bytes of an answer: PNGs, grids, zip archives, .npy. Images are (C, H, W) float32 in [−1, 1]."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def is_image(event_shape: Sequence[int]) -> bool:
-    """Whether an event of this shape can be answered as a picture: (C, H, W) with 1, 3 or 4 channels."""
+    """Say whether an event of this shape can be answered as a picture: (C, H, W) with 1, 3 or 4 channels."""
     return any(kind.has_picture(event_shape) for kind in KINDS)
 
 
@@ -29,7 +29,7 @@ def encode_png(image: FloatArray, *, scale: int = 1) -> bytes:
 
 
 def encode_grid(images: FloatArray, *, scale: int = 1, num_columns: int | None = None) -> bytes:
-    """Encode images (N, C, H, W) as one PNG, row by row; by default as near to a square as N allows."""
+    """Encode images (N, C, H, W) as one PNG, row by row; by default the grid is as near to a square as N allows."""
     return pixels.encode_png(pixels.sheet(images, num_columns), scale=scale)
 
 
@@ -39,7 +39,7 @@ def encode_zip(folders: Mapping[str, FloatArray], manifest: Mapping[str, Any], *
         f"{folder}{index:03d}.png": image for folder, stack in folders.items() for index, image in enumerate(stack)
     }
     packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:  # PNG is compressed already
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:  # PNGs are compressed already
         for name, image in images.items():
             archive.writestr(zipfile.ZipInfo(name, _ZIP_EPOCH), encode_png(image, scale=scale))
         text = json.dumps({**manifest, "files": list(images)}, indent=2) + "\n"

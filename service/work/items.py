@@ -1,4 +1,7 @@
-"""What a client sends to be scored, as one float32 array (N, *event). Raises Problem 422 saying what was expected."""
+"""Items that a client sends to be scored, read into one float32 array (N, *event).
+
+Items that cannot be scored are a Problem 422 that says what was expected.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ _NPY_MAGIC = b"\x93NUMPY"
 
 
 def from_lists(x: list[Any], event_shape: Sequence[int]) -> FloatArray:
-    """Check nested lists of numbers. Raises Problem."""
+    """Read nested lists of numbers into an array. Raises Problem."""
     location = ["body", "x"]
     try:
         array = np.array(x)
@@ -36,7 +39,7 @@ def from_lists(x: list[Any], event_shape: Sequence[int]) -> FloatArray:
 
 
 def from_files(files: Sequence[tuple[str, bytes]], event_shape: Sequence[int]) -> FloatArray:
-    """Read image files, one an item, or one .npy file with all items. Raises Problem."""
+    """Read image files with one item each, or one .npy file with all items. Raises Problem."""
     if not files:
         raise field_problem(["body", "files"], "there is no file; send images (PNG, JPEG), or one .npy")
     if len(files) == 1 and (files[0][1].startswith(_NPY_MAGIC) or files[0][0].lower().endswith(".npy")):
@@ -53,7 +56,7 @@ def from_files(files: Sequence[tuple[str, bytes]], event_shape: Sequence[int]) -
 
 
 def to_npy(array: FloatArray) -> bytes:
-    """Pack the items as they travel to a sampler."""
+    """Pack the items into the .npy bytes that travel to a sampler."""
     packed = io.BytesIO()
     np.save(packed, array, allow_pickle=False)
     return packed.getvalue()
@@ -63,7 +66,7 @@ def _from_npy(data: bytes, event_shape: Sequence[int]) -> FloatArray:
     location = ["body", "files"]
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, OSError, EOFError, MemoryError):  # the last where the header promises more than there is
+    except (ValueError, OSError, EOFError, MemoryError):  # MemoryError, when the header promises too much
         array = None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
         raise field_problem(
@@ -80,7 +83,7 @@ def _checked(array: npt.NDArray[Any], event_shape: Sequence[int], location: Sequ
         raise field_problem(location, f"the shape is {array.shape}; expected {_expected(event_shape)}")
     if len(array) > MAX_ITEMS:
         raise _too_many(len(array), location)
-    with np.errstate(over="ignore"):  # becomes inf, and is refused
+    with np.errstate(over="ignore"):  # such a number becomes inf, which is refused below
         values = array.astype(np.float32)
     finite = np.isfinite(values.reshape(len(values), -1)).all(1)
     if not finite.all():
@@ -95,7 +98,7 @@ def _from_image(name: str, data: bytes, event_shape: Sequence[int]) -> FloatArra
     channels, height, width = event_shape
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sizes: they are refused below, before anything is unpacked
+            warnings.simplefilter("ignore")  # about sizes, which are refused below before anything is unpacked
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
         if image.size != (width, height):
             raise _refused(name, f"is {image.width}×{image.height} pixels", event_shape)

@@ -1,6 +1,6 @@
-"""The one way of every request that makes a job: counted, checked, stored once, queued, answered as its client prefers.
+"""The way of every request that makes a job: it is counted, checked, stored once, queued, and answered in time.
 
-A route says what is special about a kind of job: the spec that its request stands for.
+A route adds what is special about its kind of job: the spec that a request stands for.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What a request asks for, once it is checked."""
+    """The job that a request asks for, once the request is checked."""
 
     spec: Spec
     model_id: str | None = None
-    """the model that the job works on; one that makes a model is given a new id"""
+    """The model that the job works on, or None for a job that makes a model, which gets a new id."""
 
 
 class Submission:
-    """A request that makes a job: what it came with, and where the job goes."""
+    """A request that makes a job, with its idempotency key and the time that its client would wait."""
 
     def __init__(
         self,
@@ -54,9 +54,9 @@ class Submission:
         self._wait = wait
 
     async def answer(self, kind: JobKind, request: BaseModel, wanted_fn: Callable[[], Wanted]) -> JobBody:
-        """Make the job, unless this request made it before, and say how it stands after the wait its client prefers.
+        """Make the job, unless this request made it before, and describe it after the wait that its client prefers.
 
-        `wanted_fn` checks the request, in a thread. Raises what it raises, and Problem 409, 422 or 429.
+        `wanted_fn` checks the request, in a thread. Raises the errors of `wanted_fn`, and Problem 409, 422 or 429.
         """
         name: str | None = getattr(request, "name", None)
 
@@ -78,13 +78,16 @@ SubmissionDependency = Annotated[Submission, Depends()]
 
 
 def making_a_job(*statuses: int) -> dict[str, Any]:
-    """What the decorators of all routes that make a job say; `statuses` are the problems that may be answered."""
-    ended = {"model": JobBody, "description": "It ended within the time that `Prefer: wait` gave it"}
+    """Return the arguments that the decorators of all routes that make a job share.
+
+    `statuses` are those of the problems that the route may answer.
+    """
+    ended = {"model": JobBody, "description": "The job ended within the time that `Prefer: wait` gave it"}
     return {"status_code": 202, "responses": {200: ended, **documented(*statuses)}}
 
 
 def submit(stores: Stores, kind: JobKind, wanted: Wanted, *, name: str | None, job_id: str) -> JobRecord:
-    """Store a job of any kind, and queue it. Raises StorageUnavailable, RedisError; then there is no job."""
+    """Store a job of any kind, and queue it. Raises StorageUnavailable or RedisError; then there is no job."""
     spec = wanted.spec.model_dump(mode="json")
     record = stores.records.create(kind, spec, name=name, model_id=wanted.model_id, job_id=job_id)
     queue(stores, record)
@@ -96,11 +99,11 @@ def queue(stores: Stores, record: JobRecord) -> None:
     try:
         wake(stores.broker, record.kind, record.id)
     except OperationalError:
-        # The record is the truth and is stored: the reaper sends the message again.
+        # The record is stored and is what counts: the reaper sends the message again.
         log.warning("wake_up_not_sent", job_id=record.id)
 
 
 def job_body(stores: Stores, record: JobRecord) -> JobBody:
-    """The public view of a job, with its place in the queue."""
+    """Describe a job by the public part of its record, with its place in the queue."""
     position = stores.records.queue_position(record) if record.status is JobStatus.queued else None
     return JobBody.of(record, queue_position=position)

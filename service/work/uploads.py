@@ -1,4 +1,7 @@
-"""An uploaded dataset, from the form to storage: spooled, hashed, validated, stored; refused without a trace."""
+"""The way of an uploaded dataset from the form to storage: it is spooled, hashed, checked and stored.
+
+A dataset that is refused leaves nothing behind.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ _PIECE_BYTES = 2**20
 
 
 def read_form(form: FormData) -> tuple[UploadFile, str | None, ImageSize | None]:
-    """The file, the name for people, the size that images are to have. Raises Problem 415 or 422."""
+    """Return the file, the name for people, and the size that images are to have. Raises Problem 415 or 422."""
     if unknown := sorted(set(form) - _FIELDS):
         raise field_problem(
             ["body", shortened(unknown[0])], "unknown field; expected `file`, and `name` and `image_size` if you like"
@@ -72,9 +75,9 @@ def _read_image_size(given: list[UploadFile | str]) -> ImageSize | None:
 def store_upload(
     stores: Stores, file: UploadFile, name: str | None, image_size: ImageSize | None
 ) -> tuple[StoredDataset, bool]:
-    """The dataset, and whether it is new: the same file at the same size is the one that exists. Takes processor time.
+    """Store an upload; return the dataset and whether it is new, since the same file at the same size is stored once.
 
-    Raises DataError, DataTooLarge, StorageUnavailable, Problem 507.
+    This takes processor time. Raises DataError, DataTooLarge, StorageUnavailable, Problem 507.
     """
     datasets = stores.datasets
     with room_on_disk(), tempfile.TemporaryDirectory(prefix="recovery-upload-") as directory:
@@ -100,7 +103,7 @@ def _received(file: IO[bytes], path: Path, file_name: str, name: str | None) -> 
 
 @contextlib.contextmanager
 def room_on_disk() -> Iterator[None]:
-    """Raises Problem 507 when the disk, or what this process may use of it, is full."""
+    """Raise Problem 507 when the disk, or the part of it that this process may use, is full."""
     try:
         yield
     except OSError as error:

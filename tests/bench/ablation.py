@@ -1,12 +1,12 @@
-"""What each option of stability does: `make ablation` prints a table and writes bench-results/ablation.json.
+"""Measures what each option of stability does: `make ablation` prints a table and writes bench-results/ablation.json.
 
-The start is DRL's own recipe in small, the preset `digits-t6`: T6, K = 30, leaky ReLU, spectral norm, warm-up, an
-average. One thing is switched at a time, then all that are meant to help are on. Every variant trains with three seeds,
-two trainings at a time on one thread each, and is judged by the Fréchet distance of raw pixels to the held-out digits.
+It starts from DRL's own recipe in small, the preset `digits-t6`: T6, K = 30, leaky ReLU, spectral norm, warm-up, an
+average. One option is switched at a time, then all that should help are on. Every variant trains with three seeds, two
+trainings at a time on one thread each, and is judged by the Fréchet distance of raw pixels to the held-out digits.
 The same seed means the same order of the data and the same noise, so differences are taken seed by seed.
 
-The recipe holds at this size, whatever is switched. What keeps a training from diverging therefore shows in a second,
-shorter set of runs under stress: without spectral norm, at a higher learning rate, until the first divergence.
+The recipe is stable at this size, whatever is switched. A second, shorter set of runs under stress therefore shows what
+keeps a training from diverging: without spectral norm, at a higher learning rate, until the first divergence.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ VARIANTS: dict[str, Change] = {
 _STRESSED = [name for name in VARIANTS if name != "no spectral norm"]
 _FIRST = next(iter(VARIANTS))
 _WITHOUT_AVERAGE = "no average"
-"""The last weights of the first variant's own runs."""
+"""The name of the row with the last weights of the first variant's own runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,19 +108,19 @@ class Run:
     stressed: bool
     divergences: int
     first_divergence: int | None
-    """step"""
+    """The step of the first divergence, or None without one."""
     distance: float | None
-    """Fréchet distance of the averaged model's samples; None where it gave up, and under stress"""
+    """The Fréchet distance of the averaged model's samples; None if the training gave up, and under stress."""
     distance_of_last_weights: float | None
-    """measured for the first variant"""
+    """The same of the last weights, measured for the first variant only."""
     clipped_share: float
-    """of the reports whose mean gradient norm was above the limit of `_CLIP`"""
+    """The share of the reports whose mean gradient norm was above the limit of `_CLIP`."""
     training_s: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How much is trained."""
+    """The size of the ablation: how many steps, seeds and samples it takes."""
 
     steps: int
     stress_steps: int
@@ -129,7 +129,7 @@ class Size:
 
 
 def train_once(variant: str, seed: int, stressed: bool, size: Size) -> Run:
-    """In a process of its own: train, sample, judge."""
+    """Train one variant, draw samples and judge them. It runs in a process of its own."""
     torch.set_num_threads(1)
     base = presets.override(presets.preset("digits-t6"), steps=size.stress_steps if stressed else size.steps, seed=seed)
     every = size.stress_steps if stressed else max(1, size.steps // 4)
@@ -167,7 +167,7 @@ def train_once(variant: str, seed: int, stressed: bool, size: Size) -> Run:
 def _distances(
     checkpoint: CheckpointEvent, digits: data.Dataset, num_samples: int, last_too: bool
 ) -> list[float | None]:
-    """Of samples from the averaged weights, then from the last if wanted."""
+    """Return the Fréchet distances of samples from the averaged weights and, if wanted, from the last weights."""
     with tempfile.TemporaryDirectory() as directory:
         checkpoint.write(Path(directory))
         snapshot = read_snapshot(Path(directory))
@@ -183,7 +183,7 @@ def _distances(
 
 
 def summarize(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """A row for each variant: means over the seeds, differences from the first variant seed by seed."""
+    """Return a row for each variant, with means over the seeds and differences from the first variant seed by seed."""
     plain = [run for run in runs if not run.stressed]
     first = {run.seed: run.distance for run in plain if run.variant == _FIRST}
     rows = []
@@ -212,7 +212,7 @@ def _minus(value: float | None, other: float | None) -> float | None:
 
 
 def _mean(values: Sequence[float | None]) -> dict[str, float] | None:
-    """Mean and its standard error over the seeds; None where a seed has no value."""
+    """Return the mean over the seeds and its standard error, or None if a seed has no value."""
     known = [value for value in values if value is not None]
     if not known or len(known) < len(values):
         return None
@@ -221,7 +221,7 @@ def _mean(values: Sequence[float | None]) -> dict[str, float] | None:
 
 
 def main() -> None:
-    """All runs, the table and the file."""
+    """Do all runs, print the table and write the file."""
     size = _size()
     console = Console()
     began, load_before = time.monotonic(), os.getloadavg()[0]

@@ -1,9 +1,9 @@
-"""How true the densities are: `make bench-density` prints the table and writes bench-results/density.json.
+"""Measures how true the densities are: `make bench-density` prints the table and writes bench-results/density.json.
 
-Gaussians of known log Z; the four planar densities trained with the preset `density-2d` against quadrature and their
-own formulas; the digits trained with `density-digits` beside scikit-learn's density estimates of the same split, told
-from inverted digits, and its chains run a hundred times as long as in training. One run, two processes side by side;
-nothing here is timed.
+It compares Gaussians with their known log Z, and the four planar densities, trained with the preset `density-2d`, with
+quadrature and their own formulas. The digits, trained with `density-digits`, stand beside scikit-learn's density
+estimates of the same split; they are also told from inverted digits, and their chains run a hundred times as long as
+in training. It is one run with two processes side by side; nothing here is timed.
 """
 
 from __future__ import annotations
@@ -59,46 +59,46 @@ class GaussianRow:
 
 @dataclass(frozen=True)
 class PlanarRow:
-    """One trained density."""
+    """The figures of one trained planar density."""
 
     name: str
     log_z: float
     log_z_std_error: float
     quadrature: float
-    """log Z by quadrature"""
+    """log Z by quadrature."""
     gap_nats: float
-    """mean over held-out points of true log density − the served one"""
+    """The mean over held-out points of the true log density − the served one, nats."""
     integral: float
-    """of the served density over the plane"""
+    """The integral of the served density over the plane."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Mean log density of held-out data, nats."""
+    """The mean log density of held-out data in nats, and its bounds."""
 
     mean: float
     lower: float
-    """by the upper side of log Z and its standard error"""
+    """The bound by the upper side of log Z and its standard error."""
     upper: float
-    """by the lower side of log Z and its standard error"""
+    """The bound by the lower side of log Z and its standard error."""
 
 
 @dataclass(frozen=True)
 class Digits:
-    """Mean log densities of the held-out digits, dequantized, nats."""
+    """The mean log densities of the held-out digits, dequantized, in nats."""
 
     model: Estimate
     gaussian_mixture: float
     kernel_density: float
     base: float
-    """of the mixture that the model starts from and corrects"""
+    """The mean log density under the mixture that the model starts from and corrects."""
     auroc_inverted: float
-    """how often a held-out digit scores above an inverted one"""
+    """The share of pairs in which a held-out digit scores above an inverted one."""
     long_runs: list[LongRun]
 
 
 def gaussian(dim: int, num_chains: int, max_bridges: int, num_leapfrog: int) -> GaussianRow:
-    """Both sides for a Gaussian in `dim` dimensions."""
+    """Estimate log Z from both sides for a Gaussian in `dim` dimensions."""
     target = GaussianEnergy(torch.linspace(-0.5, 0.5, dim, dtype=torch.float64), 0.7)
     start = GaussianEnergy(torch.zeros(dim, dtype=torch.float64), 1.0)
 
@@ -120,7 +120,7 @@ def gaussian(dim: int, num_chains: int, max_bridges: int, num_leapfrog: int) -> 
 
 
 def _trained(preset: str, dataset: data.Dataset) -> EnergyModel:
-    """The model that a preset ends with on one thread."""
+    """Return the model that a preset ends with, trained on one thread."""
     torch.set_num_threads(1)
     config = presets.override(presets.preset(preset), dataset=dataset.name, checkpoint_every=10**6, sample_every=10**6)
     with tempfile.TemporaryDirectory() as directory:
@@ -192,7 +192,10 @@ def digits() -> Digits:
 
 
 def _gaussian_mixture(train_set: Array, held_out: Array) -> float:
-    """Full covariances; components and regularization by the last fifth of the training split."""
+    """Return the mean log density under a Gaussian mixture with full covariances.
+
+    The last fifth of the training split chooses the number of components and the regularization.
+    """
     fit, validation = train_set[: len(train_set) * 4 // 5], train_set[len(train_set) * 4 // 5 :]
 
     def mixture(components: int, added: float, x: Array) -> GaussianMixture:
@@ -204,7 +207,10 @@ def _gaussian_mixture(train_set: Array, held_out: Array) -> float:
 
 
 def _kernel_density(train_set: Array, held_out: Array) -> float:
-    """Gaussian kernels; the bandwidth by the last fifth of the training split."""
+    """Return the mean log density under Gaussian kernels.
+
+    The last fifth of the training split chooses the bandwidth.
+    """
     fit, validation = train_set[: len(train_set) * 4 // 5], train_set[len(train_set) * 4 // 5 :]
     widths = np.geomspace(0.05, 1.0, 40)
     best = max(widths, key=lambda width: float(KernelDensity(bandwidth=width).fit(fit).score(validation)))
@@ -215,7 +221,7 @@ _GAUSSIANS = ((2, 4000, 32, 1), (64, 4000, 256, 1), (3072, 64, 1024, 5))  # dime
 
 
 def main() -> None:
-    """Everything, then the tables and the file."""
+    """Measure everything, then print the tables and write the file."""
     console = Console()
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         found_digits = pool.apply_async(digits)

@@ -1,10 +1,10 @@
-"""CIFAR-10-shaped training and sampling on a CUDA device: `make bench-gpu`; one plain line where there is none.
+"""Measures CIFAR-10-shaped training and sampling on a CUDA device: `make bench-gpu`.
 
-Prints images/s and the share of the device's measured matrix peak, of training in both precisions, of whole samplings
-with noise from one generator and, as requests get them, from one a chain, and of one gradient evaluation in the chain
-three ways: as it is, replayed from a CUDA graph, and through `torch.compile`. Besides what a stop and a resume cost,
-what memory is left when the training is gone, and what batch "auto" becomes. A way that fails is told in a line, and
-after seven minutes nothing new is begun.
+Without a device it prints one plain line. Else it prints images/s and the share of the device's measured matrix peak,
+for training in both precisions, for whole samplings with noise from one generator and, as requests get them, from one a
+chain, and for one gradient evaluation in the chain three ways: as it is, replayed from a CUDA graph, and through
+`torch.compile`. It also prints what a stop and a resume cost, what memory is left when the training is gone, and what
+batch "auto" becomes. A way that fails is reported in a line, and after seven minutes nothing new is begun.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _SAMPLING_STEPS = 5
 
 
 def seconds(fn: Callable[[], Any], calls: int = 10) -> float:
-    """Of one call, on the device, after two to warm up."""
+    """Return the seconds of one call on the device, after two calls to warm up."""
     for _ in range(2):
         fn()
     torch.cuda.synchronize()
@@ -55,13 +55,16 @@ def seconds(fn: Callable[[], Any], calls: int = 10) -> float:
 
 
 def matrix_peak() -> float:
-    """FLOP/s of a large bfloat16 product."""
+    """Return the FLOP/s of a large bfloat16 product."""
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     return 2 * 8192**3 / seconds(lambda: a @ b)
 
 
 def graphed(evaluate: Callable[[Tensor], tuple[Tensor, Tensor]], y: Tensor) -> Callable[[], None]:
-    """A replay of `evaluate` at a fixed place in memory (torch's recipe: warm up on a side stream, then capture)."""
+    """Return a replay of `evaluate` at a fixed place in memory.
+
+    This is torch's recipe: warm up on a side stream, then capture.
+    """
     place = y.clone()
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
@@ -82,7 +85,7 @@ def graphed(evaluate: Callable[[Tensor], tuple[Tensor, Tensor]], y: Tensor) -> C
 
 
 def chain(console: Console, peak: float, precision: Precision, model: EnergyModel) -> None:
-    """One gradient evaluation of `_BATCH` chains, three ways."""
+    """Measure one gradient evaluation of `_BATCH` chains in three ways."""
     y = torch.randn(_BATCH, 3, 32, 32, device="cuda")
     level = torch.arange(_BATCH, device="cuda") % model.num_levels
     flops = 2 * _BATCH * forward_flops(BENCH_CONFIG)
@@ -108,7 +111,7 @@ def chain(console: Console, peak: float, precision: Precision, model: EnergyMode
                 run()
                 torch.cuda.synchronize()
                 first, each = time.perf_counter() - since, seconds(run)
-            except Exception as error:  # of compilers and drivers; the other ways are still worth knowing
+            except Exception as error:  # an error of a compiler or driver; the other ways are still worth knowing
                 torch.cuda.synchronize()
                 console.print(f"chain, {precision}, {name}: did not work: {type(error).__name__}: {str(error)[:200]}")
                 continue
@@ -120,7 +123,7 @@ def chain(console: Console, peak: float, precision: Precision, model: EnergyMode
 
 
 def sampling(console: Console, precision: Precision, model: EnergyModel) -> None:
-    """Whole descents of `_BATCH` samples, noise included."""
+    """Measure whole descents of `_BATCH` samples, noise included."""
     x_top = torch.randn(_BATCH, 3, 32, 32, device="cuda")
     settings = SamplingConfig(num_steps=_SAMPLING_STEPS)
     sources: dict[str, Callable[[], NoiseSource]] = {
@@ -134,7 +137,7 @@ def sampling(console: Console, precision: Precision, model: EnergyModel) -> None
 
 
 def train(console: Console, config: TrainConfig, peak: float) -> None:
-    """Steps, a stop, a resume; then nothing may be left on the device."""
+    """Measure steps, a stop and a resume; after that, nothing may be left on the device."""
     dataset, before = noise_dataset(), torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     polls = itertools.count()
@@ -171,7 +174,7 @@ def train(console: Console, config: TrainConfig, peak: float) -> None:
 
 
 def automatic(console: Console, precision: Precision) -> None:
-    """What "auto" becomes here."""
+    """Print what batch "auto" becomes on this device."""
     config = replace(BENCH_CONFIG, batch_size="auto", precision=precision)
     decided, found = with_batch_size(config, noise_dataset(), "cuda", ALONE)
     assert found is not None
@@ -182,7 +185,7 @@ def automatic(console: Console, precision: Precision) -> None:
 
 
 def parts(console: Console, peak: float) -> Iterator[Callable[[], None]]:
-    """What is measured, the most wanted first."""
+    """Yield the parts that are measured, the most wanted first."""
     for p in reversed(PRECISIONS):
         config = replace(BENCH_CONFIG, batch_size=_BATCH, precision=p, num_preview_samples=1)
         yield lambda config=config: train(console, config, peak)  # type: ignore[misc]
@@ -195,7 +198,7 @@ def parts(console: Console, peak: float) -> Iterator[Callable[[], None]]:
 
 
 def main() -> None:
-    """All of it, or the plain message."""
+    """Measure all parts, or say that there is no device."""
     console = Console(soft_wrap=True, highlight=False)
     if not torch.cuda.is_available():
         console.print("bench-gpu: this machine has no CUDA device that torch can use; nothing was measured")

@@ -1,7 +1,7 @@
-"""A plain PyTorch port of DRL's network, training step and sampler: what `make bench-train` compares with.
+"""A plain PyTorch port of DRL's network, training step and sampler, with which `make bench-train` compares.
 
-Written as the paper's release is: every evaluation divides its weights by their singular values, convolutions run on
-torch's default layout in float32, gradients come from autograd. It has the parameters of
+It is written as the paper's release is: every evaluation divides its weights by their singular values, convolutions run
+on torch's default layout in float32, gradients come from autograd. It has the parameters of
 `model.networks.resnet.ResNetEnergy` under the same names, so that both compute from the same weights; it shares no code
 with it.
 """
@@ -35,7 +35,7 @@ class Layer(nn.Module):
     left_vector: Tensor
 
     def normalized(self) -> Tensor:
-        """The weight over its singular value."""
+        """Return the weight divided by its singular value."""
         if not self.norm:
             return self.weight
         matrix = self.weight.flatten(1)
@@ -46,7 +46,7 @@ class Layer(nn.Module):
         return self.weight / (value + 1e-6) * (value + 1e-6).clamp(max=1) if self.bound else self.weight / value
 
     def iterate_power(self) -> None:
-        """One power iteration."""
+        """Do one power iteration."""
         if self.norm:
             with torch.no_grad():
                 matrix = self.weight.flatten(1)
@@ -54,7 +54,7 @@ class Layer(nn.Module):
                 self.left_vector.copy_(F.normalize(matrix @ right, dim=0))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The layer at x."""
+        """Evaluate the layer at x."""
         if not self.kernel:
             return F.linear(x, self.normalized(), self.bias)
         y = F.conv2d(x, self.normalized(), self.bias, padding=1)
@@ -72,7 +72,7 @@ class Block(nn.Module):
         self.shortcut = Layer(inputs, outputs, 3) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """The block at x."""
+        """Evaluate the block at x."""
         h = self.map1(F.leaky_relu(x, 0.2)) + self.level(F.leaky_relu(embedding, 0.2))[:, :, None, None]
         y: Tensor = self.map2(F.leaky_relu(h, 0.2)) + self.shortcut(x)
         return y
@@ -94,7 +94,7 @@ class PlainNetwork(nn.Module):
         )
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        """The network's bare output."""
+        """Return the network's bare output."""
         half = self.width // 2
         angles = level[:, None] * torch.exp(-math.log(10_000) / (half - 1) * torch.arange(half))
         code = torch.cat([angles.sin(), angles.cos()], dim=1)
@@ -109,7 +109,7 @@ class PlainNetwork(nn.Module):
 
 
 class PlainModel:
-    """Training step and sampler around `PlainNetwork`."""
+    """The training step and the sampler around `PlainNetwork`."""
 
     def __init__(self, network: PlainNetwork, schedule: Schedule, step_size: Tensor, loss_weight: Tensor) -> None:
         self.network, self.schedule, self.step_size, self.loss_weight = network, schedule, step_size, loss_weight
@@ -117,7 +117,7 @@ class PlainModel:
         self.optimizer = torch.optim.Adam(network.parameters(), lr=1e-7)  # the first step of a warm-up of 1,000
 
     def chain(self, x_next: Tensor, level: Tensor, noise: NoiseSource, num_steps: int) -> Tensor:
-        """K Langevin steps on p(y | x_{t+1})."""
+        """Take K Langevin steps on p(y | x_{t+1})."""
         s = self.step_size[level][:, None, None, None]
         precision = self.schedule.tether_precision[level].float()[:, None, None, None]
         y = x_next
@@ -130,7 +130,7 @@ class PlainModel:
         return y
 
     def train_step(self, x_data: Tensor, level: Tensor, noise: NoiseSource, num_steps: int) -> tuple[float, float]:
-        """One step of DRL's algorithm 1: (loss, norm of its gradient)."""
+        """Take one step of DRL's algorithm 1, and return (loss, norm of its gradient)."""
         for module in self.network.modules():
             if isinstance(module, Layer):
                 module.iterate_power()
@@ -149,7 +149,7 @@ class PlainModel:
         return float(loss.detach()), float(norm)
 
     def sample(self, x_top: Tensor, noise: NoiseSource, num_steps: int) -> Tensor:
-        """The progressive descent (DRL algorithm 2)."""
+        """Draw samples by the progressive descent (DRL algorithm 2)."""
         x = x_top
         for t in range(self.schedule.num_levels - 1, -1, -1):
             level = torch.full((len(x),), t)
@@ -158,7 +158,7 @@ class PlainModel:
 
 
 def plain_copy(model: Any, channels: int) -> PlainModel:
-    """The plain implementation with the weights of an `EnergyModel` of DRL's form."""
+    """Return the plain implementation with the weights of an `EnergyModel` of DRL's form."""
     config = model.config.network
     network = PlainNetwork(channels, config.width, config.multipliers, config.num_blocks)
     network.load_state_dict(model.network.state_dict())

@@ -1,9 +1,10 @@
-"""How well the engine serves: `make bench-serve` prints ratios and writes bench-results/serve.json.
+"""Measures how well the engine serves: `make bench-serve` prints ratios and writes bench-results/serve.json.
 
-One run, one machine, the whole stack (`recovery up`) on loopback: HTTP, queue, engine, PNG. The network is that of the
-preset `digits`, untrained, which changes nothing about its speed. Beside it, on the same weights: the library drawing
-one image after the other without any service, the bare gradient evaluation, and the same sampler behind LitServe with
-its dynamic batching (extra `bench`). Clients are closed loops: each asks again as soon as it has its answer.
+It is one run on one machine, with the whole stack (`recovery up`) on loopback: HTTP, queue, engine, PNG. The network is
+that of the preset `digits`, untrained, which changes nothing about its speed. Beside it, on the same weights, it
+measures the library drawing one image after the other without any service, the bare gradient evaluation, and the same
+sampler behind LitServe with its dynamic batching (extra `bench`). Clients are closed loops: each asks again as soon as
+it has its answer.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ from service.stack.local import LocalStack
 from tests.servers import free_ports, wait_until
 from tests.stored import store_untrained
 from worker.connect import redis_client
-from worker.queue.loads import LOADS_KEY, fresh_loads
+from worker.queue.loads import fresh_loads
+from worker.redis_keys import LOADS
 from worker.settings import Settings
 from worker.storage.artifacts import Artifacts
 
@@ -51,7 +53,7 @@ BodyFn = Callable[[int], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Load:
-    """What closed-loop clients saw."""
+    """The answers and times that closed-loop clients saw."""
 
     clients: int
     images_per_s: float
@@ -89,22 +91,22 @@ async def _closed_loop(url: str, clients: int, body_fn: BodyFn, path: str, windo
 
 
 def closed_loop(url: str, clients: int, body_fn: BodyFn, *, path: str = "/sample", window_s: float = WINDOW_S) -> Load:
-    """`clients` that ask again at once, for `window_s`; the last answers are waited for and counted."""
+    """Run `clients` that ask again at once, for `window_s`; the last answers are waited for and counted."""
     return asyncio.run(_closed_loop(url, clients, body_fn, path, window_s))
 
 
 def one_image(model_id: str) -> BodyFn:
-    """Every request one digit of its own seed."""
+    """Return bodies of requests that each ask for one digit with a seed of its own."""
     return lambda number: {"model": model_id, "num_images": 1, "seed": number}
 
 
 def mixed(model_ids: list[str]) -> BodyFn:
-    """1, 8 and 64 images of models in turn."""
+    """Return bodies of requests for 1, 8 and 64 images of the models in turn."""
     return lambda n: {"model": model_ids[n // 3 % len(model_ids)], "num_images": (1, 8, 64)[n % 3], "seed": n}
 
 
 def one_at_a_time(model: EnergyModel, count: int) -> float:
-    """Images a second of the library alone: no service, no batching."""
+    """Return the images per second of the library alone, without service or batching."""
     began_at = time.perf_counter()
     for seed in range(count):
         sample(model, 1, seed=seed)
@@ -112,7 +114,7 @@ def one_at_a_time(model: EnergyModel, count: int) -> float:
 
 
 def bare_rate(model: EnergyModel, rows: int, evaluations: int = 30) -> float:
-    """Row evaluations a second of the network's gradient and nothing else."""
+    """Return the row evaluations per second of the network's gradient and nothing else."""
     x, level = torch.randn(rows, *model.event_shape), torch.randint(0, model.num_levels, (rows,))
     conditional = model.conditional(x, At(level))
     energy_and_score(conditional, x)
@@ -123,7 +125,7 @@ def bare_rate(model: EnergyModel, rows: int, evaluations: int = 30) -> float:
 
 
 def bare_rates(model: EnergyModel, rounds: int = 2) -> dict[int, list[float]]:
-    """`bare_rate` by the batch, in turns."""
+    """Return `bare_rate` by the batch, measured in turns."""
     found: dict[int, list[float]] = {rows: [] for rows in BATCHES}
     with model.frozen():
         for rows in BATCHES * rounds:
@@ -132,7 +134,7 @@ def bare_rates(model: EnergyModel, rounds: int = 2) -> dict[int, list[float]]:
 
 
 def overhead(url: str, model_id: str, count: int = 15) -> tuple[float, float]:
-    """(seconds of a single image's request outside the engine, seconds inside), medians, one client."""
+    """Return (seconds outside the engine, seconds inside) of a request for one image: medians, with one client."""
     outside, inside = [], []
     with httpx2.Client(base_url=url, timeout=60, trust_env=False) as http:
         for seed in range(count):
@@ -147,20 +149,23 @@ def overhead(url: str, model_id: str, count: int = 15) -> tuple[float, float]:
 
 
 class Occupancy:
-    """Evaluations that the samplers of a stack have done, read from what they say."""
+    """The evaluations that the samplers of a stack have done, read from the loads that they publish."""
 
     def __init__(self, settings: Settings) -> None:
         self._redis = redis_client(settings)
 
     def totals(self) -> tuple[int, int, float]:
-        """(batches, rows in them, when it was told)."""
-        entries: Any = self._redis.hgetall(LOADS_KEY)
+        """Return (batches, rows in them, the time at which the samplers said so)."""
+        entries: Any = self._redis.hgetall(LOADS)
         loads = fresh_loads(entries)
         batches, rows = sum(load.num_evaluations for load in loads), sum(load.num_row_evaluations for load in loads)
         return batches, rows, max(load.told_at for load in loads)
 
     def over(self, run_fn: Callable[[], Load], window_s: float) -> tuple[Load, float, float]:
-        """The load, and meanwhile (row evaluations a second, rows a batch), once full and until `window_s`."""
+        """Run a load; return it with the row evaluations per second and the rows per batch meanwhile.
+
+        Both are taken from when the engine is full until `window_s`.
+        """
         found: list[tuple[int, int, float]] = []
         with _sampled(lambda: found.append(self.totals()), every_s=1.0):
             load = run_fn()
@@ -171,20 +176,23 @@ class Occupancy:
 
 @dataclass(frozen=True)
 class Utilisation:
-    """What the engine does of what the network alone could do: means over rounds in which both were measured in turns,
-    since a machine that other work slows now and then then slows both."""
+    """The rate of the engine beside the rate that the network alone could have.
+
+    The figures are means over rounds in which both were measured in turns, since a machine that other work slows now
+    and then then slows both.
+    """
 
     load: Load
-    """the last round's"""
+    """The load of the last round."""
     rows_per_batch: float
     rows_per_s: float
     peak_rows_per_s: float
-    """at the best batch"""
+    """The rate of the network alone at its best batch."""
     bare_rows_per_s: dict[int, float]
 
 
 def utilisation(occupancy: Occupancy, model: EnergyModel, load_fn: Callable[[float], Load]) -> Utilisation:
-    """`load_fn(window_s)` keeps the engine full."""
+    """Measure the engine and the network alone in turns; `load_fn(window_s)` must keep the engine full."""
     bare = [bare_rates(model)]
     found = []
     for _ in range(ROUNDS):
@@ -221,20 +229,20 @@ def _sampled(take_fn: Callable[[], None], every_s: float) -> Iterator[None]:
 
 
 def settings_of(stack: LocalStack) -> Settings:
-    """Those of its workers."""
+    """Return the settings of the stack's workers."""
     values = {name.removeprefix("RECOVERY_").lower(): text for name, text in stack.environment.items()}
     return Settings(**{name: text for name, text in values.items() if name in Settings.model_fields})  # type: ignore[arg-type]
 
 
 def fetched(stack: LocalStack, model_id: str, directory: Path) -> EnergyModel:
-    """The stack's model in this process, and on disk for LitServe."""
+    """Fetch the stack's model into this process, and to disk for LitServe."""
     Artifacts.connect(settings_of(stack)).fetch_checkpoint(model_id, None, directory, names=SAMPLING_FILES)
     return load_model(directory)
 
 
 @contextmanager
 def litserve(directory: Path, rows: int) -> Iterator[str]:
-    """URL of the same sampler behind LitServe."""
+    """Run the same sampler behind LitServe, and yield its URL."""
     [port] = free_ports(1)
     command = [sys.executable, "-m", "tests.bench.litserve_digits", str(directory), str(port), str(rows)]
     with (directory.parent / "litserve.log").open("w") as log:
@@ -251,12 +259,12 @@ def litserve(directory: Path, rows: int) -> Iterator[str]:
         wait_until(answers, 60, "LitServe", every_s=0.3)
         yield url
     finally:
-        os.killpg(process.pid, signal.SIGKILL)  # its workers would outlive a SIGTERM
+        os.killpg(process.pid, signal.SIGKILL)  # LitServe's workers would outlive a SIGTERM
         process.wait()
 
 
 def measure(stack: LocalStack, directory: Path, console: Console) -> dict[str, Any]:
-    """Everything, in one run."""
+    """Measure everything in one run."""
     torch.set_num_threads(1)
     model_ids = [store_untrained(Artifacts.connect(settings_of(stack)), preset("digits"), seed) for seed in (0, 1)]
     model = fetched(stack, model_ids[0], directory / "model")
@@ -314,7 +322,7 @@ def _show(results: dict[str, Any], loads: dict[str, Load], console: Console) -> 
 
 
 def main() -> None:
-    """One run."""
+    """Do one run, print the ratios and write the file."""
     console = Console()
     with tempfile.TemporaryDirectory() as directory, LocalStack(Path(directory) / "stack") as stack:
         results = measure(stack, Path(directory), console)

@@ -1,7 +1,7 @@
-"""Mixed load for a while, with clients that leave: `make soak` (SECONDS=600); writes bench-results/soak.json.
+"""A soak test, which puts a mixed load on the stack for a while, with clients that leave: `make soak` (SECONDS=600).
 
-Fails when the sampler's or the API's memory has grown by more than 5 % since the first tenth of the time, when a chain
-is left without a client, or when a request was not answered.
+It writes bench-results/soak.json. It fails when the sampler's or the API's memory has grown by more than 5 % since the
+first tenth of the time, when a chain is left without a client, or when a request was not answered.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from service.stack.local import LocalStack
 from tests.bench.serve import settings_of
 from tests.stored import store_untrained
 from worker.connect import redis_client
-from worker.queue.loads import LOADS_KEY, fresh_loads
+from worker.queue.loads import fresh_loads
+from worker.redis_keys import LOADS
 from worker.storage.artifacts import Artifacts
 
 RESULTS = Path("bench-results/soak.json")
@@ -37,7 +38,7 @@ GROWTH_LIMIT = 1.05
 
 @dataclass
 class Soak:
-    """One run."""
+    """One run of the soak test."""
 
     stack: LocalStack
     seconds: float
@@ -45,7 +46,7 @@ class Soak:
     memory_bytes: dict[str, list[int]] = field(default_factory=dict)
 
     async def run(self, model_ids: list[str]) -> None:
-        """Clients until the time is over; every one of them waits for its last answer."""
+        """Run clients until the time is over; each waits for its last answer."""
         self._until = time.monotonic() + self.seconds
         async with httpx2.AsyncClient(base_url=self.stack.url, timeout=180, trust_env=False) as http:
             clients = (self._client(http, random.Random(n), model_ids) for n in range(CLIENTS))
@@ -107,10 +108,10 @@ class Soak:
             await asyncio.sleep(1.0)
 
     def chains_left(self, within_s: float = 30.0) -> int:
-        """Chains and waiting ones after everybody has gone."""
+        """Return how many chains, running or waiting, are left after all clients have gone."""
         redis, give_up_at = redis_client(settings_of(self.stack)), time.monotonic() + within_s
         while True:
-            entries: Any = redis.hgetall(LOADS_KEY)
+            entries: Any = redis.hgetall(LOADS)
             left = sum(load.num_chains + load.num_waiting for load in fresh_loads(entries))
             if not left or time.monotonic() > give_up_at:
                 return left
@@ -118,7 +119,7 @@ class Soak:
 
 
 def _processes(stack: LocalStack) -> dict[str, psutil.Process]:
-    """The sampler and the API."""
+    """Return the processes of the sampler and the API by name."""
     wanted = {"sampler": "sampler@%h", "api": "serve"}
     found = {}
     for process in psutil.Process().children(recursive=True):
@@ -132,7 +133,7 @@ def _processes(stack: LocalStack) -> dict[str, psutil.Process]:
 
 
 def main(seconds: float) -> int:
-    """The run and its verdict; 0 when it held."""
+    """Do a run and print the verdict; return 0 when nothing failed."""
     console = Console()
     with tempfile.TemporaryDirectory() as directory, LocalStack(Path(directory) / "stack") as stack:
         artifacts = Artifacts.connect(settings_of(stack))

@@ -1,11 +1,11 @@
-"""What a training step and a sample cost: `make bench-train` prints the tables and writes bench-results/train.json.
+"""Measures the cost of a training step and a sample: `make bench-train` prints tables, writes bench-results/train.json.
 
-DRL's CIFAR-10 network (N = 2, 9,056,256 parameters), T6, K = 30, batch 8, against the plain implementation beside this
-file and the machine's own measured peaks, all in one run and in turns, so that other load meets everyone alike. The
-peaks are the fastest of short calls and the steps medians of long ones, so shares of the peak mean something on an idle
-machine only. Operations are counted as direct convolutions take them: ours take fewer (model.networks.winograd), so a
-share can exceed 1. Then how a step's cost grows, what its surroundings take, and what bfloat16 does to a model of
-digits.
+It compares DRL's CIFAR-10 network (N = 2, 9,056,256 parameters), T6, K = 30, batch 8, with the plain implementation
+beside this file and with the machine's own measured peaks, all in one run and in turns, so that other load meets
+everyone alike. The peaks are the fastest of short calls and the steps medians of long ones, so shares of the peak mean
+something on an idle machine only. Operations are counted as direct convolutions take them: ours take fewer
+(model.networks.winograd), so a share can exceed 1. Then it measures how a step's cost grows, what its surroundings
+take, and what bfloat16 does to a model of digits.
 """
 
 from __future__ import annotations
@@ -79,26 +79,26 @@ PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 
 
 def noise_dataset() -> data.Dataset:
-    """Noise in the shape of CIFAR-10: what pixels hold does not change what a step costs."""
+    """Return noise in the shape of CIFAR-10, because the content of pixels does not change what a step costs."""
     events = torch.rand(256, 3, 32, 32, generator=make_generator(0)) * 2 - 1
     return data.Dataset("noise", events, events[:8], AffineSpace.discrete((3, 32, 32), BIN_WIDTH))
 
 
 def timed(fn: Callable[[], Any]) -> float:
-    """Seconds that one call takes."""
+    """Return the seconds that one call takes."""
     since = time.perf_counter()
     fn()
     return time.perf_counter() - since
 
 
 def fastest(fn: Callable[[], Any], rounds: int = 12) -> float:
-    """The least of several calls' seconds, for short ones."""
+    """Return the least seconds of several calls, for calls that are short."""
     fn()
     return min(timed(fn) for _ in range(rounds))
 
 
 def peaks(dtype: torch.dtype) -> tuple[float, float]:
-    """FLOP/s of the best 3×3 convolution and the best matrix product found on this machine."""
+    """Return the FLOP/s of the best 3×3 convolution and of the best matrix product found on this machine."""
 
     def convolution(batch: int, channels: int, side: int) -> float:
         x = torch.randn(batch, channels, side, side).to(dtype, memory_format=torch.channels_last)
@@ -115,14 +115,14 @@ def peaks(dtype: torch.dtype) -> tuple[float, float]:
 
 
 def instructions() -> list[str]:
-    """The machine's vector and matrix instructions that matter here: bfloat16 is fast where there are AMX tiles."""
+    """Return the machine's vector and matrix instructions that matter here: bfloat16 is fast if there are AMX tiles."""
     has = torch.cpu.get_capabilities()
     names = {"AVX512": "avx512_f", "AVX512-BF16": "avx512_bf16", "AMX-BF16": "amx_bf16"}
     return [name for name, flag in names.items() if has.get(flag)]
 
 
 def forward_flops(config: TrainConfig) -> float:
-    """Of one event through the network."""
+    """Return the FLOPs of one event's way forward through the network."""
     model = EnergyModel(config, (3, 32, 32))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.network(torch.zeros(1, 3, 32, 32), At(torch.zeros(1, dtype=torch.int64)))
@@ -130,12 +130,15 @@ def forward_flops(config: TrainConfig) -> float:
 
 
 def step_flops(config: TrainConfig) -> float:
-    """K gradients by the position (two forwards each), then one by the weights of twice the batch (three)."""
+    """Return the FLOPs of a training step.
+
+    They are K gradients by the position (two forwards each), then one by the weights of twice the batch (three).
+    """
     return config.pairs_per_step * forward_flops(config) * (2 * config.chain.num_steps + 2 * 3)
 
 
 def _steps(config: TrainConfig, dataset: data.Dataset) -> Iterator[StepEvent]:
-    """A training, one step at a time."""
+    """Train, and yield one step at a time."""
     for event in training.train(config, dataset):
         if isinstance(event, StepEvent):
             yield event
@@ -150,7 +153,7 @@ class PlainTraining:
         self.plain: PlainModel = plain_copy(self.model, 3)
 
     def __next__(self) -> tuple[float, float]:
-        """(loss, gradient norm) of the next step, on the batch and noise that `training.train` takes for it."""
+        """Take the next step, on the batch and noise that `training.train` takes for it: (loss, gradient norm)."""
         config, self.step = self.config, self.step + 1
         noise = SharedNoise(make_generator(config.seed, STEP_STREAM, self.step - 1))
         batch = loop._batch(config, self.dataset.train, self.step - 1)
@@ -160,7 +163,7 @@ class PlainTraining:
 
 
 def compare_training() -> dict[str, Any]:
-    """Seconds a step, medians of rounds taken in turns; the difference in loss and gradient of the first step."""
+    """Return the seconds per step, medians of rounds taken in turns, and how loss and gradient differ at the first."""
     dataset = noise_dataset()
     plain = PlainTraining(BENCH_CONFIG, dataset)
     ours = {p: _steps(replace(BENCH_CONFIG, precision=p), dataset) for p in PRECISIONS}
@@ -180,7 +183,7 @@ def compare_training() -> dict[str, Any]:
 
 
 def compare_sampling() -> dict[str, Any]:
-    """Seconds of the descent of one batch, in turns; the largest difference of float32 from the plain samples."""
+    """Return the seconds of one batch's descent, in turns, and the largest difference of float32 from plain samples."""
     model = EnergyModel(BENCH_CONFIG, (3, 32, 32))
     plain = plain_copy(model, 3)
     settings = SamplingConfig(num_steps=_SAMPLING_STEPS)
@@ -205,7 +208,7 @@ def compare_sampling() -> dict[str, Any]:
 
 
 def growth() -> list[dict[str, Any]]:
-    """Seconds a bfloat16 step as one thing changes at a time."""
+    """Return the seconds of a bfloat16 step as one thing changes at a time."""
     small = replace(BENCH_CONFIG, precision="bfloat16", chain=ChainConfig(num_steps=10))
     cases: list[tuple[str, TrainConfig]] = [
         *((f"K = {k}", replace(small, chain=ChainConfig(num_steps=k))) for k in (5, 10, 20)),
@@ -223,9 +226,10 @@ def growth() -> list[dict[str, Any]]:
 
 
 def surroundings(step_s: float) -> dict[str, float]:
-    """What is not the step, as shares of the time of as many steps as lie between two checkpoints: the batches; the
-    checkpoint's copies, for which the training waits; its way to disk and to a real store, which a thread takes beside
-    the training (counted as if the training stood still meanwhile)."""
+    """Return the cost of all that is not the step, as shares of the time of the steps between two checkpoints.
+
+    It is the batches; the checkpoint's copies, for which the training waits; and the checkpoint's way to disk and to a
+    real store, which a thread takes beside the training (counted as if the training stood still meanwhile)."""
     dataset = noise_dataset()
     state = training.start(BENCH_CONFIG, dataset)
 
@@ -248,7 +252,7 @@ def surroundings(step_s: float) -> dict[str, float]:
 
 
 def upload(state: training.TrainState) -> tuple[float, int]:
-    """Seconds to write and commit a checkpoint to SeaweedFS on this machine, with moments as in training; its bytes."""
+    """Return the seconds to commit a checkpoint, with moments as in training, to SeaweedFS here, and its bytes."""
     for parameter in state.model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     state.energy.optimizer.step()
@@ -268,7 +272,7 @@ def upload(state: training.TrainState) -> tuple[float, int]:
 
 
 def memory() -> dict[str, float]:
-    """Bytes that one more image adds to a step, by precision, as `batch_size: "auto"` measures it."""
+    """Return the bytes that one more image adds to a step, by precision, as `batch_size: "auto"` measures it."""
     found: dict[str, float] = {}
     for p in PRECISIONS:  # each in a process of its own: memory that one has freed is at hand for the other
         with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -277,14 +281,14 @@ def memory() -> dict[str, float]:
 
 
 def row_bytes(precision: Precision) -> float:
-    """Of this process."""
+    """Return the bytes that one more image adds to a step, measured in this process."""
     step = TrialStep(replace(BENCH_CONFIG, precision=precision), noise_dataset(), "cpu")
     peaks_by_rows = [step.peak_bytes(rows) for rows in (32, 128)]  # with fewer, the chain's kernels are the peak
     return (peaks_by_rows[1] - peaks_by_rows[0]) / 96
 
 
 def quality(steps: int = 980) -> dict[str, float]:
-    """Fréchet distances of 400 float32 samples from the held-out digits, after the same short training in each."""
+    """Return the Fréchet distances of 400 float32 samples from the held-out digits, after a short training in each."""
     digits = data.load("digits")
     real = digits.held_out.numpy()
     found = {"training digits": frechet_distance(real, digits.train[:400].numpy())}
@@ -306,7 +310,7 @@ def quality(steps: int = 980) -> dict[str, float]:
 
 
 def main() -> None:
-    """Everything, then the tables and the file."""
+    """Measure everything, then print the tables and write the file."""
     console = Console()
     load_before = os.getloadavg()[0]
     measured = {p: peaks(dtype) for p, dtype in zip(PRECISIONS, (torch.float32, torch.bfloat16), strict=True)}
@@ -338,7 +342,7 @@ def main() -> None:
 
 
 def _said(console: Console, name: str, measure: Callable[[], Any]) -> Any:
-    """What a part found, printed at once: the whole takes minutes."""
+    """Measure a part, and print its result at once, because the whole takes minutes."""
     found = measure()
     console.print(f"{name}: {found} (load {os.getloadavg()[0]:.1f})", soft_wrap=True, highlight=False)
     return found

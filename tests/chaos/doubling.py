@@ -1,4 +1,4 @@
-"""Every message delivered twice: whatever is put into the trainers' queue, by whomever, is put there once more."""
+"""The fault that every message is delivered twice: whatever anyone puts into the trainers' queue is put there again."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import uuid
 from redis import Redis
 from redis.exceptions import RedisError
 
-from worker.jobs.kinds import TRAIN_QUEUE
+from worker.redis_keys import TRAIN_QUEUE
 
 
 class Doubler:
-    """Listens to all commands that the server gets, in a thread, and copies each new message."""
+    """A thread that listens to all commands that the server gets, and copies each new message."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -24,11 +24,11 @@ class Doubler:
         self.doubled = 0
 
     def start(self) -> None:
-        """Begin to double."""
+        """Start copying messages."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End."""
+        """Stop listening, and wait for the thread."""
         self._stopped.set()
         self._thread.join(10)
 
@@ -36,7 +36,7 @@ class Doubler:
         while not self._stopped.is_set():
             try:
                 self._listen()
-            except (RedisError, OSError):  # restarted; try again
+            except (RedisError, OSError):  # the server was restarted; try again
                 time.sleep(0.05)
 
     def _listen(self) -> None:

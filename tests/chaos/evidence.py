@@ -1,4 +1,4 @@
-"""What the attempts themselves wrote down: which steps they trained, and when.
+"""The evidence of a chaos run: the logs in which the attempts themselves wrote which steps they trained, and when.
 
 Every attempt logs to {spool_dir}/jobs/{job}/{lease token}/output.log, on its own disk, whatever happens to Redis and
 S3. The folder goes when the job ends; a hard link keeps the file.
@@ -20,20 +20,20 @@ _COLLECT_EVERY_S = 0.1
 
 @dataclass
 class AttemptLog:
-    """One attempt at a job, by one lease holder."""
+    """The log of one attempt at a job, by one lease holder."""
 
     job_id: str
     token: int
     started_at: float | None = None
-    """None when it never came to train."""
+    """The time at which it began to train; None when it never did."""
     start_step: int = 0
     steps: list[tuple[int, float]] = field(default_factory=list)
-    """(step, time it was done)"""
+    """(step, time at which it was done) of each step."""
 
 
 @dataclass(frozen=True)
 class Commit:
-    """A committed checkpoint, by its manifest."""
+    """A committed checkpoint, as its manifest describes it."""
 
     step: int
     token: int
@@ -41,7 +41,7 @@ class Commit:
 
 
 class Collector:
-    """Keeps the log of every attempt, in a thread."""
+    """A thread that keeps the log of every attempt."""
 
     def __init__(self, spool_dir: Path, directory: Path) -> None:
         self._spool_dir = spool_dir
@@ -51,11 +51,11 @@ class Collector:
         directory.mkdir()
 
     def start(self) -> None:
-        """Begin to collect."""
+        """Start collecting logs."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End."""
+        """Stop collecting, and wait for the thread."""
         self._stopped.set()
         self._thread.join()
 
@@ -67,13 +67,13 @@ class Collector:
                     kept.hardlink_to(log)
 
     def attempts(self, job_id: str) -> list[AttemptLog]:
-        """All attempts at a job so far, the first one first."""
+        """Return all attempts at a job so far, the first one first."""
         logs = [read_log(path) for path in self._directory.glob(f"{job_id}-*.log")]
         return sorted(logs, key=lambda attempt: attempt.token)
 
 
 def read_log(path: Path) -> AttemptLog:
-    """What one attempt wrote; a last line that a kill cut off is no line."""
+    """Read the log of one attempt, without a last line that a kill cut off."""
     job_id, _, token = path.stem.partition("-")
     attempt = AttemptLog(job_id, int(token))
     for line in path.read_text(errors="replace").splitlines():
@@ -90,12 +90,12 @@ def read_log(path: Path) -> AttemptLog:
 
 
 def commit_of(manifest: Mapping[str, Any]) -> Commit:
-    """Who committed a checkpoint, and when."""
+    """Read from a manifest who committed a checkpoint, and when."""
     return Commit(int(manifest["step"]), int(manifest["lease"]), _time(manifest["created_at"]))
 
 
 def duplicated_steps(attempts: Sequence[AttemptLog], commits: Sequence[Commit]) -> int:
-    """Steps of one job that were trained by two holders, where one would have done.
+    """Count the steps of one job that two holders trained although one would have done.
 
     A step counts when an earlier attempt finished it after a later one had begun to train, or when an attempt trained
     it although a checkpoint at or after it was committed when that attempt began. Steps after the last committed
@@ -113,7 +113,7 @@ def duplicated_steps(attempts: Sequence[AttemptLog], commits: Sequence[Commit]) 
 
 
 def stale_commits(attempts: Sequence[AttemptLog], commits: Sequence[Commit]) -> int:
-    """Checkpoints committed by a holder after a later one had begun to train, or by nobody we know."""
+    """Count the checkpoints that a holder committed after a later one had begun to train, or that no known one did."""
     began = {attempt.token: attempt.started_at for attempt in attempts}
     return sum(
         commit.token not in began
@@ -123,7 +123,7 @@ def stale_commits(attempts: Sequence[AttemptLog], commits: Sequence[Commit]) -> 
 
 
 def gaps(attempts: Sequence[AttemptLog], commits: Sequence[Commit], total_steps: int) -> int:
-    """Steps that no attempt trained on the way to the last one, or attempts that began where nothing was committed."""
+    """Count the steps up to the last that no attempt trained, and attempts that began where nothing was committed."""
     done = {step for attempt in attempts for step, _ in attempt.steps}
     committed = {0, *(commit.step for commit in commits)}
     rootless = sum(a.started_at is not None and a.start_step not in committed for a in attempts)

@@ -1,4 +1,4 @@
-"""What goes wrong, in an order and at times drawn from a seed."""
+"""The faults of a chaos run, in an order and at times drawn from a seed."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _PLAN = {
     "wipe Redis": 1,
     "stop S3": 1,
 }
-"""Besides the kills of the victim. All of it happens in every run; when, and to whom, is the seed's."""
+"""The number of each fault, beside the kills of the victim. All happen in every run; the seed says when and to whom."""
 _PAUSE_S = (1.5, 4.0)
 _PATIENCE_S = 120.0
 _VICTIM_STEPS = 150
-"""Steps an attempt at the victim must have trained before it is killed."""
+"""The steps that an attempt at the victim must have trained before it is killed."""
 
 
 @dataclass(frozen=True)
 class Blow:
-    """Something that was done."""
+    """A fault that was done: when, what, and to whom."""
 
     at: float
     what: str
@@ -45,23 +45,23 @@ class Blow:
 
 @dataclass
 class Faults:
-    """Does the harm, one thing after another, in a thread."""
+    """A thread that does the faults one after another."""
 
     stack: Stack
     collector: Collector
     random: Random
     victim: str
-    """The job whose training is killed `VICTIM_KILLS` times, whatever else happens to it"""
+    """The job whose training is killed `VICTIM_KILLS` times, whatever else happens to it."""
     report_fn: Callable[[Blow], None]
     blows: list[Blow] = field(default_factory=list)
     refusals: Counter[str] = field(default_factory=Counter)
-    """Kinds of problem the API answered with while a store was away."""
+    """The kinds of problem that the API answered with while a store was away."""
 
     def __post_init__(self) -> None:
         self._outages: list[threading.Event] = []
 
     def run(self) -> None:
-        """Everything in the plan; returns when all is up again."""
+        """Do everything in the plan, and return when all is up again."""
         for what in self._order():
             time.sleep(self.random.uniform(*_PAUSE_S))
             self._do(what)
@@ -69,7 +69,7 @@ class Faults:
             assert is_over.wait(_PATIENCE_S), "SeaweedFS did not come back"
 
     def _order(self) -> list[str]:
-        """Shuffled, with the victim's kills among the first, before it is done."""
+        """Return the faults shuffled, with the victim's kills among the first, before the victim is done."""
         plan = [what for what, count in _PLAN.items() for _ in range(count)]
         self.random.shuffle(plan)
         for index in range(VICTIM_KILLS):
@@ -110,7 +110,7 @@ class Faults:
     def _kill(self, job_id: str) -> bool:
         try:
             self.stack.trainings()[job_id].kill()
-        except (KeyError, psutil.NoSuchProcess):  # it ended at this moment
+        except (KeyError, psutil.NoSuchProcess):  # the process ended at this moment
             return False
         return True
 
@@ -143,7 +143,7 @@ class Faults:
         return "FLUSHALL"
 
     def _stop_s3(self) -> str:
-        """Other harm goes on meanwhile."""
+        """Stop S3 for a while. Other faults go on meanwhile."""
         self.stack.weed.stop()
         is_over = threading.Event()
         self._outages.append(is_over)

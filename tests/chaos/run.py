@@ -1,10 +1,10 @@
-"""`make chaos`: 12 trainings on 2 trainers while everything around them is killed, and what came of it.
+"""The program of `make chaos`: it runs 12 trainings on 2 trainers while everything around them is killed.
 
     python -m tests.chaos.run [--seed N] [--patience FACTOR] [--keep FOLDER]
 
-Real processes throughout. A script drawn from the seed kills with -9 training subprocesses, whole workers and the
-reaper's host, stops a worker with SIGTERM, restarts Redis, wipes it once, stops S3 for 20 s, and delivers every message
-twice. Jobs go in through the API, each request twice with one Idempotency-Key. What must hold:
+All processes are real. A script drawn from the seed kills with -9 training subprocesses, whole workers and the reaper's
+host, stops a worker with SIGTERM, restarts Redis, wipes it once, stops S3 for 20 s, and delivers every message twice.
+Jobs go in through the API, each request twice with one Idempotency-Key. These promises must hold:
 
     succeeded         all jobs end succeeded, as many jobs as were asked for
     duplicated_steps  0; evidence.duplicated_steps says what counts, from logs that the attempts themselves wrote
@@ -15,7 +15,7 @@ twice. Jobs go in through the API, each request twice with one Idempotency-Key. 
                       that was killed three times among them
     recovery_s        median time from kill -9 of a worker to the job's next step on another; aim: under 2 × lease_s
 
-Exits 1 if one is broken. Writes bench-results/chaos.json.
+It exits with 1 if one is broken, and writes bench-results/chaos.json.
 """
 
 from __future__ import annotations
@@ -58,9 +58,10 @@ _CONFIG = tiny_config(
     score_matching=ScoreMatchingConfig(steps=2000, batch_size=64, form="marginal", recovery_weight=1.0),
     optimizer=OptimizerConfig(learning_rate=1e-5, warmup_steps=50, max_gradient_norm=1.0),
 )
-"""A minute each as two ran side by side on two busy cores; both phases of training. Together longer than the storm."""
+"""The configuration of the trainings, which have both phases. One took a minute as two ran side by side on two busy
+cores; together they take longer than the storm."""
 SEEDS = (0, 1)
-"""Of the trainings, in turn: a pair of undisturbed runs then tells the weights of all."""
+"""The seeds of the trainings in turn, so that a pair of undisturbed runs tells the weights of all."""
 _RECOVERY_TRIALS = 3
 _STORM_LIMIT_S = 400.0
 _QUIET_LIMIT_S = 120.0
@@ -69,7 +70,7 @@ _RESULTS = Path("bench-results/chaos.json")
 
 @dataclass
 class Chaos:
-    """One run."""
+    """One chaos run, with its figures and the promises that it broke."""
 
     stack: Stack
     collector: Collector
@@ -81,7 +82,7 @@ class Chaos:
     began_at: float = field(default_factory=time.time)
 
     def run(self) -> None:
-        """The storm, the undisturbed runs, the recovery trials."""
+        """Do the storm, the undisturbed runs and the recovery trials."""
         jobs = [self._submit(SEEDS[index % len(SEEDS)]) for index in range(NUM_JOBS)]
         faults = Faults(self.stack, self.collector, Random(self.seed), jobs[0], self._tell)
         faults.run()
@@ -101,7 +102,7 @@ class Chaos:
         }
 
     def _submit(self, seed: int, steps: int = STEPS) -> str:
-        """A training, asked for twice."""
+        """Ask for a training twice, and return the id of its job."""
         config = replace(_CONFIG, seed=seed, steps=steps)
         headers, body = {"Idempotency-Key": new_id()}, {"config": to_dict(config), "device": "cpu"}
         answers = [self.stack.ask("POST", "/jobs/train", json=body, headers=headers) for _ in range(2)]
@@ -123,7 +124,7 @@ class Chaos:
             self.broken.append(f"{error}: {Counter(self.stack.store.get(job_id).status for job_id in jobs)}")
 
     def _orphans(self, jobs: list[str]) -> list[object]:
-        """What still lives after its grace: of killed workers, and trainings of jobs that ended."""
+        """Return what still lives after its grace: processes of killed workers, and trainings of jobs that ended."""
 
         def left() -> list[object]:
             idle = [process for job, process in self.stack.trainings().items() if job in jobs]
@@ -185,7 +186,7 @@ class Chaos:
         return model_id
 
     def _recovery(self) -> float:
-        """Seconds from kill -9 of the worker that trains a job to the job's next step, the other worker being idle."""
+        """Return the seconds from kill -9 of the worker that trains a job to the job's next step on the idle worker."""
         job_id = self._submit(seed=99, steps=1_000_000)
         wait_until(lambda: self.stack.store.get(job_id).last_checkpoint, 60 * self.patience, "a checkpoint")
         holder = str(self.stack.store.get(job_id).worker).split("@")[0]
@@ -214,7 +215,7 @@ class Chaos:
 
 
 def _retrained(attempts: list[AttemptLog]) -> int:
-    """Steps lost with a killed attempt and trained again by the next, as they must be."""
+    """Count the steps that were lost with a killed attempt and trained again by the next, as they must be."""
     done = Counter(step for attempt in attempts for step, _ in attempt.steps)
     return sum(count - 1 for count in done.values())
 
@@ -230,11 +231,11 @@ def _show(chaos: Chaos) -> None:
 
 
 def main() -> int:
-    """Run, show, write; 0 if every promise held."""
+    """Do a run, show and write its figures, and return 0 if every promise held."""
     parser = argparse.ArgumentParser(description="Kill everything around 12 trainings and see what comes of it")
-    parser.add_argument("--seed", type=int, default=0, help="of the faults")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the faults")
     parser.add_argument(
-        "--patience", type=float, default=1.0, help="on all limits, for a machine that is busy otherwise"
+        "--patience", type=float, default=1.0, help="factor on all time limits, for a machine that is busy otherwise"
     )
     parser.add_argument("--keep", type=Path, help="folder for all logs; a temporary one if absent")
     arguments = parser.parse_args()

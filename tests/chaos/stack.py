@@ -1,4 +1,4 @@
-"""The processes that the chaos is let loose on: Valkey, SeaweedFS, the API and two trainers, all real."""
+"""The processes that a chaos run kills and restarts: Valkey, SeaweedFS, the API and two trainers, all real."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from tests.conftest import environment_of
 from tests.servers import ACCESS_KEY, BUCKET, SECRET_KEY, SeaweedFS, Valkey, free_ports, tethered, wait_until
 from tests.worker.conftest import ROOT, TRAINER, WorkerProcess
 from worker.connect import redis_client
-from worker.jobs.reaper import LOCK_KEY
 from worker.jobs.records import RecordStore
+from worker.redis_keys import REAPER_LOCK
 from worker.settings import Settings
 
 LEASE_S = 6.0
 TRAINERS = ("one", "two")
 _RESTART_AFTER_S = 1.0
-"""What an init system would take to start a dead worker again."""
+"""The seconds that an init system would take to start a dead worker again."""
 
 
 class Stack:
-    """One of everything, and two trainers, in one folder."""
+    """The stack of a chaos run in one folder: one process of each kind, and two trainers."""
 
     def __init__(self, directory: Path) -> None:
         ports = free_ports(7)
@@ -60,11 +60,11 @@ class Stack:
         self._api_port = ports[6]
         self._api: subprocess.Popen[bytes] | None = None
         self.killed: list[psutil.Process] = []
-        """Every process of a worker that was killed, with its trainings: none may outlive its grace."""
+        """Every process of the workers that were killed, with their trainings; none may outlive its grace."""
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Stack]:
-        """Everything up within the block, nothing left after it."""
+        """Run everything within a block, and leave nothing after it."""
         try:
             self.valkey.start()
             self.weed.start()
@@ -86,7 +86,7 @@ class Stack:
         wait_until(lambda: self.ask("GET", "/healthz") is not None, 30, "the API")
 
     def ask(self, method: str, path: str, **more: Any) -> httpx2.Response | None:
-        """The API's answer, whatever its status; None when it cannot be reached."""
+        """Return the API's answer, whatever its status, or None when the API cannot be reached."""
         with contextlib.suppress(httpx2.TransportError):
             return self.http.request(method, path, **more)
         return None
@@ -96,16 +96,16 @@ class Stack:
         self.workers[name] = WorkerProcess(name, TRAINER, self.environment, self.directory / f"{name}.log")
 
     def is_ready(self, name: str) -> bool:
-        """Whether a trainer has announced itself."""
+        """Say whether a trainer has announced itself."""
         return bool(self.store.redis.exists(f"worker:train:{name}@test"))
 
     def restart_worker(self, name: str) -> None:
-        """Start one that was killed or stopped, as its machine's init system would."""
+        """Start a trainer that was killed or stopped, as its machine's init system would."""
         time.sleep(_RESTART_AFTER_S)
         self.start_worker(name)
 
     def kill_worker(self, name: str, *, whole: bool) -> None:
-        """kill -9 of the main process, or of everything that belongs to it, as when the machine dies."""
+        """Kill with -9 the main process, or with `whole` everything that belongs to it, as when the machine dies."""
         family = self.workers[name].family()
         self.killed += family
         for process in family if whole else family[:1]:
@@ -114,13 +114,13 @@ class Stack:
         self.workers[name].process.wait()
 
     def reaper_host(self) -> str | None:
-        """The trainer that sweeps at present."""
-        holder: Any = self.store.redis.get(LOCK_KEY)
+        """Return the name of the trainer that hosts the reaper at present."""
+        holder: Any = self.store.redis.get(REAPER_LOCK)
         name = holder.decode().split("@")[0] if holder else None
         return name if name in self.workers else None
 
     def trainings(self) -> dict[str, psutil.Process]:
-        """Training subprocesses by job."""
+        """Return the training subprocesses by job."""
         found: dict[str, psutil.Process] = {}
         for process in self.processes():
             with contextlib.suppress(psutil.Error, ValueError):
@@ -130,12 +130,12 @@ class Stack:
         return found
 
     def processes(self) -> list[psutil.Process]:
-        """Everything alive that was started with this stack's settings."""
+        """Return every live process that was started with this stack's settings."""
         mark = self.environment["RECOVERY_SPOOL_DIR"]
         return [process for process in psutil.process_iter() if _has_setting(process, "RECOVERY_SPOOL_DIR", mark)]
 
     def outliving(self) -> list[psutil.Process]:
-        """Processes of killed workers that are still there."""
+        """Return the processes of killed workers that are still there."""
         return [process for process in self.killed if _lives(process)]
 
 

@@ -1,4 +1,4 @@
-"""What counts as trained twice, and what does not."""
+"""Tests of what counts as trained twice in the evidence of a chaos run, and what does not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ JOB = "01JD3Z6M3Q4R5S6T7V8W9X0Y1Z"
 
 
 def attempt(token: int, start_step: int, last_step: int, *, at: float) -> AttemptLog:
-    """One step a second, from `at` on."""
+    """Make the log of an attempt that trains one step a second from the time `at` on."""
     steps = [(step, at + step - start_step) for step in range(start_step + 1, last_step + 1)]
     return AttemptLog(JOB, token, at, start_step, steps)
 

@@ -20,8 +20,7 @@ from service.door.keys import KeyFile, matching
 from service.settings import ServiceSettings
 from tests.deploy.compose import ROOT
 from tests.deploy.kustomize import Object, containers, pod_template, rendered
-from worker.jobs.kinds import TRAIN_QUEUE
-from worker.queue.messages import SAMPLE_QUEUE
+from worker.redis_keys import SAMPLE_QUEUE, TRAIN_QUEUE
 
 K8S = ROOT / "deploy" / "k8s"
 FOLDERS = ("base", "overlays/cpu-dev", "overlays/gpu")
@@ -157,7 +156,7 @@ def test_samplers_are_never_all_gone_and_answer_what_they_accepted(objects: list
     assert SAMPLE_QUEUE in [trigger["metadata"].get("listName") for trigger in scaled["triggers"]]
     [query] = [trigger["metadata"]["query"] for trigger in scaled["triggers"] if trigger["type"] == "prometheus"]
     [series] = re.findall(r"recovery_\w+", query)
-    assert f'"{series}"' in (ROOT / "worker" / "observe" / "metrics.py").read_text()
+    assert f'"{series}"' in (ROOT / "worker" / "sampler" / "metrics.py").read_text()
     template = _named(objects, "Deployment", "sampler")["spec"]["template"]["spec"]
     assert template["terminationGracePeriodSeconds"] > ServiceSettings().sample_timeout_s
 

@@ -15,7 +15,7 @@ from model.chains.sampling import sample
 from model.checkpoints import official
 from model.densities.density import log_density
 from service.client import Recovery
-from tests.model.official import CHECKPOINT
+from tests.model.checkpoints.official import CHECKPOINT
 from tests.stack import UpCommand
 
 pytestmark = pytest.mark.timeout(240)

@@ -18,7 +18,8 @@ from tests.servers import wait_until
 from tests.stack import UpCommand
 from tests.stored import store_untrained
 from worker.connect import redis_client
-from worker.queue.loads import LOADS_KEY, fresh_loads
+from worker.queue.loads import fresh_loads
+from worker.redis_keys import LOADS
 from worker.settings import Settings
 from worker.storage.artifacts import Artifacts
 
@@ -39,7 +40,7 @@ def model_id(settings: Settings) -> str:
 
 def _chains(settings: Settings) -> int:
     with redis_client(settings) as redis:
-        entries: Any = redis.hgetall(LOADS_KEY)
+        entries: Any = redis.hgetall(LOADS)
     return sum(load.num_chains for load in fresh_loads(entries))
 
 

@@ -16,12 +16,13 @@ from service.http import metrics as service_metrics
 from worker.observe import gpu_metrics, series
 from worker.observe import metrics as worker_metrics
 from worker.observe.series import Series, declared
+from worker.sampler import metrics as sampler_metrics
 from worker.trainer import metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 RULES = DEPLOY / "prometheus" / "rules" / "recovery.yml"
-MODULES = (service_metrics, worker_metrics, metrics, gpu_metrics, series)
+MODULES = (service_metrics, worker_metrics, sampler_metrics, metrics, gpu_metrics, series)
 _NAME = re.compile(r"\b(?:recovery|process)[_:][a-z0-9_:]*")
 _LABELS_OF_SCRAPES = {"instance", "job"}
 

@@ -25,19 +25,11 @@ from service.app import create_app
 from service.settings import ServiceSettings
 from worker.connect import redis_client
 from worker.ids import new_id
-from worker.queue.messages import (
-    DensityMapRequest,
-    DensityRequest,
-    FloatArray,
-    ReplyChannel,
-    SampleRequest,
-    SamplerReply,
-    input_key,
-)
+from worker.queue.messages import FloatArray, ReplyChannel, SamplerReply, input_key
+from worker.queue.tasks import TASKS, DensityRequest
 from worker.settings import Settings
 from worker.storage.artifacts import Artifacts
 
-REQUESTS = (SampleRequest, DensityRequest, DensityMapRequest)
 AnswerFn = Callable[[Any], SamplerReply]
 
 
@@ -153,8 +145,8 @@ class StandInSampler:
                 continue
             message = json.loads(found[1])
             (argument,), _, _ = json.loads(base64.b64decode(message["body"]))
-            (kind,) = (kind for kind in REQUESTS if kind.task == message["headers"]["task"])
-            request = kind.model_validate(argument)
+            (task,) = (task for task in TASKS if task.name == message["headers"]["task"])
+            request = task.request.model_validate(argument)
             if isinstance(request, DensityRequest):
                 packed: Any = self.redis.get(input_key(request.request_id))
                 self.arrays.append(np.load(io.BytesIO(packed), allow_pickle=False))

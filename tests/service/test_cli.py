@@ -19,7 +19,9 @@ from service.cli import application, main
 from service.commands.request_options import complete_setting
 from service.door.keys import Scope
 from tests.servers import free_ports
+from tests.service.conftest import store_model
 from tests.service.serving import ROOT, Serving, with_key
+from worker.storage.artifacts import Artifacts
 
 
 def run(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -67,6 +69,8 @@ def test_help_names_every_command() -> None:
         "resume",
         "submit",
         "models",
+        "rename",
+        "delete",
         "sample",
         "calibrate",
         "log-density",
@@ -291,3 +295,28 @@ def test_the_fields_of_a_configuration_are_completed_with_what_they_mean() -> No
     assert list(found) == ["chain.num_steps="]
     assert found["chain.num_steps="].startswith("K; 0 draws")
     assert {"steps=", "schedule.kind="} <= dict(complete_setting("s")).keys()
+
+
+def test_models_and_jobs_are_deleted_after_a_question_and_models_renamed(
+    environment: dict[str, str], tmp_path: Path, s3: Artifacts
+) -> None:
+    model_id = store_model(s3, tmp_path, "digits")
+    with Serving(environment, tmp_path / "log") as serving:
+        known: dict[str, Any] = {"RECOVERY_URL": serving.url}
+        renamed = run("rename", "tests", "wide", "--tag", "paper", "--tag", "seed 0", **known)
+        listed = run("models", "--json", **known)
+        unanswered = run("delete", "model", "wide", **known)
+        job_id = run("train", "digits", **known).stdout.strip()
+        running = run("delete", "job", job_id, "--yes", **known)
+        run("cancel", job_id, **known)
+        deleted = [run("delete", "job", job_id, "-y", **known), run("delete", "model", "wide", "-y", **known)]
+        again = run("delete", "model", model_id, "-y", **known)
+
+    assert renamed.stdout == "wide · paper · seed 0\n"
+    assert [model["tags"] for model in json.loads(listed.stdout)] == [["paper", "seed 0"]]
+    assert (unanswered.returncode, "Delete model wide: 1 checkpoints" in unanswered.stderr) == (1, True)
+    assert (running.returncode, "cancel it first" in running.stderr) == (1, True)
+    assert [one.stdout for one in deleted] == [f"deleted {job_id}\n", f"deleted {model_id}\n"]
+    assert again.returncode == 1
+    assert list(s3.list_keys("models/")) == []
+    assert run("rename", "wide").returncode == 2

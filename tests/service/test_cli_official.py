@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from service.cli import application
-from tests.model.official import CHECKPOINT
+from tests.model.checkpoints.official import CHECKPOINT
 from tests.servers import free_ports
 from worker.storage.artifacts import Artifacts
 

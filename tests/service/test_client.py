@@ -31,7 +31,8 @@ from service.client import (
 from tests.service.conftest import StandInSampler, calibration
 from worker.jobs.record import JobStatus
 from worker.jobs.records import RecordStore
-from worker.queue.messages import DensityReply, DensityRequest, SampleReply, SampleRequest, Timings
+from worker.queue.messages import Timings
+from worker.queue.tasks import DensityReply, DensityRequest, SampleReply, SampleRequest
 from worker.storage.artifacts import Artifacts
 
 SMALL: dict[str, Any] = {"preset": "digits", "steps": 10, "seed": 7}
@@ -154,6 +155,30 @@ def test_both_clients_ask_the_same(wire: Wire, recovery: Recovery, model_id: str
         (method, re.sub("/jobs/0[0-9A-Z]{25}", "/jobs/ID", path), body) for method, path, body in by_blocking
     ]
     assert len(same) == 10
+
+
+def test_models_are_renamed_and_models_and_jobs_deleted_by_both_clients(
+    wire: Wire, recovery: Recovery, model_id: str
+) -> None:
+    model, job = recovery.model(model_id), recovery.train(**SMALL)
+    model.change(name="wide", tags=["paper"])
+    assert (model.name, recovery.change_model(model_id, tags=[]).tags) == ("wide", [])
+    with pytest.raises(RefusedError, match="cancel it first"):
+        job.delete()
+    job.cancel()
+    job.delete()
+
+    async def use(client: AsyncRecovery) -> None:
+        found = await client.model(model_id)
+        await found.change(name=None)
+        assert (found.name, found.tags) == (None, [])
+        await found.delete()
+
+    awaited(wire, use)
+    with pytest.raises(RefusedError, match="GET /models lists"):
+        recovery.delete_model(model_id)
+    with pytest.raises(RefusedError, match="GET /jobs lists"):
+        recovery.delete_job(job.id)
 
 
 def test_a_job_of_any_kind_is_started_by_the_name_of_the_kind(recovery: Recovery, model_id: str) -> None:

@@ -18,8 +18,9 @@ from worker.jobs.record import JobStatus, now
 from worker.jobs.records import RecordStore
 from worker.observe.presence import WorkerReport
 from worker.queue.broker import make_app, send_request
-from worker.queue.loads import LOADS_KEY, own_queue
-from worker.queue.messages import SAMPLE_QUEUE, SampleRequest
+from worker.queue.loads import own_queue
+from worker.queue.tasks import SampleRequest
+from worker.redis_keys import LOADS, SAMPLE_QUEUE
 
 
 def test_the_process_is_alive_without_asking_anybody(service_settings: ServiceSettings) -> None:
@@ -86,7 +87,7 @@ def test_metrics_tell_how_long_the_oldest_job_and_request_have_waited(client: Te
             request_id=new_id(), model_id=new_id(), num_images=1, seed=0, deadline=sent_at, sent_at=time.time() - age_s
         )
         send_request(app, request, own_queue("one") if age_s == waited_s else SAMPLE_QUEUE)
-    store.redis.hset(LOADS_KEY, "one", "{}")
+    store.redis.hset(LOADS, "one", "{}")
     lost, lease = make_job(store, JobStatus.running)
     assert lease is not None
     time.sleep(0.2)

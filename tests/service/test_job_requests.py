@@ -20,9 +20,9 @@ from service.client import Recovery
 from service.http.preference import MAX_WAIT_S
 from service.settings import ServiceSettings
 from tests.service.test_jobs import SMALL, take
-from worker.jobs.kinds import TRAIN_QUEUE
 from worker.jobs.record import JobStatus
 from worker.jobs.records import RecordStore
+from worker.redis_keys import TRAIN_QUEUE
 
 KEY = {"Idempotency-Key": "client-7/first try"}
 
@@ -62,6 +62,7 @@ def test_a_key_that_came_with_another_request_is_refused(client: TestClient, mod
 def test_a_request_under_way_is_not_started_again_until_it_is_given_up(client: TestClient, redis: Redis) -> None:
     job_id = post(client, headers=KEY).json()["id"]
     redis.delete(f"job:{job_id}")  # as it is between the binding of the key and the writing of the job
+    redis.expire(redis.keys("idempotency:*")[0], 5)
     during = post(client, headers=KEY)
 
     assert (during.status_code, during.headers["Retry-After"]) == (409, "1")

@@ -10,9 +10,9 @@ from fastapi.testclient import TestClient
 from redis import Redis
 
 from worker.ids import new_id
-from worker.jobs.kinds import TRAIN_QUEUE
 from worker.jobs.record import JobRecord, JobStatus, Lease
 from worker.jobs.records import RecordStore
+from worker.redis_keys import TRAIN_QUEUE
 
 SMALL = {"preset": "digits", "steps": 44, "seed": 3}
 
@@ -258,7 +258,9 @@ def test_a_running_job_is_asked_to_stop(client: TestClient, store: RecordStore) 
 
 
 def test_a_failed_job_is_resumed_with_more_steps(client: TestClient, store: RecordStore, redis: Redis) -> None:
-    job_id = start(client)["id"]
+    job = start(client)
+    job_id = job["id"]
+    store.artifacts.put_model(job["model_id"], {"job_id": job_id})  # as a trainer does before its first checkpoint
     lease = take(store, job_id)
     store.report_checkpoint(lease, 40)
     store.fail(lease, "out of memory")

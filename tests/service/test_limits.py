@@ -24,7 +24,7 @@ from tests.servers import free_ports
 from tests.service.conftest import StandInSampler
 from worker.connect import async_redis_client
 from worker.jobs.records import RecordStore
-from worker.queue.messages import SampleReply, SampleRequest
+from worker.queue.tasks import SampleReply, SampleRequest
 
 SMALL = {"preset": "digits", "steps": 44}
 

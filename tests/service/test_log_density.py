@@ -18,7 +18,8 @@ from redis import Redis
 from model.event_kinds.pixels import to_bytes
 from service.work.images import encode_png
 from tests.service.conftest import StandInSampler, calibration, store_model
-from worker.queue.messages import DensityMapReply, DensityReply, DensityRequest, SamplerReply, Timings, input_key
+from worker.queue.messages import SamplerReply, Timings, input_key
+from worker.queue.tasks import DensityMapReply, DensityReply, DensityRequest
 from worker.storage.artifacts import Artifacts
 
 

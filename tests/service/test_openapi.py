@@ -18,7 +18,7 @@ from fastapi.testclient import TestClient
 from service.app import create_app
 from worker.jobs.event import EVENTS
 
-METHODS = {"get", "post", "delete"}
+METHODS = {"get", "post", "patch", "delete"}
 FILES = ("image/png", "application/zip", "application/x-npy")
 
 
@@ -38,6 +38,9 @@ def test_operation_ids_are_stable(document: dict[str, Any]) -> None:
         "follow_job",
         "cancel_job",
         "resume_job",
+        "delete_job",
+        "change_model",
+        "delete_model",
         "list_models",
         "get_model",
         "get_model_samples",

@@ -21,8 +21,10 @@ from redis import Redis
 from service.settings import ServiceSettings
 from tests.service.conftest import StandInSampler, store_model
 from worker.ids import new_id
-from worker.queue.loads import LOADS_KEY, SamplerLoad, own_queue, packed
-from worker.queue.messages import ReplyChannel, SampleReply, SampleRequest, Timings, cancel_key
+from worker.queue.loads import SamplerLoad, own_queue, packed
+from worker.queue.messages import ReplyChannel, Timings, cancel_key
+from worker.queue.tasks import SampleReply, SampleRequest
+from worker.redis_keys import LOADS
 from worker.storage.artifacts import Artifacts
 
 
@@ -299,7 +301,7 @@ def test_a_long_queue_is_a_429_by_what_the_samplers_say_of_themselves(
         num_row_evaluations=0,
         told_at=time.time(),
     )
-    redis.hset(LOADS_KEY, "silent", packed(load))
+    redis.hset(LOADS, "silent", packed(load))
     redis.rpush("sample", *["x"] * service_settings.max_queued_requests)
 
     answer = client.post("/sample", json={"model": model_id})
@@ -329,7 +331,7 @@ def test_requests_go_where_the_model_is_loaded(client: TestClient, model_id: str
             num_row_evaluations=0,
             told_at=time.time(),
         )
-        redis.hset(LOADS_KEY, name, packed(load))
+        redis.hset(LOADS, name, packed(load))
 
     client.post("/sample", json={"model": model_id})
 

@@ -13,6 +13,7 @@ from PIL import Image
 from model import data
 from service.client import Recovery
 from service.work.images import encode_png
+from tests.stack import TINY
 from tests.web.visitor import HOSTILE, Visitor, finished
 
 pytestmark = [pytest.mark.web, pytest.mark.timeout(600)]
@@ -203,3 +204,36 @@ def test_a_planar_model_shows_its_density_beside_its_data(visitor: Visitor, reco
     page.get_by_text(re.compile("done: seed 0")).wait_for()
     assert picture.evaluate("image => image.naturalWidth") > 200
     assert visitor.faults() == []
+
+
+def test_a_model_is_named_and_tagged_and_goes_after_a_question_as_its_training_does(
+    visitor: Visitor, recovery: Recovery
+) -> None:
+    page = visitor.page
+    job = recovery.train(preset="digits", config=TINY, steps=40, name="to be deleted", seed=0, calibrate=False)
+    for _ in recovery.events(job["id"]):
+        pass
+    visitor.open(f"/#/models/{job['model_id']}")
+    page.get_by_text("Name and tags").click()
+    page.get_by_label("Name", exact=True).fill(HOSTILE)
+    page.get_by_label("Tags").fill("paper, seed 0")
+    visitor.button("Save").click()
+    page.get_by_role("heading", name=HOSTILE).wait_for()
+    assert page.locator(".label").all_inner_texts() == ["paper", "seed 0"]
+    assert visitor.faults() == []
+
+    visitor.button("Delete…").click()
+    page.get_by_role("dialog").wait_for()
+    assert visitor.faults(looks=[(True, False), (False, True)]) == []
+    visitor.button("Keep it").click()
+    assert recovery.model(job["model_id"])["tags"] == ["paper", "seed 0"]
+    visitor.go("/models")
+    page.locator(".model", has_text=HOSTILE).locator(".label").first.wait_for()
+
+    for path in (f"/jobs/{job['id']}", f"/models/{job['model_id']}"):
+        visitor.go(path)
+        visitor.button("Delete…").click()
+        page.get_by_role("dialog").get_by_role("button", name="Delete the").click()
+        page.wait_for_url(re.compile(f"#{path.rpartition('/')[0]}$"))
+    assert job["model_id"] not in [one["id"] for one in recovery.models()]
+    assert job["id"] not in [one["id"] for one in recovery.jobs()]

@@ -96,7 +96,7 @@ def test_a_deleted_model_is_gone(s3: Artifacts, files: Path) -> None:
         s3.put_model(model_id, {"name": "a name"})
         s3.commit_checkpoint(model_id, 1, files)
     assert s3.list_models() == [deleted, kept]
-    s3.delete_model(deleted)
+    s3.delete_folder(model_prefix(deleted))
     assert s3.list_models() == [kept]
     assert s3.get_model(kept) == {"name": "a name"}
     with pytest.raises(ArtifactMissing):

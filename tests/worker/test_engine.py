@@ -18,8 +18,9 @@ from model.energies.energy_model import EnergyModel
 from model.errors import ConfigError, ShapeError
 from tests.servers import wait_until
 from worker.engine.engine import Engine
-from worker.engine.tickets import Cancelled, DeadlinePassed, DrawOrder, DrawTicket, EngineBusy, EngineStopped
-from worker.observe.metrics import EngineCollector
+from worker.engine.tickets import Cancelled, DeadlinePassed, DrawTicket, EngineBusy, EngineStopped
+from worker.queue.tasks import DrawOrder
+from worker.sampler.metrics import EngineCollector
 
 CONFIG = TrainConfig(
     schedule=ScheduleConfig(kind="log_snr", num_levels=4, log_snr_max=5.0, log_snr_min=-4.0),
@@ -67,7 +68,7 @@ def test_an_image_is_the_same_alone_among_others_and_on_another_engine(engine: E
     leaving = [engine.draw("a", DrawOrder(num_images=9, seed=k)) for k in range(5)]
     for ticket in leaving:
         engine.cancel(ticket)
-    late = engine.draw("a", DrawOrder(num_images=1, seed=7, first=40))
+    late = engine.draw("a", DrawOrder(num_images=1, seed=7), first=40)
     x = among.future.result(30).x
     for ticket in others:
         ticket.future.result(30)
@@ -257,11 +258,11 @@ def test_idle_models_are_dropped_least_recently_used_first_and_busy_ones_never()
 
 def test_a_full_queue_refuses_with_the_time_after_which_there_is_room() -> None:
     engine = Engine(load_model, queue_s=0.5)
-    ticket = engine.draw("a", DrawOrder(num_images=64, seed=0))
+    ticket = engine.draw("a", DrawOrder(num_images=64, seed=0, num_steps=50))
     run(engine, ticket)
     rate = engine._lanes["a"].rate
     assert rate > 0
-    first = engine.draw("a", DrawOrder(num_images=math_ceil(3 * rate / ticket.cost), seed=0))
+    first = engine.draw("a", DrawOrder(num_images=math_ceil(3 * rate / ticket.cost), seed=0, num_steps=50))
     engine.step()
     with pytest.raises(EngineBusy) as refused:
         engine.draw("a", DrawOrder(num_images=1, seed=0))

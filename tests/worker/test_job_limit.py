@@ -8,11 +8,12 @@ from typing import Any
 from tests.servers import wait_until
 from tests.worker.conftest import TRAINER, StartWorker, tiny_spec
 from worker.ids import new_id
-from worker.jobs.kinds import TRAIN_QUEUE, JobKind
+from worker.jobs.kinds import JobKind
 from worker.jobs.record import JobRecord, JobStatus
 from worker.jobs.records import RecordStore
 from worker.observe.presence import live_workers
 from worker.queue.broker import make_app, wake
+from worker.redis_keys import TRAIN_QUEUE
 
 ONE_JOB = f"{TRAINER} --max-jobs 1"
 

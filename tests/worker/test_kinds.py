@@ -12,11 +12,12 @@ from model.config import to_dict
 from model.errors import ConfigError
 from tests.worker.conftest import calibration_spec, make_job, tiny_config, tiny_spec
 from worker.jobs.event import EVENTS, NoticeEvent, StartedEvent, StatusEvent, data_of, type_of
-from worker.jobs.kinds import KINDS, TRAIN_QUEUE, CalibrateSpec, JobKind, Kind, SampleSpec, TrainSpec, kind_of
+from worker.jobs.kinds import KINDS, CalibrateSpec, JobKind, Kind, SampleSpec, TrainSpec, kind_of
 from worker.jobs.reaper import Reaper
 from worker.jobs.record import JobStatus
 from worker.jobs.records import RecordStore
 from worker.queue.broker import make_app, wake
+from worker.redis_keys import TRAIN_QUEUE
 from worker.settings import Settings
 from worker.tasks import register_tasks
 from worker.trainer.attempt import Attempt
@@ -40,7 +41,7 @@ def test_the_work_of_a_kind_is_in_its_module_and_its_events_have_names(kind: Kin
 def test_a_spec_is_read_as_it_was_stored() -> None:
     training = TrainSpec(config=tiny_config(), device="cpu")
     assert TrainSpec.of(training.model_dump(mode="json")) == training
-    assert training.model_dump() == {**tiny_spec(), "num_gpus": 1}
+    assert training.model_dump() == {**tiny_spec(), "num_gpus": 1, "keep_last": None, "keep_every": None}
     calibration = CalibrateSpec.of(calibration_spec(40, num_chains=32))
     assert (calibration.step, calibration.config.num_chains) == (40, 32)
 
@@ -48,7 +49,8 @@ def test_a_spec_is_read_as_it_was_stored() -> None:
 def test_specs_of_an_earlier_and_of_a_later_version_are_read() -> None:
     earlier = {"config": {"dataset": "digits"}}
     assert TrainSpec.of(earlier).num_gpus == 1
-    assert TrainSpec.completed(earlier) == {"device": "auto", "num_gpus": 1, **earlier}
+    defaults = {"device": "auto", "num_gpus": 1, "keep_last": None, "keep_every": None}
+    assert TrainSpec.completed(earlier) == {**defaults, **earlier}
     assert TrainSpec.of({**tiny_spec(), "curriculum": "easy first"}) == TrainSpec.of(tiny_spec())
 
 

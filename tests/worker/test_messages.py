@@ -13,17 +13,9 @@ from pydantic import ValidationError
 from worker.connect import async_redis_client
 from worker.ids import new_id
 from worker.jobs.records import RecordStore
-from worker.queue.messages import (
-    DensityMapReply,
-    DensityMapRequest,
-    DensityReply,
-    DoubleArray,
-    FloatArray,
-    ReplyChannel,
-    ReplyTimeout,
-    SampleReply,
-    SampleRequest,
-)
+from worker.queue.messages import DoubleArray, FloatArray, ReplyChannel, ReplyTimeout
+from worker.queue.tasks import TASKS, DensityMapReply, DensityMapRequest, DensityReply, SampleReply, SampleRequest
+from worker.sampler.sampler import answer_of
 from worker.settings import Settings
 
 FLOATS = arrays(np.float32, array_shapes(min_dims=1, max_dims=4, max_side=4))
@@ -131,3 +123,19 @@ def test_a_client_without_a_reply_is_told_after_its_time(settings: Settings) -> 
     with pytest.raises(ReplyTimeout):
         asyncio.run(wait())
     assert time.monotonic() - started_at < 3
+
+
+def test_requests_have_the_form_in_which_versions_that_run_side_by_side_exchange_them() -> None:
+    shared = {"request_id", "model_id", "step", "sent_at", "deadline"}
+    fields = {task.name: set(task.request.model_fields) - shared for task in TASKS}
+    assert fields == {
+        "worker.tasks.sample": {"num_images", "seed", "num_steps", "noise_scale", "levels", "precision", "stream"},
+        "worker.tasks.density": {"num_paths", "seed"},
+        "worker.tasks.density_map": set(),
+    }
+    assert _request(steps=3).model_dump()["num_steps"] == 3
+
+
+def test_every_task_has_a_module_that_answers_it() -> None:
+    for task in TASKS:
+        assert callable(answer_of(task))

@@ -10,10 +10,11 @@ from kombu import Connection
 
 from tests.servers import wait_until
 from tests.worker.conftest import TRAINER, StartWorker, tiny_spec
-from worker.jobs.kinds import TRAIN_QUEUE, JobKind
+from worker.jobs.kinds import JobKind
 from worker.jobs.records import RecordStore
 from worker.queue.broker import make_app, wake
 from worker.queue.messages import JOB_TASK
+from worker.redis_keys import TRAIN_QUEUE
 from worker.settings import Settings
 
 

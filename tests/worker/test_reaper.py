@@ -6,11 +6,12 @@ import pytest
 
 from tests.servers import wait_until
 from tests.worker.conftest import make_job
-from worker.jobs.kinds import TRAIN_QUEUE, JobKind
-from worker.jobs.reaper import LOCK_KEY, Reaper
+from worker.jobs.kinds import JobKind
+from worker.jobs.reaper import Reaper
 from worker.jobs.record import JobStatus
 from worker.jobs.records import RecordStore
 from worker.queue.broker import make_app, wake
+from worker.redis_keys import REAPER_LOCK, TRAIN_QUEUE
 from worker.settings import Settings
 from worker.storage.artifacts import Artifacts
 
@@ -127,11 +128,11 @@ def test_copies_that_storage_did_not_take_are_delivered_later(
 def test_one_reaper_sweeps_and_another_takes_over(store: RecordStore, reaper: Reaper, woken: Woken) -> None:
     second = Reaper(store, name="second", queues=[], wake_fn=woken)
     reaper.start()
-    wait_until(lambda: store.redis.get(LOCK_KEY) == b"test", 3, "the first sweep")
+    wait_until(lambda: store.redis.get(REAPER_LOCK) == b"test", 3, "the first sweep")
     second.start()
     time.sleep(0.7)
-    assert store.redis.get(LOCK_KEY) == b"test"
+    assert store.redis.get(REAPER_LOCK) == b"test"
     reaper.stop()
-    wait_until(lambda: store.redis.get(LOCK_KEY) == b"second", 3, "the takeover")
+    wait_until(lambda: store.redis.get(REAPER_LOCK) == b"second", 3, "the takeover")
     second.stop()
-    assert store.redis.get(LOCK_KEY) is None
+    assert store.redis.get(REAPER_LOCK) is None

@@ -7,7 +7,7 @@ import pytest
 
 from tests.worker.conftest import make_job
 from worker.ids import InvalidId, new_id
-from worker.jobs.kinds import TRAIN_QUEUE, JobKind
+from worker.jobs.kinds import JobKind
 from worker.jobs.record import (
     IllegalTransition,
     JobNotFound,
@@ -18,6 +18,7 @@ from worker.jobs.record import (
     StaleLease,
 )
 from worker.jobs.records import RecordStore
+from worker.redis_keys import TRAIN_QUEUE
 from worker.settings import Settings
 from worker.storage.artifacts import ArtifactMissing, Artifacts, StorageUnavailable, job_prefix
 

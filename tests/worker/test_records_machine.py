@@ -20,9 +20,12 @@ from hypothesis.stateful import (
 )
 
 from worker.ids import new_id
-from worker.jobs.kinds import TRAIN_QUEUE, JobKind
-from worker.jobs.record import IllegalTransition, JobStatus, Lease, Progress, StaleLease
+from worker.jobs.deletion import Deletions
+from worker.jobs.kinds import JobKind
+from worker.jobs.record import IllegalTransition, JobNotFound, JobStatus, Lease, Progress, StaleLease
 from worker.jobs.records import RecordStore
+from worker.redis_keys import TRAIN_QUEUE
+from worker.storage.artifacts import job_prefix
 
 ENDINGS = {
     "succeed": JobStatus.succeeded,
@@ -40,8 +43,9 @@ class Records(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.store.redis.flushall()
-        for job_id in self.store.artifacts.list_jobs():
-            self.store.artifacts.delete(f"jobs/{job_id}/job.json")
+        self.store.artifacts.delete_all([key for key, _, _ in self.store.artifacts.list_keys("")])
+        self.deletions = Deletions(self.store)
+        self.deleted: set[str] = set()
         self.expected: dict[str, JobStatus] = {}
         self.attempts: dict[str, int] = {}
         self.holders: dict[str, Lease] = {}
@@ -85,8 +89,41 @@ class Records(RuleBasedStateMachine):
         self.specs[record.id] = spec
         return record.id
 
+    @rule(job_id=jobs)
+    def delete(self, job_id: str) -> None:
+        if job_id in self.deleted:
+            with pytest.raises(JobNotFound):
+                self.deletions.delete_job(job_id)
+        elif not self.expected[job_id].is_terminal:
+            with pytest.raises(IllegalTransition):
+                self.deletions.delete_job(job_id)
+        else:
+            self.deletions.delete_job(job_id)
+            self._gone(job_id)
+
+    @rule(job_id=jobs)
+    def delete_and_die_after_the_tombstone(self, job_id: str) -> None:
+        """The record is still there, as with a Redis that lost its last second; the reaper goes on."""
+        if job_id not in self.deleted and self.expected[job_id].is_terminal:
+            self.store.artifacts.put_tombstone(job_prefix(job_id))
+            self.deletions.sweep()
+            self._gone(job_id)
+
+    @rule()
+    def sweep(self) -> None:
+        self.deletions.sweep()
+
+    def _gone(self, job_id: str) -> None:
+        self.deleted.add(job_id)
+        for known in (self.expected, self.attempts, self.places, self.specs, self.checkpoints):
+            known.pop(job_id, None)
+
     @rule(target=leases, job_id=jobs, worker=st.sampled_from(["a", "b"]))
     def acquire(self, job_id: str, worker: str) -> Any:
+        if job_id in self.deleted:
+            with pytest.raises(JobNotFound):
+                self.store.acquire_lease(job_id, worker)
+            return multiple()
         lease = self.store.acquire_lease(job_id, worker)
         assert (lease is not None) == (self.expected[job_id] is JobStatus.queued)
         if lease is None:
@@ -130,7 +167,7 @@ class Records(RuleBasedStateMachine):
     def end(self, lease: Lease, call: str) -> None:
         arguments = ["why"] if call in ("fail", "requeue", "lose_attempt") else []
         if not self._is_held(lease):
-            with pytest.raises(StaleLease):
+            with pytest.raises(JobNotFound if lease.job_id in self.deleted else StaleLease):
                 getattr(self.store, call)(lease, *arguments)
             return
         getattr(self.store, call)(lease, *arguments)
@@ -147,6 +184,10 @@ class Records(RuleBasedStateMachine):
 
     @rule(job_id=jobs)
     def reap(self, job_id: str) -> None:
+        if job_id in self.deleted:
+            with pytest.raises(JobNotFound):
+                self.store.lose_unleased(job_id, "lost")
+            return
         unleased = self.expected[job_id] is JobStatus.running and not self.store.has_lease(job_id)
         assert (self.store.lose_unleased(job_id, "lost") is not None) == unleased
         if unleased:
@@ -154,6 +195,10 @@ class Records(RuleBasedStateMachine):
 
     @rule(job_id=jobs)
     def request_cancel(self, job_id: str) -> None:
+        if job_id in self.deleted:
+            with pytest.raises(JobNotFound):
+                self.store.request_cancel(job_id)
+            return
         self.store.request_cancel(job_id)
         if self.expected[job_id] is JobStatus.queued:
             self.expected[job_id] = JobStatus.cancelled
@@ -162,6 +207,10 @@ class Records(RuleBasedStateMachine):
 
     @rule(job_id=jobs)
     def fail_queued(self, job_id: str) -> None:
+        if job_id in self.deleted:
+            with pytest.raises(JobNotFound):
+                self.store.fail_queued(job_id, "nothing can run it")
+            return
         if self.expected[job_id] is JobStatus.queued:
             assert self.store.fail_queued(job_id, "nothing can run it").error == "nothing can run it"
             self.expected[job_id] = JobStatus.failed
@@ -171,6 +220,10 @@ class Records(RuleBasedStateMachine):
 
     @rule(job_id=jobs, longer=st.booleans())
     def resume(self, job_id: str, longer: bool) -> None:
+        if job_id in self.deleted:
+            with pytest.raises(JobNotFound):
+                self.store.resume(job_id)
+            return
         spec = {"steps": next(self.clock)} if longer else None
         if self.expected[job_id] in (JobStatus.failed, JobStatus.cancelled):
             self.store.resume(job_id, spec=spec)
@@ -192,6 +245,15 @@ class Records(RuleBasedStateMachine):
     @rule(lease=consumes(leases))
     def forget_lease(self, lease: Lease) -> None:
         """Its worker was killed: nobody ever uses it again."""
+
+    @invariant()
+    def nothing_is_left_of_what_was_deleted(self) -> None:
+        stored = {key for key, _, _ in self.store.artifacts.list_keys("jobs/")}
+        for job_id in self.deleted:
+            assert not any(job_id in key for key in stored)
+            assert self.store.redis.keys(f"*{job_id}*") == []
+            with pytest.raises(JobNotFound):
+                self.store.find(job_id)
 
     @invariant()
     def every_job_is_where_it_should_be(self) -> None:

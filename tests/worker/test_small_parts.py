@@ -19,12 +19,13 @@ from model.errors import DataError
 from tests.servers import wait_until
 from worker.datasets.names import resolve_dataset
 from worker.ids import new_id
-from worker.jobs.kinds import TRAIN_QUEUE, JobKind
+from worker.jobs.kinds import JobKind
 from worker.jobs.records import RecordStore
 from worker.observe.presence import Presence, WorkerReport, live_workers, worker_reports
 from worker.pictures import picture_of
 from worker.queue.broker import make_app, send_request, wake
-from worker.queue.messages import SAMPLE_QUEUE, SampleRequest
+from worker.queue.tasks import SampleRequest
+from worker.redis_keys import SAMPLE_QUEUE, TRAIN_QUEUE
 from worker.settings import Settings
 from worker.trainer.exits import Exit, death_in_words, read_outcome, write_outcome
 

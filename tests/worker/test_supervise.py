@@ -307,3 +307,21 @@ def test_settings_reach_a_subprocess_unchanged(settings: Settings, tmp_path: Pat
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+def test_a_training_keeps_as_many_checkpoints_as_it_is_told_to(store: RecordStore, s3: Artifacts) -> None:
+    store.restore_from_s3()
+    record = store.create(JobKind.train, {**tiny_spec(steps=100, checkpoint_every=10), "keep_last": 2, "keep_every": 4})
+    ended = Attempt(store).end()
+    assert ended is not None
+    assert (ended.status, ended.error) == (JobStatus.succeeded, None)
+    assert record.model_id is not None
+    events = store.read_events(record.id, limit=10_000)
+    # Which checkpoints are stored depends on how fast storage is: the spool drops what it has no room for.
+    stored = [event.data["step"] for event in events if event.type == "checkpoint"]
+    kept = [step for step in stored if step % 40 == 0 or step in stored[-2:]]
+    told = [event.data for event in events if event.type == "deleted"]
+    assert [checkpoint.step for checkpoint in s3.list_checkpoints(record.model_id)] == kept
+    assert told[0] == {"steps": stored[:1], "keep_last": 2, "keep_every": 4}
+    assert {step for data in told for step in data["steps"]} <= set(stored) - set(kept)
+    assert s3.list_tombstones() == []

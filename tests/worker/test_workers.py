@@ -10,17 +10,21 @@ import numpy as np
 import psutil
 
 from tests.servers import wait_until
-from tests.stored import store_untrained
+from tests.stored import STEP, store_untrained
 from tests.worker.conftest import SAMPLER, TRAINER, StartWorker, tiny_config, tiny_spec
+from worker import redis_keys
 from worker.connect import async_redis_client
 from worker.ids import new_id
-from worker.jobs.kinds import TRAIN_QUEUE, JobKind
+from worker.jobs.deletion import Deletions
+from worker.jobs.kinds import JobKind
 from worker.jobs.record import JobRecord, JobStatus
 from worker.jobs.records import RecordStore
 from worker.observe.presence import live_workers
 from worker.queue.broker import make_app, send_request, wake
-from worker.queue.loads import LOADS_KEY, fresh_loads, own_queue
-from worker.queue.messages import ReplyChannel, SampleReply, SampleRequest, cancel_key
+from worker.queue.loads import fresh_loads, own_queue
+from worker.queue.messages import ReplyChannel, cancel_key
+from worker.queue.tasks import SampleReply, SampleRequest
+from worker.redis_keys import LOADS, TRAIN_QUEUE
 from worker.settings import Settings
 from worker.storage.artifacts import Artifacts
 
@@ -200,7 +204,7 @@ def test_a_client_that_leaves_frees_the_samplers_chains(
     )
 
     def chains() -> int:
-        entries: Any = store.redis.hgetall(LOADS_KEY)
+        entries: Any = store.redis.hgetall(LOADS)
         return sum(load.num_chains for load in fresh_loads(entries))
 
     with make_app(settings) as app:
@@ -221,3 +225,23 @@ def test_a_request_in_a_samplers_own_queue_is_answered(
         send_request(app, request, own_queue("sampler@test"))
     wait_until(lambda: store.redis.exists(ReplyChannel(request.request_id).key), 20, "a reply")
     assert live_workers(store.redis) == {"sample": 1}
+
+
+def test_a_deleted_model_leaves_the_samplers_memory(
+    store: RecordStore, s3: Artifacts, start_worker: StartWorker, settings: Settings
+) -> None:
+    store.restore_from_s3()
+    model_id, other = store_untrained(s3, tiny_config()), store_untrained(s3, tiny_config())
+    start_worker("sampler", SAMPLER)
+    assert _ask(settings, model_id=model_id, step=STEP).ok
+    assert _ask(settings, model_id=other).ok
+
+    def loaded() -> set[str]:
+        entries: Any = store.redis.hgetall(redis_keys.LOADS)
+        return {model for load in fresh_loads(entries) for model in load.models}
+
+    wait_until(lambda: len(loaded()) == 2, 5, "both models in memory")
+    Deletions(store).delete_model(model_id)
+    wait_until(lambda: loaded() == {f"{other}@{STEP}"}, 5, "the end of the deleted one")
+    assert _ask(settings, model_id=model_id, step=STEP).error == "unknown_model"
+    assert _ask(settings, model_id=other).ok

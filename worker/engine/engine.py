@@ -25,13 +25,13 @@ from worker.engine.tickets import (
     AnyTicket,
     Cancelled,
     DeadlinePassed,
-    DrawOrder,
     DrawTicket,
     EngineBusy,
     EngineStopped,
     WorkFn,
     WorkTicket,
 )
+from worker.queue.tasks import DrawOrder
 
 log = structlog.get_logger(__name__)
 
@@ -114,8 +114,11 @@ class Engine:
         if self._thread.is_alive():
             self._thread.join()
 
-    def draw(self, key: Key, order: DrawOrder, *, deadline: float = math.inf) -> DrawTicket:
-        """Queue samples. Raises ConfigError, EngineBusy, EngineStopped, and what loading raises."""
+    def draw(self, key: Key, order: DrawOrder, *, first: int = 0, deadline: float = math.inf) -> DrawTicket:
+        """Queue samples `first` … `first + num_images − 1` of the stream of a seed.
+
+        Raises ConfigError, EngineBusy, EngineStopped, and what loading raises.
+        """
         lane = self._lane(key)
         try:
             model = lane.model
@@ -123,7 +126,7 @@ class Engine:
                 model, num_steps=order.num_steps, noise_scale=order.noise_scale, levels=order.levels
             )
             self._require_room()
-            ticket = DrawTicket(order, settings, lane.cost(settings), tuple(model.event_shape), deadline)
+            ticket = DrawTicket(order, first, settings, lane.cost(settings), tuple(model.event_shape), deadline)
             return self._order(lane, ticket)
         except BaseException:
             self._release(lane)
@@ -144,6 +147,14 @@ class Engine:
         with self._condition:
             self._departures.append(ticket)
             self._condition.notify()
+
+    def drop(self, key: Key) -> bool:
+        """Forget a model, unless it is in use; whether it is no longer there."""
+        with self._condition:
+            lane = self._lanes.get(key)
+            if lane is not None and lane.in_flight == 0:
+                self._forget(key)
+            return key not in self._lanes
 
     def load(self) -> EngineLoad:
         """A snapshot, from any thread."""
@@ -244,12 +255,15 @@ class Engine:
             size_bytes = sum(lane.size_bytes for lane in self._lanes.values())
             if len(self._lanes) <= self._max_models and size_bytes <= self._max_bytes:
                 return
-            dropped = self._lanes.pop(key)
-            self._past_evaluations += dropped.num_evaluations
-            self._past_row_evaluations += dropped.num_row_evaluations
-            self._past_row_capacity += dropped.num_row_capacity
-            self._num_evictions += 1
-            self._loading.pop(key, None)
+            self._forget(key)
+
+    def _forget(self, key: Key) -> None:
+        dropped = self._lanes.pop(key)
+        self._past_evaluations += dropped.num_evaluations
+        self._past_row_evaluations += dropped.num_row_evaluations
+        self._past_row_capacity += dropped.num_row_capacity
+        self._num_evictions += 1
+        self._loading.pop(key, None)
 
     def _require_room(self) -> None:
         backlog_s = self.load().backlog_s

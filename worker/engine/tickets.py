@@ -16,6 +16,7 @@ from torch import Tensor
 from model.chains.sampling import Samples
 from model.config import SamplingConfig
 from model.energies.energy_model import EnergyModel
+from worker.queue.tasks import DrawOrder
 
 T = TypeVar("T")
 FloatArray = NDArray[np.float32]
@@ -99,27 +100,22 @@ class LevelReached:
     """(N, *event) scaled as the network sees it"""
 
 
-@dataclass(frozen=True, kw_only=True)
-class DrawOrder:
-    """Samples `first` … `first + num_images − 1` of the stream `seed`."""
-
-    num_images: int
-    seed: int
-    first: int = 0
-    num_steps: int | None = None
-    noise_scale: float | None = None
-    levels: tuple[int, ...] = ()
-    """kept, and told as they are reached"""
-
-
 class DrawTicket(Ticket[Samples]):
     """A request for samples: which chains wait, and what those that ran have brought."""
 
     def __init__(
-        self, order: DrawOrder, settings: SamplingConfig, cost: int, event_shape: tuple[int, ...], deadline: float
+        self,
+        order: DrawOrder,
+        first: int,
+        settings: SamplingConfig,
+        cost: int,
+        event_shape: tuple[int, ...],
+        deadline: float,
     ) -> None:
         super().__init__(deadline)
         self.order = order
+        self.first = first
+        """the place of the first sample in the stream of the order's seed"""
         self.settings = settings
         self.cost = cost
         """gradient evaluations per chain"""

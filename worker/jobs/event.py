@@ -63,6 +63,15 @@ class CheckpointStoredEvent:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckpointsDeletedEvent:
+    """Older checkpoints are gone from storage, because the training was to keep fewer."""
+
+    steps: list[int]
+    keep_last: int
+    keep_every: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class CalibrationEvent:
     """A round of a calibration ended: log Z between its two bounds, nats."""
 
@@ -128,6 +137,7 @@ EventData: TypeAlias = (
     | StepEvent
     | GridEvent
     | CheckpointStoredEvent
+    | CheckpointsDeletedEvent
     | RollbackEvent
     | CalibrationEvent
     | CalibratedEvent
@@ -143,6 +153,7 @@ EVENTS: dict[str, type[EventData]] = {
     "step": StepEvent,
     "sample": GridEvent,
     "checkpoint": CheckpointStoredEvent,
+    "deleted": CheckpointsDeletedEvent,
     "rollback": RollbackEvent,
     "calibration": CalibrationEvent,
     "calibrated": CalibratedEvent,

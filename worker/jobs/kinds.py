@@ -20,15 +20,16 @@ from model.events import BatchEvent, RollbackEvent, StepEvent
 from worker.jobs.event import (
     CalibratedEvent,
     CalibrationEvent,
+    CheckpointsDeletedEvent,
     CheckpointStoredEvent,
     EventData,
     GridEvent,
     SamplingEvent,
     ShardEvent,
 )
+from worker.redis_keys import TRAIN_QUEUE
 from worker.storage.shards import Manifest
 
-TRAIN_QUEUE = "train"
 """The queue of the trainers, which run one job at a time."""
 
 
@@ -79,6 +80,10 @@ class TrainSpec(Spec):
     config: Annotated[TrainConfig, PlainValidator(_reader(TrainConfig)), PlainSerializer(to_dict)]
     num_gpus: int = 1
     """GPUs of one trainer that share every batch; processes with device "cpu\""""
+    keep_last: int | None = None
+    """checkpoints that are kept at least, the newest; None is the workers' own setting, and so below"""
+    keep_every: int | None = None
+    """of the older ones, those whose step is a multiple of so many intervals between checkpoints"""
 
 
 class CalibrateSpec(Spec):
@@ -140,6 +145,7 @@ KINDS = (
             StepEvent,
             GridEvent,
             CheckpointStoredEvent,
+            CheckpointsDeletedEvent,
             RollbackEvent,
             CalibrationEvent,
             CalibratedEvent,

@@ -1,7 +1,8 @@
 """Puts right what died, was lost, or could not be delivered. Runs in a thread of every worker, one at a time acting.
 
 A sweep: jobs back from S3 if Redis was wiped; running jobs without a lease back into the queue; copies in S3 brought up
-to date; messages for queued jobs that have none. Each step is idempotent and guarded by the records.
+to date; messages for queued jobs that have none; deletions that were decided carried out. Each step is idempotent and
+guarded by the records.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import structlog
 from redis import Redis
 from redis.exceptions import RedisError
 
+from worker.jobs.deletion import Deletions
 from worker.jobs.record import JobNotFound, JobStatus
 from worker.jobs.records import RecordStore
+from worker.redis_keys import JOBS_UNSAVED, REAPER_LOCK
 from worker.storage.artifacts import ArtifactError
 
 log = structlog.get_logger(__name__)
-
-LOCK_KEY = "reaper:lock"
 
 
 class Reaper:
@@ -36,6 +37,7 @@ class Reaper:
         wake_fn: Callable[[str, str], None],
     ) -> None:
         self._store = store
+        self._deletions = Deletions(store)
         self._redis: Redis = store.redis
         self._settings = store.settings
         self._name = name
@@ -55,8 +57,8 @@ class Reaper:
         self._stopped.set()
         self._thread.join(timeout=15)
         try:
-            if self._redis.get(LOCK_KEY) == self._name.encode():
-                self._redis.delete(LOCK_KEY)
+            if self._redis.get(REAPER_LOCK) == self._name.encode():
+                self._redis.delete(REAPER_LOCK)
         except RedisError as error:
             log.warning("reaper_lock_kept", error=type(error).__name__)
 
@@ -73,11 +75,11 @@ class Reaper:
     def _holds_lock(self) -> bool:
         # Two sweeping at once, while a lock changes hands, would do no harm: the records guard every change.
         lifetime_ms = int(max(3 * self._settings.reaper_every_s, 2.0) * 1000)
-        if self._redis.set(LOCK_KEY, self._name, nx=True, px=lifetime_ms):
+        if self._redis.set(REAPER_LOCK, self._name, nx=True, px=lifetime_ms):
             return True
-        if self._redis.get(LOCK_KEY) != self._name.encode():
+        if self._redis.get(REAPER_LOCK) != self._name.encode():
             return False
-        return bool(self._redis.pexpire(LOCK_KEY, lifetime_ms))
+        return bool(self._redis.pexpire(REAPER_LOCK, lifetime_ms))
 
     def sweep(self) -> None:
         """One round. Raises RedisError, ArtifactError."""
@@ -88,6 +90,7 @@ class Reaper:
         for queue in self._queues:
             self._resend_messages(queue)
         self._save_copies()
+        self._deletions.sweep()
 
     def _leases_are_meaningful(self) -> bool:
         """While Redis was down nobody could renew: after a restart every holder gets the time to do so."""
@@ -129,5 +132,5 @@ class Reaper:
             try:
                 self._store.save_copy(job_id)
             except JobNotFound:
-                self._redis.srem("jobs:unsaved", job_id)
+                self._redis.srem(JOBS_UNSAVED, job_id)
         self._unsaved_before = unsaved

@@ -67,6 +67,14 @@ class IllegalTransition(RecordError):
         self.status = status
 
 
+class NeedsDeleted(RecordError):
+    """The job cannot begin: it is being deleted, or the model or checkpoint that it works on is."""
+
+    def __init__(self, job_id: str, folder: str) -> None:
+        super().__init__(f"job {job_id} cannot begin, because {folder.rstrip('/')} is being deleted")
+        self.job_id = job_id
+
+
 class StaleLease(RecordError):
     """The caller no longer holds the job: its lease ran out and the job went on without it."""
 

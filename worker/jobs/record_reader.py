@@ -10,14 +10,12 @@ from redis import Redis
 
 from worker.ids import checked_id
 from worker.jobs.event import JobEvent
-from worker.jobs.events import EventLog
+from worker.jobs.event_stream import EventLog
 from worker.jobs.kinds import JobKind, kind_of, kinds_in
 from worker.jobs.record import JobNotFound, JobPage, JobRecord, JobStatus, Lease, Progress, StaleLease
+from worker.redis_keys import JOB, JOBS_ALL, JOBS_BY_STATUS, JOBS_RESTORED, JOBS_UNSAVED, JOBS_WAITING, LEASE
 from worker.settings import Settings
 from worker.storage.artifacts import Artifacts
-
-RESTORED_KEY = "jobs:restored"
-"""Exists unless Redis was wiped since the last restore."""
 
 
 class RecordReader:
@@ -42,7 +40,7 @@ class RecordReader:
         limit: int = 50,
     ) -> JobPage:
         """Records, newest first, from `cursor` (an id; exclusive) on."""
-        key = f"jobs:status:{status}" if status else "jobs:all"
+        key = JOBS_BY_STATUS.of(status) if status else JOBS_ALL
         before = f"({checked_id(cursor)}" if cursor else "+"
         records: list[JobRecord] = []
         while len(records) <= limit:
@@ -56,13 +54,13 @@ class RecordReader:
 
     def ids(self, status: JobStatus) -> Sequence[str]:
         """Ids of all jobs in a state, oldest first."""
-        return _texts(self.redis.zrange(f"jobs:status:{status}", 0, -1))
+        return _texts(self.redis.zrange(JOBS_BY_STATUS.of(status), 0, -1))
 
     def waiting_ids(self, queue: str) -> Sequence[str]:
         """Ids of the jobs that wait for the workers of a queue, of all its kinds, the next first."""
         pipeline = self.redis.pipeline(transaction=False)
         for kind in kinds_in(queue):
-            pipeline.zrange(f"jobs:queue:{kind}", 0, -1, withscores=True)
+            pipeline.zrange(JOBS_WAITING.of(kind), 0, -1, withscores=True)
         waiting = sorted((since, job_id) for found in pipeline.execute() for job_id, since in found)
         return [job_id.decode() for _, job_id in waiting]
 
@@ -74,12 +72,12 @@ class RecordReader:
         kind = kind_of(record.kind)
         if kind is None:
             return None
-        since: Any = self.redis.zscore(f"jobs:queue:{record.kind}", record.id)
+        since: Any = self.redis.zscore(JOBS_WAITING.of(record.kind), record.id)
         if since is None:
             return None
-        ahead = self.redis.zrank(f"jobs:queue:{record.kind}", record.id)
+        ahead = self.redis.zrank(JOBS_WAITING.of(record.kind), record.id)
         others = [name for name in kinds_in(kind.queue) if name != kind.name]
-        return 1 + _number(ahead) + sum(_number(self.redis.zcount(f"jobs:queue:{k}", "-inf", since)) for k in others)
+        return 1 + _number(ahead) + sum(_number(self.redis.zcount(JOBS_WAITING.of(k), "-inf", since)) for k in others)
 
     def waiting_since(self, queue: str) -> datetime | None:
         """Since when the job waits that has waited longest; None when none does.
@@ -93,7 +91,7 @@ class RecordReader:
     def leased_by(self, worker: str) -> Sequence[JobRecord]:
         """The jobs that a worker runs; a job whose lease ran out is nobody's."""
         ids = self.ids(JobStatus.running)
-        holders: Any = self.redis.mget([f"lease:{job_id}" for job_id in ids]) if ids else []
+        holders: Any = self.redis.mget([LEASE.of(job_id) for job_id in ids]) if ids else []
         held = [job_id for job_id, holder in zip(ids, holders, strict=True) if holder == worker.encode()]
         return [record for record in self._read(held) if record is not None and record.status is JobStatus.running]
 
@@ -101,27 +99,27 @@ class RecordReader:
         """Number of jobs in every state."""
         pipeline = self.redis.pipeline(transaction=False)
         for status in JobStatus:
-            pipeline.zcard(f"jobs:status:{status}")
+            pipeline.zcard(JOBS_BY_STATUS.of(status))
         return dict(zip(JobStatus, pipeline.execute(), strict=True))
 
     def check(self, lease: Lease) -> bool:
         """As `renew` without renewing: whether cancel was asked for. Raises StaleLease."""
-        status, fence, cancel = self.redis.hmget(f"job:{lease.job_id}", ["status", "fence", "cancel"])
+        status, fence, cancel = self.redis.hmget(JOB.of(lease.job_id), ["status", "fence", "cancel"])
         if status != b"running" or fence != b"%d" % lease.token:
             raise StaleLease(lease.job_id, lease.token)
         return bool(cancel == b"1")
 
     def has_lease(self, job_id: str) -> bool:
         """Whether the job's holder gave a sign of life within `lease_s`."""
-        return bool(self.redis.exists(f"lease:{job_id}"))
+        return bool(self.redis.exists(LEASE.of(job_id)))
 
     def unsaved_ids(self) -> Sequence[str]:
         """Jobs whose copy in S3 is behind."""
-        return _texts(self.redis.smembers("jobs:unsaved"))
+        return _texts(self.redis.smembers(JOBS_UNSAVED))
 
     def was_wiped(self) -> bool:
         """Whether Redis has lost everything since the last `restore_from_s3`."""
-        return not self.redis.exists(RESTORED_KEY)
+        return not self.redis.exists(JOBS_RESTORED)
 
     def read_events(self, job_id: str, after: str = "0", *, block_ms: int = 0, limit: int = 500) -> Sequence[JobEvent]:
         """Events after an id; waits up to `block_ms` (at most 4000) for one. Reads S3 when Redis has forgotten them."""
@@ -130,7 +128,7 @@ class RecordReader:
     def _read(self, job_ids: Iterable[str]) -> Sequence[JobRecord | None]:
         pipeline = self.redis.pipeline(transaction=False)
         for job_id in job_ids:
-            pipeline.hmget(f"job:{job_id}", ["record", "progress", "last_loss", "last_checkpoint"])
+            pipeline.hmget(JOB.of(job_id), ["record", "progress", "last_loss", "last_checkpoint"])
         return [_record_from_hash(*fields) for fields in pipeline.execute()]
 
 

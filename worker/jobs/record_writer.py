@@ -14,7 +14,7 @@ from redis import Redis
 
 from worker.jobs import lua
 from worker.jobs.event import StatusEvent, data_of
-from worker.jobs.record import TRANSITIONS, IllegalTransition, JobNotFound, JobRecord, now
+from worker.jobs.record import TRANSITIONS, IllegalTransition, JobNotFound, JobRecord, NeedsDeleted, now
 from worker.jobs.record_reader import RecordReader
 from worker.jobs.tally import Cut, additions
 from worker.settings import Settings
@@ -143,6 +143,8 @@ class RecordWriter(RecordReader):
                 raise Conflict
             case b"leased":
                 raise LeaseAlive
+            case b"deleted":
+                raise NeedsDeleted(record.id, answer[1].decode())
 
     @property
     def _lease_ms(self) -> int:

@@ -26,6 +26,7 @@ from worker.jobs.record import (
     JobRecord,
     JobStatus,
     Lease,
+    NeedsDeleted,
     Progress,
     StaleLease,
     after_loss,
@@ -35,10 +36,10 @@ from worker.jobs.record import (
     require_held,
     resumed,
 )
-from worker.jobs.record_reader import RESTORED_KEY
 from worker.jobs.record_writer import Conflict, LeaseAlive, RecordWriter, copy_key
+from worker.redis_keys import JOB, JOBS_RESTORED
 from worker.settings import Settings
-from worker.storage.artifacts import ArtifactDamaged, ArtifactError, ArtifactMissing, Artifacts
+from worker.storage.artifacts import ArtifactDamaged, ArtifactError, ArtifactMissing, Artifacts, job_prefix
 
 log = structlog.get_logger(__name__)
 
@@ -71,7 +72,7 @@ class RecordStore(RecordWriter):
 
         The spec is stored as it is: whoever asks for a job checks it, by the model of its kind.
 
-        `job_id` is one of `new_id`, never used before. Raises StorageUnavailable; then there is no job.
+        `job_id` is one of `new_id`, never used before. Raises StorageUnavailable, NeedsDeleted; then there is no job.
         """
         created_at, known = now(), kind_of(kind)
         record = JobRecord(
@@ -111,7 +112,7 @@ class RecordStore(RecordWriter):
     def resume(self, job_id: str, *, spec: Mapping[str, Any] | None = None) -> JobRecord:
         """Queue a failed or cancelled job again, to go on from its last checkpoint, with a new spec if given.
 
-        Raises IllegalTransition.
+        Raises IllegalTransition, NeedsDeleted.
         """
 
         def change(record: JobRecord) -> JobRecord:
@@ -238,10 +239,17 @@ class RecordStore(RecordWriter):
         """
         with ThreadPoolExecutor(8) as pool:
             restored = sum(pool.map(self._restore, self.artifacts.list_jobs()))
-        self.redis.set(RESTORED_KEY, int(time.time()))
+        self.redis.set(JOBS_RESTORED, int(time.time()))
         if restored:
             log.warning("jobs_restored_from_storage", jobs=restored)
         return restored
+
+    def will_return(self, job_id: str) -> bool:
+        """Whether a job that Redis does not know is one that it lost, and not one that was deleted.
+
+        Raises StorageUnavailable.
+        """
+        return not self.redis.exists(JOB.of(job_id)) and self.artifacts.exists(copy_key(job_id))
 
     def find(self, job_id: str) -> JobRecord:
         """As `get`, also between a wipe of Redis and the reaper's next sweep: the job is then brought back at once.
@@ -255,7 +263,7 @@ class RecordStore(RecordWriter):
             return self.get(job_id)
 
     def _restore(self, job_id: str) -> bool:
-        if self.redis.exists(f"job:{job_id}"):
+        if self.redis.exists(JOB.of(job_id)):
             return False
         try:
             record = JobRecord.model_validate(self.artifacts.get_json(copy_key(job_id)))
@@ -264,9 +272,11 @@ class RecordStore(RecordWriter):
         except (ArtifactDamaged, ValueError) as error:
             log.error("job_copy_unreadable", job_id=job_id, error=type(error).__name__)
             return False
+        if self.artifacts.has_tombstone(job_prefix(job_id)):
+            return False
         if not record.status.is_terminal:
             self.events.bring_back(job_id)  # before anybody can append: ids must grow
-        with contextlib.suppress(Conflict):  # another process restores it too
+        with contextlib.suppress(Conflict, NeedsDeleted):  # another process restores it too, or deletes it
             self._write(record, expected=None, take_lease=record.status is JobStatus.running, announce=False)
             self._mark_saved(record)
             return True

@@ -20,9 +20,7 @@ from redis import Redis
 
 from worker.jobs.kinds import JobKind
 from worker.jobs.record import JobRecord, JobStatus, now
-
-COUNTS_KEY = "jobs:counts"
-TALLY_KEY = "jobs:tally"
+from worker.redis_keys import JOB_COUNTS, JOB_TALLY
 
 # Stored by index: other bounds need other names of the fields.
 BOUNDS_S = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 86400, 3 * 86400, 7 * 86400)
@@ -72,8 +70,8 @@ def additions(before: JobRecord | None, after: JobRecord, cut: Cut | None) -> di
 def read_tally(redis: Redis) -> Tally:
     """Read the counts from Redis. Raises RedisError."""
     pipeline = redis.pipeline(transaction=False)
-    pipeline.hgetall(COUNTS_KEY)
-    pipeline.hgetall(TALLY_KEY)
+    pipeline.hgetall(JOB_COUNTS)
+    pipeline.hgetall(JOB_TALLY)
     counts, tally = ({key.decode(): float(value) for key, value in found.items()} for found in pipeline.execute())
     return Tally(
         jobs={(kind, status): counts.get(f"{kind}/{status}", 0) for kind in JobKind for status in JobStatus},

@@ -19,6 +19,7 @@ from worker.jobs.event import SamplingEvent, ShardEvent, StartedEvent
 from worker.jobs.kinds import SampleSpec
 from worker.jobs.record import JobRecord, Progress
 from worker.kinds.calibrate import load_checkpoint
+from worker.queue.tasks import DrawOrder
 from worker.storage.shards import Manifest, Shard, list_shards, put_manifest, put_shard, shard_name
 from worker.trainer.attempt import Attempt, device_of
 from worker.trainer.watch import StopReason
@@ -112,16 +113,13 @@ class _Meter:
 
 
 def _draw(engine: Engine, spec: SampleSpec, index: int) -> DrawTicket:
-    from worker.engine.tickets import DrawOrder
-
     order = DrawOrder(
         num_images=spec.count(index),
         seed=spec.seed,
-        first=index * spec.shard_images,
         num_steps=spec.num_steps,
         noise_scale=spec.noise_scale,
     )
-    return engine.draw("model", order)
+    return engine.draw("model", order, first=index * spec.shard_images)
 
 
 def _packed(model: EnergyModel, x: NDArray[np.float32]) -> bytes:

@@ -21,11 +21,12 @@ from model.config import CalibrationConfig, TrainConfig
 from model.errors import CheckpointError
 from model.events import BatchEvent, CheckpointEvent, DoneEvent, RollbackEvent, SampleEvent, StepEvent, TrainEvent
 from worker.datasets.names import fetch_dataset
-from worker.jobs.event import CheckpointStoredEvent, GridEvent, NoticeEvent, StartedEvent
+from worker.jobs.deletion import Deletions, Retention
+from worker.jobs.event import CheckpointsDeletedEvent, CheckpointStoredEvent, GridEvent, NoticeEvent, StartedEvent
 from worker.jobs.kinds import TrainSpec
-from worker.jobs.record import JobRecord, Progress
+from worker.jobs.record import JobRecord, Progress, RecordError
 from worker.kinds.calibrate import calibrate_checkpoint
-from worker.storage.artifacts import ArtifactDamaged, ArtifactError, ArtifactMissing, model_prefix
+from worker.storage.artifacts import ArtifactDamaged, ArtifactError, ArtifactMissing
 from worker.trainer.attempt import Attempt, device_of
 from worker.trainer.spool import Spool, deliver_leftovers
 from worker.trainer.watch import StopReason
@@ -49,8 +50,9 @@ class Run(Attempt):
 
     def work(self, record: JobRecord) -> StopReason | None:
         """Train, deliver, and calibrate the last checkpoint if the configuration says so."""
-        config = TrainSpec.of(record.spec).config
-        spool = self._start_spool(record.model_id or record.id) if self.rank == 0 else None
+        spec = TrainSpec.of(record.spec)
+        config = spec.config
+        spool = self._start_spool(record.model_id or record.id, spec) if self.rank == 0 else None
         with self._ranks(record) as ranks:
             self._train(record, config, ranks, spool)
         if spool is None:
@@ -129,23 +131,36 @@ class Run(Attempt):
                 self._stop_reason = self.watch.reason if event.stopped else None
                 log.info("training_done", step=event.step, stopped=event.stopped)
 
-    def _start_spool(self, model_id: str) -> Spool:
+    def _start_spool(self, model_id: str, spec: TrainSpec) -> Spool:
         spool = Spool(
             self.artifacts,
             lease=self.lease,
             model_id=model_id,
             directory=self.directory,
-            on_checkpoint=self._committed,
+            on_checkpoint=lambda checkpoint: self._committed(checkpoint, model_id, spec),
             on_grid=lambda step, key: self.telemetry.event(GridEvent(step=step, key=key)),
             confirm_fn=self.watch.confirm,
         )
         spool.start()
         return spool
 
-    def _committed(self, checkpoint: CheckpointStoredEvent) -> None:
-        """Tell of a checkpoint, and keep what was told so far where a wiped Redis does not reach."""
+    def _committed(self, checkpoint: CheckpointStoredEvent, model_id: str, spec: TrainSpec) -> None:
+        """Tell of a checkpoint, delete those it makes superfluous, and keep where a wiped Redis does not reach what was
+        told so far.
+        """
         log.info("checkpoint_committed", **asdict(checkpoint))
         self.telemetry.checkpoint(checkpoint)
+        retention = Retention(
+            keep_last=spec.keep_last or self.settings.keep_last,
+            keep_every=spec.keep_every or self.settings.keep_every,
+        )
+        try:
+            self.watch.confirm()
+            steps = Deletions(self.store).thin_out(model_id, retention, spec.config.checkpoint_every)
+            if steps:
+                self.telemetry.event(CheckpointsDeletedEvent(steps=steps, **asdict(retention)))
+        except (ArtifactError, RedisError, RecordError) as error:  # after the next checkpoint, then
+            log.warning("checkpoints_not_thinned_out", error=type(error).__name__)
         try:
             self.store.events.archive(self.lease.job_id)
         except (ArtifactError, RedisError) as error:
@@ -159,7 +174,7 @@ class Run(Attempt):
         return self.settings.storage_patience_s
 
     def _describe_model(self, model_id: str, record: JobRecord) -> None:
-        if self.artifacts.exists(f"{model_prefix(model_id)}model.json"):
+        if self.artifacts.has_model(model_id):
             return
         config = record.spec["config"]
         self.artifacts.put_model(

@@ -21,10 +21,11 @@ from redis.exceptions import RedisError
 
 from worker.heartbeat import beat
 from worker.observe.version import version
+from worker.redis_keys import WORKER
 
 log = structlog.get_logger(__name__)
 
-_PATTERN = "worker:*"
+_PATTERN = WORKER.of("*")
 _GPU_TIMEOUT_S = 10
 
 
@@ -47,7 +48,7 @@ class Presence:
         self, redis: Redis, kinds: list[str], name: str, *, every_s: float, heartbeat_file: Path | None = None
     ) -> None:
         self._redis = redis
-        self._keys = [f"worker:{kind}:{name}" for kind in kinds]
+        self._keys = [WORKER.of(kind, name) for kind in kinds]
         self._every_s = every_s
         self._heartbeat_file = heartbeat_file
         self._stopped = threading.Event()

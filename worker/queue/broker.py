@@ -11,7 +11,8 @@ from typing import Any
 from celery import Celery
 
 from worker.jobs.kinds import kind_of
-from worker.queue.messages import JOB_TASK, SAMPLE_QUEUE, SamplerRequest
+from worker.queue.messages import JOB_TASK, SamplerRequest
+from worker.redis_keys import SAMPLE_QUEUE
 from worker.settings import Settings
 
 

@@ -6,10 +6,8 @@ import json
 import time
 from dataclasses import asdict, dataclass
 
-from worker.queue.messages import SAMPLE_QUEUE
+from worker.redis_keys import SAMPLER_QUEUES
 
-LOADS_KEY = "samplers"
-"""Redis hash: a sampler's name -> its load as JSON."""
 _LOADING_S = 2.0
 """A sampler that has the model may be so much busier than another before the other loads it too."""
 _FRESH_S = 5.0
@@ -47,7 +45,7 @@ def fresh_loads(entries: dict[bytes, bytes]) -> list[SamplerLoad]:
 
 def own_queue(name: str) -> str:
     """Of one sampler, beside the one that all share."""
-    return f"{SAMPLE_QUEUE}@{name}"
+    return SAMPLER_QUEUES.of(name)
 
 
 def warm_queue(loads: list[SamplerLoad], model_id: str, step: int | None) -> str | None:

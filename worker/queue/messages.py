@@ -1,9 +1,9 @@
-"""What crosses the queue and comes back: requests to the samplers, their replies, and the names both sides agree on.
+"""What crosses the queue and comes back: what all requests to the samplers share, their replies, and the way back.
 
 A job's message carries a job id and nothing else: the record is the truth. A request to a sampler carries everything
 but large arrays, since its client waits and nothing of it is stored; an array travels beside it, under a Redis key that
 expires. Replies go through a Redis list of their own, not through Celery's result backend, which has no asynchronous
-API. Imports neither torch nor Celery.
+API. Which requests there are is tasks.py. This module imports neither torch nor Celery.
 """
 
 from __future__ import annotations
@@ -21,17 +21,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
+from model.config import Precision
 from worker.ids import ULID_PATTERN
+from worker.redis_keys import CANCEL, INPUT, REPLY
 
 JOB_TASK = "worker.tasks.train"
 """The message of a job of any kind: it wakes a trainer, which runs the job that is next. Every version knows this name.
 """
 OLDER_JOB_TASKS = ("worker.tasks.calibrate", "worker.tasks.bulk")
 """What an earlier version of the service sends to the same end."""
-SAMPLE_TASK = "worker.tasks.sample"
-DENSITY_TASK = "worker.tasks.density"
-DENSITY_MAP_TASK = "worker.tasks.density_map"
-SAMPLE_QUEUE = "sample"
 
 MAX_BLOCK_S = 4.0
 """One blocking Redis call waits at most so long: redis-py's default socket timeout is 5 s."""
@@ -53,16 +51,12 @@ ReplyError = Literal[
 ]
 
 
-Precision = Literal["float32", "bfloat16"]
-"""Of the network's arithmetic; everything else is float32."""
-
-
 class ReplyTimeout(TimeoutError):
     """No worker answered in time."""
 
 
 class SamplerRequest(BaseModel):
-    """What every request to a sampler says."""
+    """What every request to a sampler says: which model is meant, and how long its client waits."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -83,39 +77,10 @@ class SamplerRequest(BaseModel):
         """Seconds until the deadline; negative after it."""
         return self.deadline - time.time()
 
-
-class SampleRequest(SamplerRequest):
-    """Draw `num_images` samples of a model; image i of a seed does not depend on their number."""
-
-    task = SAMPLE_TASK
-
-    num_images: int = Field(ge=1, le=100_000)
-    seed: int = Field(ge=0, lt=2**63)
-    num_steps: int | None = Field(default=None, ge=0, le=10_000)
-    """K, chain steps per level; None is the model's own."""
-    noise_scale: float | None = Field(default=None, ge=0, le=2)
-    levels: tuple[int, ...] = ()
-    """Levels whose x_t is returned too."""
-    precision: Precision = "float32"
-    stream: bool = False
-    """Send a reply for each of the levels as it is reached, before the one with the samples."""
-
-
-class DensityRequest(SamplerRequest):
-    """Score the data that lie under `input_key` with a calibrated checkpoint."""
-
-    task = DENSITY_TASK
-
-    num_paths: int = Field(default=0, ge=0, le=1000)
-    """Paths of the second, independent estimate; 0 leaves it out."""
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    """Of the paths."""
-
-
-class DensityMapRequest(SamplerRequest):
-    """Draw the density of a calibrated checkpoint of a 2-D model beside its data."""
-
-    task = DENSITY_MAP_TASK
+    @property
+    def network_precision(self) -> Precision:
+        """The precision of the network's arithmetic."""
+        return "float32"
 
 
 class Timings(BaseModel):
@@ -146,6 +111,11 @@ class SamplerReply(BaseModel):
     gradient_evaluations: int = 0
     """Per sample, or per scored event."""
     timings: Timings = Timings()
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no other reply to the same request follows."""
+        return True
 
     @classmethod
     def failed(
@@ -191,70 +161,6 @@ class SamplerReply(BaseModel):
         return cls.from_arrays(header, arrays)
 
 
-class SampleReply(SamplerReply):
-    """Samples."""
-
-    seed: int
-    precision: Precision = "float32"
-    """Of the network that drew them."""
-    level_reached: int | None = None
-    """Of a stream: this is no end, but x_t of this level, alone in `levels`."""
-    x: FloatArray | None = Field(default=None, exclude=True, repr=False)
-    """(N, *event), images in [−1, 1]."""
-    levels: dict[int, FloatArray] = Field(default_factory=dict, exclude=True, repr=False)
-    """Intermediate x_t by level, each (N, *event)."""
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """`x`, and the levels under their numbers."""
-        arrays = {} if self.x is None else {"x": self.x}
-        arrays |= {str(level): x for level, x in self.levels.items()}
-        return {name: array.astype(np.float32, copy=False) for name, array in arrays.items()}
-
-    @classmethod
-    def from_arrays(cls, header: dict[str, Any], arrays: dict[str, Any]) -> Self:
-        """The reply of that header and those `arrays`."""
-        x = arrays.pop("x", None)
-        return cls(**header, x=x, levels={int(name): array for name, array in arrays.items()})
-
-
-class DensityReply(SamplerReply):
-    """log densities, float64 nats, (N,) each."""
-
-    seed: int
-    calibration: dict[str, Any] | None = None
-    """The one that was used: `model.densities.calibration.Calibration.to_dict`."""
-    log_density: DoubleArray | None = Field(default=None, exclude=True, repr=False)
-    energy: DoubleArray | None = Field(default=None, exclude=True, repr=False)
-    bits_per_dim: DoubleArray | None = Field(default=None, exclude=True, repr=False)
-    """None for continuous data."""
-    path_log_density: DoubleArray | None = Field(default=None, exclude=True, repr=False)
-    path_spread: DoubleArray | None = Field(default=None, exclude=True, repr=False)
-    """Standard deviation of the single paths' values."""
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """Those that are there."""
-        named = {name: getattr(self, name) for name in _DENSITY_ARRAYS}
-        return {name: array for name, array in named.items() if array is not None}
-
-
-_DENSITY_ARRAYS = ("log_density", "energy", "bits_per_dim", "path_log_density", "path_spread")
-
-
-class DensityMapReply(SamplerReply):
-    """A picture."""
-
-    png: bytes = Field(default=b"", exclude=True, repr=False)
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """The file as bytes."""
-        return {"png": np.frombuffer(self.png, np.uint8)}
-
-    @classmethod
-    def from_arrays(cls, header: dict[str, Any], arrays: dict[str, Any]) -> Self:
-        """The reply of that header and those `arrays`."""
-        return cls(**header, png=arrays["png"].tobytes())
-
-
 def not_calibrated(model_id: str, step: int) -> str:
     """The sentence for a checkpoint without a calibration, with the remedy."""
     return (
@@ -265,19 +171,19 @@ def not_calibrated(model_id: str, step: int) -> str:
 
 def input_key(request_id: str) -> str:
     """Where the array of a DensityRequest lies in Redis, as .npy bytes, until it expires."""
-    return f"input:{request_id}"
+    return INPUT.of(request_id)
 
 
 def cancel_key(request_id: str) -> str:
     """Where the service says that the client of a request has left."""
-    return f"cancel:{request_id}"
+    return CANCEL.of(request_id)
 
 
 class ReplyChannel:
     """The way back of one request: a Redis list that lives for `ttl_s` seconds."""
 
     def __init__(self, request_id: str, *, ttl_s: float = 60.0) -> None:
-        self.key = f"reply:{request_id}"
+        self.key = REPLY.of(request_id)
         self.ttl_s = ttl_s
 
     def push(self, redis: Redis, reply: SamplerReply) -> None:

@@ -4,6 +4,7 @@
     models/{model_id}/model.json
     models/{model_id}/checkpoints/{step}/{sha256[:16]}.{name}   models/{model_id}/checkpoints/{step}/manifest.json
     models/{model_id}/calibration/{step}.json
+    deletions/{what is to be deleted}      see worker/jobs/deletion.py
 
 A checkpoint is committed by its manifest, written last and only if there is none (If-None-Match): no manifest, no
 checkpoint. Its files are named by their content, so that a late upload by a worker that lost its lease, or the rest of
@@ -25,14 +26,12 @@ from pathlib import Path
 from typing import Any
 
 from worker.ids import ULID_PATTERN, checked_id
-from worker.settings import Settings
 from worker.storage.bucket import (
     ArtifactDamaged,
     ArtifactError,
     ArtifactMissing,
     Bucket,
     StorageUnavailable,
-    connect_s3,
     sha256_of,
 )
 from worker.storage.bucket import packed as _packed
@@ -41,6 +40,8 @@ from worker.storage.bucket import packed as _packed
 __all__ = ["ArtifactDamaged", "ArtifactError", "ArtifactMissing", "Artifacts", "Checkpoint", "StorageUnavailable"]
 
 MANIFEST = "manifest.json"
+_HEADS = ("job.json", "model.json", MANIFEST)
+_TOMBSTONES = "deletions/"
 _FILE_NAME = re.compile(r"[a-z0-9_]+\.[a-z]+\Z")
 _ID = re.compile(ULID_PATTERN)
 
@@ -87,13 +88,17 @@ def sample_key(job_id: str, step: int) -> str:
     return f"{job_prefix(job_id)}samples/{step:d}.png"
 
 
+def _tombstone_key(folder: str) -> str:
+    # One level: stores that keep files and folders apart could not hold a tombstone below another.
+    return _TOMBSTONES + folder.strip("/").replace("/", ".")
+
+
+def _folder_of(tombstone: str) -> str:
+    return tombstone.removeprefix(_TOMBSTONES).replace(".", "/") + "/"
+
+
 class Artifacts(Bucket):
     """The service's own bucket. Every method raises StorageUnavailable when storage is away or refuses us."""
-
-    @classmethod
-    def connect(cls, settings: Settings) -> Artifacts:
-        """The bucket these settings name; nothing is sent yet."""
-        return cls(connect_s3(settings), settings.s3_bucket)
 
     # Jobs
 
@@ -134,19 +139,51 @@ class Artifacts(Bucket):
             raise ArtifactDamaged(f"model.json of {model_id} is not an object")
         return description
 
+    def has_model(self, model_id: str) -> bool:
+        """Whether there is such a model."""
+        return self.exists(f"{model_prefix(model_id)}model.json")
+
     def list_models(self) -> list[str]:
         """Ids of all models, newest first."""
         ids = sorted((name for name in self.list_folders("models/") if _ID.match(name)), reverse=True)
         # SeaweedFS keeps the folders of deleted models for a while.
         with ThreadPoolExecutor(8) as pool:
-            there = pool.map(lambda model_id: self.exists(f"{model_prefix(model_id)}model.json"), ids)
+            there = pool.map(self.has_model, ids)
         return [model_id for model_id, is_there in zip(ids, there, strict=True) if is_there]
 
-    def delete_model(self, model_id: str) -> None:
-        """Remove a model and its checkpoints: manifests first, so that no checkpoint is ever seen half."""
-        keys = [key for key, _, _ in self.list_keys(model_prefix(model_id))]
-        for key in sorted(keys, key=lambda key: not key.endswith(f"/{MANIFEST}")):
+    def change_model(self, model_id: str, changes: Mapping[str, Any]) -> None:
+        """Set fields of model.json, leaving the others as they are. Raises ArtifactMissing."""
+        self.change_json(f"{model_prefix(model_id)}model.json", lambda description: {**description, **changes})
+
+    # Deletion
+
+    def delete_folder(self, folder: str) -> None:
+        """Remove everything below a folder; may be repeated.
+
+        What makes a job, a model or a checkpoint one goes first (job.json, model.json, then manifests), so that nobody
+        takes what is left for a whole.
+        """
+        keys = [key for key, _, _ in self.list_keys(folder)]
+        heads = [key for name in _HEADS for key in keys if key.endswith(f"/{name}")]
+        for key in heads:
             self.delete(key)
+        self.delete_all(set(keys) - set(heads))
+
+    def put_tombstone(self, folder: str) -> None:
+        """Write down that a folder is to be deleted, where a wiped Redis does not reach."""
+        self.put_bytes(_tombstone_key(folder), b"")
+
+    def has_tombstone(self, folder: str) -> bool:
+        """Whether the folder is to be deleted."""
+        return self.exists(_tombstone_key(folder))
+
+    def list_tombstones(self) -> list[str]:
+        """The folders that are to be deleted, in order."""
+        return sorted(_folder_of(key) for key, _, _ in self.list_keys(_TOMBSTONES))
+
+    def delete_tombstone(self, folder: str) -> None:
+        """The folder has been deleted."""
+        self.delete(_tombstone_key(folder))
 
     # Calibrations
 
@@ -183,7 +220,7 @@ class Artifacts(Bucket):
         raise to keep it from being. Repeating a call that was interrupted is safe.
         """
         prefix = checkpoint_prefix(model_id, step)
-        if self.exists(prefix + MANIFEST):
+        if self.has_checkpoint(model_id, step):
             return False
         files = {path.name: self._upload(prefix, path) for path in sorted(directory.iterdir())}
         manifest = {
@@ -222,6 +259,10 @@ class Artifacts(Bucket):
             Checkpoint(model_id=model_id, step=step, size_bytes=sizes[step], committed_at=committed[step])
             for step in sorted(committed)
         ]
+
+    def has_checkpoint(self, model_id: str, step: int) -> bool:
+        """Whether a checkpoint of that step is committed."""
+        return self.exists(checkpoint_prefix(model_id, step) + MANIFEST)
 
     def newest_step(self, model_id: str) -> int | None:
         """Step of the newest committed checkpoint, or None."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import boto3
 from boto3.exceptions import Boto3Error
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 _MISSING = {"404", "NoSuchKey", "NotFound"}
-_NOT_ABSENT = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
+_DELETIONS_AT_ONCE = 8
+_CONDITION_FAILED = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
 
 
 class ArtifactError(Exception):
@@ -92,6 +94,15 @@ class Bucket:
         self._client = client
         self.bucket = bucket
 
+    @classmethod
+    def connect(cls, settings: Settings) -> Self:
+        """The bucket these settings name; nothing is sent yet."""
+        return cls(connect_s3(settings), settings.s3_bucket)
+
+    def close(self) -> None:
+        """Close the connections; for a client that a process does not keep to its end."""
+        self._client.close()
+
     def other(self, bucket: str) -> Bucket:
         """Another bucket of the same store."""
         return Bucket(self._client, bucket)
@@ -122,7 +133,7 @@ class Bucket:
                     Bucket=self.bucket, Key=key, Body=data, ContentType=content_type, IfNoneMatch="*"
                 )
             except ClientError as error:
-                if error.response.get("Error", {}).get("Code", "") in _NOT_ABSENT:
+                if error.response.get("Error", {}).get("Code", "") in _CONDITION_FAILED:
                     return False
                 raise
         return True
@@ -131,6 +142,32 @@ class Bucket:
         """Write an object as JSON."""
         self.put_bytes(key, packed(value), "application/json")
 
+    def change_json(self, key: str, change_fn: Callable[[Any], object]) -> Any:
+        """Replace an object by what `change_fn` makes of its JSON value, and return that.
+
+        Nobody's change is lost: it is made again while others write in between. Raises ArtifactMissing, also when the
+        object is deleted meanwhile, and ArtifactDamaged.
+        """
+        while True:
+            with _translated(key):
+                found = self._client.get_object(Bucket=self.bucket, Key=key)
+                content = found["Body"].read()
+            changed = change_fn(_parsed(key, content))
+            if self._put_if_match(key, packed(changed), found["ETag"]):
+                return changed
+
+    def _put_if_match(self, key: str, data: bytes, etag: str) -> bool:
+        with _translated(key):
+            try:
+                self._client.put_object(
+                    Bucket=self.bucket, Key=key, Body=data, ContentType="application/json", IfMatch=etag
+                )
+            except ClientError as error:
+                if error.response.get("Error", {}).get("Code", "") in _CONDITION_FAILED:
+                    return False
+                raise
+        return True
+
     def get_bytes(self, key: str) -> bytes:
         """An object's content. Raises ArtifactMissing."""
         with _translated(key):
@@ -138,10 +175,7 @@ class Bucket:
 
     def get_json(self, key: str) -> Any:
         """An object's JSON value. Raises ArtifactMissing, ArtifactDamaged."""
-        try:
-            return json.loads(self.get_bytes(key))
-        except ValueError as error:
-            raise ArtifactDamaged(f"{key} is not JSON") from error
+        return _parsed(key, self.get_bytes(key))
 
     def exists(self, key: str) -> bool:
         """Whether there is such an object."""
@@ -156,6 +190,11 @@ class Bucket:
         """Remove an object; nothing happens when there is none."""
         with _translated(key):
             self._client.delete_object(Bucket=self.bucket, Key=key)
+
+    def delete_all(self, keys: Iterable[str]) -> None:
+        """Remove objects, several at a time and in no order; those that are not there do no harm."""
+        with ThreadPoolExecutor(_DELETIONS_AT_ONCE) as pool:
+            list(pool.map(self.delete, keys))
 
     def list_keys(self, prefix: str) -> Iterator[tuple[str, int, datetime]]:
         """(key, size in bytes, time of writing) of all objects below a prefix."""
@@ -183,6 +222,13 @@ class Bucket:
         """Write an object to a file. Raises ArtifactMissing."""
         with _translated(key):
             self._client.download_file(self.bucket, key, str(path))
+
+
+def _parsed(key: str, content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        raise ArtifactDamaged(f"{key} is not JSON") from error
 
 
 def packed(value: object) -> bytes:

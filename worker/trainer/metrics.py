@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 
 from worker.jobs.event import JobEvent
-from worker.jobs.events import events_from_reply, events_key
+from worker.jobs.event_stream import events_from_reply, events_key
 from worker.jobs.record import JobRecord
 from worker.jobs.records import RecordStore
 from worker.observe.probe import Probe

@@ -24,11 +24,12 @@ from typing import Any
 import structlog
 from redis.exceptions import RedisError
 
-from worker.jobs.kinds import TRAIN_QUEUE
 from worker.jobs.record import JobNotFound, JobRecord, JobStatus, Lease, StaleLease
 from worker.jobs.records import RecordStore
 from worker.observe.redaction import hide, redact
+from worker.redis_keys import TRAIN_QUEUE
 from worker.settings import Settings
+from worker.storage.artifacts import StorageUnavailable
 from worker.trainer.exits import Exit, death_in_words, read_outcome
 
 log = structlog.get_logger(__name__)
@@ -126,18 +127,21 @@ class Renewal:
             try:
                 self.cancel_requested = self._store.renew(self._lease)
             except StaleLease:
-                self.lost = self._is_known()
+                self.lost = _is_lost(self._store, self._lease.job_id)
             except RedisError as error:
                 # The subprocess pauses by itself when this lasts (watch.py).
                 log.warning("lease_not_renewed", job_id=self._lease.job_id, error=type(error).__name__)
 
-    def _is_known(self) -> bool:
-        """Whether the record is there. One that was lost with Redis comes back from S3, with our token in it."""
-        try:
-            self._store.get(self._lease.job_id)
-        except (JobNotFound, RedisError):
-            return False
-        return True
+
+def _is_lost(store: RecordStore, job_id: str) -> bool:
+    """Whether a job that is not ours any more is somebody else's, or was deleted.
+
+    A record that was lost with Redis comes back from S3, with our token in it.
+    """
+    try:
+        return not store.will_return(job_id)
+    except (RedisError, StorageUnavailable):
+        return False
 
 
 class Supervisor:
@@ -236,8 +240,10 @@ class Supervisor:
         for pause_s in self._pauses():
             try:
                 return end_fn()
-            except (StaleLease, JobNotFound) as error:
-                if isinstance(error, StaleLease):
+            except StaleLease:
+                return None
+            except JobNotFound as error:
+                if _is_lost(self._store, error.job_id):
                     return None
             except RedisError as error:
                 log.warning("end_postponed", error=type(error).__name__)

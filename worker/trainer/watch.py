@@ -11,6 +11,7 @@ from redis.exceptions import RedisError
 
 from worker.jobs.record import JobNotFound, Lease, StaleLease
 from worker.jobs.records import RecordStore
+from worker.storage.artifacts import StorageUnavailable
 
 log = structlog.get_logger(__name__)
 
@@ -62,12 +63,14 @@ class Watch:
     def confirm(self) -> None:
         """Ask now, before something is published, whether the job is ours.
 
-        Raises StaleLease when it is not; RedisError, or JobNotFound while a wiped Redis is refilled, when nobody knows.
+        Raises StaleLease when it is not; RedisError, StorageUnavailable, or JobNotFound while a wiped Redis is
+        refilled, when nobody knows.
         """
         try:
             self._store.check(self._lease)
         except StaleLease:
-            self._store.get(self._lease.job_id)
+            if self._store.will_return(self._lease.job_id):
+                raise JobNotFound(self._lease.job_id) from None
             self.reason = StopReason.stale
             raise
 
@@ -95,10 +98,12 @@ class Watch:
                 self.reason = self.reason or StopReason.cancelled
 
     def _look_again(self) -> None:
-        """A record that is not there was lost with Redis and comes back from S3; any other is somebody else's."""
+        """A record that was lost with Redis comes back from S3; any other is somebody else's, or was deleted."""
         try:
-            self._store.get(self._lease.job_id)
-        except (JobNotFound, RedisError):
-            log.warning("record_missing")
-        else:
-            self.reason = StopReason.stale
+            if not self._store.will_return(self._lease.job_id):
+                self.reason = StopReason.stale
+                return
+        except (RedisError, StorageUnavailable) as error:
+            log.warning("record_unreachable", error=type(error).__name__)
+            return
+        log.warning("record_missing")

@@ -21,6 +21,7 @@ from worker.ids import checked_id
 from worker.jobs import lua
 from worker.jobs.event import JobEvent
 from worker.jobs.record import StaleLease, now
+from worker.redis_keys import EVENTS
 from worker.storage.artifacts import ArtifactMissing, Artifacts, job_prefix
 
 MAX_BLOCK_MS = 4000
@@ -29,7 +30,7 @@ MAX_BLOCK_MS = 4000
 
 def events_key(job_id: str) -> str:
     """The Redis key of a job's stream. Raises InvalidId."""
-    return f"events:{checked_id(job_id)}"
+    return EVENTS.of(checked_id(job_id))
 
 
 class EventLog:

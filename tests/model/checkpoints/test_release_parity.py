@@ -14,7 +14,7 @@ from model.energies.energy import energy_and_score
 from model.energies.energy_model import EnergyModel
 from model.schedule import make_schedule
 from model.training.losses import contrastive_loss
-from tests.model.official import golden, images, release_model
+from tests.model.checkpoints.official import golden, images, release_model
 
 _RELATIVE = 1e-4
 

@@ -15,8 +15,8 @@ from model.checkpoints import official
 from model.checkpoints.checkpoint import load_model
 from model.conditions import At
 from model.errors import CheckpointError
-from tests.model.bundle_writer import Array, write_bundle
-from tests.model.official import CHECKPOINT, golden, images
+from tests.model.checkpoints.bundle_writer import Array, write_bundle
+from tests.model.checkpoints.official import CHECKPOINT, golden, images
 
 Floats = npt.NDArray[np.float64]
 Weights = dict[str, Array]

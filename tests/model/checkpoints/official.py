@@ -13,7 +13,7 @@ from torch import Tensor
 from model.checkpoints import official
 from model.energies.energy_model import EnergyModel
 
-_DATA = Path(__file__).parent.parent / "data"
+_DATA = Path(__file__).parents[2] / "data"
 CHECKPOINT = _DATA / "official_tiny"
 
 

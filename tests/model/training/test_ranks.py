@@ -18,7 +18,7 @@ from model.events import CheckpointEvent, SampleEvent, StepEvent
 from model.rows import Rows
 from model.training.loop import train
 from model.training.ranks import Ranks, joined
-from tests.model.test_training import ADJUSTED, PAPER
+from tests.model.training.test_training import ADJUSTED, PAPER
 from tests.servers import free_ports
 
 _ADJUSTED = replace(

@@ -19,7 +19,7 @@ from model.events import BatchEvent, CheckpointEvent, TrainEvent
 from model.spaces.affine import AffineSpace
 from model.training.loop import train
 from model.training.memory import TrialStep, free_bytes, most_rows, with_rows
-from tests.model.test_training import PAPER
+from tests.model.training.test_training import PAPER
 
 _AUTO = replace(PAPER, batch_size="auto", sample_every=100, num_preview_samples=1, steps=2)
 

@@ -10,9 +10,9 @@ import pytest
 
 from model.checkpoints.tensor_bundle import TensorBundle
 from model.errors import CheckpointError
-from tests.model.bundle_writer import Array, write_bundle
+from tests.model.checkpoints.bundle_writer import Array, write_bundle
 
-RELEASE = Path(__file__).parent.parent / "data" / "official_tiny"
+RELEASE = Path(__file__).parents[2] / "data" / "official_tiny"
 _GENERATOR = np.random.default_rng(0)
 ARRAYS: dict[str, Array] = {
     "a/kernel": _GENERATOR.normal(size=(3, 3, 2, 5)).astype(np.float32),
