@@ -1,7 +1,7 @@
 """The Celery application's settings, each with its reason, and the two kinds of messages that are ever sent.
 
-Measured pitfalls behind the reasons are in ARCHITECTURE.md. The service imports this too, to send tasks by name: no
-torch and no task code here.
+Some of the reasons are decisions (docs/decisions, 0010, 0025 and 0052). The service imports this too, to send tasks by
+name: no torch and no task code here.
 """
 
 from __future__ import annotations
