@@ -1,4 +1,4 @@
-"""What an energy is asked under: a noise level for every row, and a label where a model knows labels."""
+"""The conditions under which an energy is evaluated: for every row a noise level, and a label if the model has any."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class At:
-    """The conditions of a batch of rows. Rows are selected, joined and moved with all their conditions together."""
+    """The conditions of a batch of rows. Selecting, joining or moving rows keeps all their conditions together."""
 
     level: Tensor
-    """(B,) int64 index t of the noise level; a floating-point log-SNR λ where an energy is continuous in it"""
+    """(B,) int64 index t of the noise level, or floating-point log-SNR λ for an energy that is continuous in it"""
     label: Tensor | None = None
     """(B,) int64 class of each row; None without labels"""
 
     @classmethod
     def same(cls, level: int, like: Tensor) -> At:
-        """One level for every row of `like` (B, …), on its device."""
+        """Return conditions at the same `level` for every row of `like` (B, …), on its device."""
         return cls(torch.full((len(like),), level, device=like.device))
 
     @classmethod
     def joined(cls, parts: Sequence[At]) -> At:
-        """The rows of `parts`, one after another. Either all of them have labels or none has."""
+        """Return the rows of `parts`, one after another. Either all of the parts have labels or none has."""
         labels = [part.label for part in parts if part.label is not None]
         return cls(torch.cat([part.level for part in parts]), torch.cat(labels) if labels else None)
 
@@ -38,14 +38,14 @@ class At:
         return self.map(lambda one: one[rows])
 
     def on(self, level: Tensor) -> At:
-        """The same conditions at another `level` (B,)."""
+        """Return the same conditions at another `level` (B,)."""
         return replace(self, level=level)
 
     def map(self, tensor_fn: Callable[[Tensor], Tensor]) -> At:
-        """The conditions with every tensor passed through `tensor_fn`."""
+        """Return the conditions with every tensor passed through `tensor_fn`."""
         return At(tensor_fn(self.level), None if self.label is None else tensor_fn(self.label))
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """The conditions that there are, as tensors whose first axis is the rows."""
+        """The conditions that are not None, as tensors whose first axis is the rows."""
         return (self.level,) if self.label is None else (self.level, self.label)

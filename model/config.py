@@ -1,10 +1,10 @@
-"""Configurations of a training run: frozen, checked when made, and written as plain JSON.
+"""Configurations of a training run, which are frozen, checked when made, and written as plain JSON.
 
-A field is written here and nowhere else: its type, its range, its default and, below it, what it means. The OpenAPI
-document, requests, the command's options and the page's form are made of them. No torch and no pydantic, so that
-whoever reads a configuration loads neither. Numbers marked DRL come from Gao et al., "Learning Energy-Based Models by
-Diffusion Recovery Likelihood" (ICLR 2021) or its release. Defaults are DRL's but where `make ablation` measured better
-ones; its exact recipes are `model.presets`.
+A field is described here and nowhere else, by its type, its range, its default and the text below it, which says what
+it means. The OpenAPI document, requests, the command's options and the page's form are made from these descriptions.
+The module imports neither torch nor pydantic, so that whoever reads a configuration loads neither. Numbers marked DRL
+come from Gao et al., "Learning Energy-Based Models by Diffusion Recovery Likelihood" (ICLR 2021) or its release.
+Defaults are DRL's, except where `make ablation` measured better ones; the paper's exact recipes are in `model.presets`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from model.fields import to_dict as to_dict
 from model.intake.limits import MAX_SIDE, MIN_SIDE
 
 UNKNOWN_DATASET = "unknown"
-"""The dataset of weights that came from elsewhere without saying what they were trained on."""
+"""The dataset of imported weights of which it is not known what they were trained on."""
 
 ScheduleKind = Literal["published", "linear_betas", "log_snr"]
 NetworkKind = Literal["resnet", "mlp"]
@@ -33,7 +33,7 @@ KernelKind = Literal["langevin", "mala", "hmc"]
 ScoreMatchingForm = Literal["recovery", "marginal", "dual"]
 Precision = Literal["float32", "bfloat16"]
 AUTO_BATCH_SIZES = (64, 256)
-"""Least and largest that `batch_size` 'auto' becomes: those of DRL's experiments."""
+"""The least and the largest number that `batch_size` 'auto' becomes, which are those of DRL's experiments."""
 
 _LogSnr = Annotated[float, Interval(ge=-20, le=20)]
 _Width = Annotated[int, Interval(ge=0, le=4096)]
@@ -48,19 +48,19 @@ Seed = Annotated[int, Interval(ge=0, lt=2**63)]
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig(Config):
-    """Noise levels t = 0 (cleanest) … T−1, and x_T, pure noise."""
+    """The noise levels t = 0 (the cleanest) … T−1, above which x_T is pure noise."""
 
     path: ClassVar[str] = "schedule."
 
     kind: ScheduleKind = "published"
-    """How the noise grows: DRL's rule for its T6 (`published`), every one of its 1000 betas (`linear_betas`), or evenly
-    in log-SNR (`log_snr`)."""
+    """How the noise grows from level to level: by DRL's rule for its T6 (`published`), by every one of its 1000 betas
+    (`linear_betas`), or evenly in log-SNR (`log_snr`)."""
     num_levels: Annotated[int, Interval(ge=2, le=1000)] = 6
     """T, the number of noise levels."""
     log_snr_max: _LogSnr = 7.0
-    """`log_snr` only: log(ᾱ²/σ̄²) of x_0, in nats."""
+    """The log-SNR log(ᾱ²/σ̄²) of x_0, in nats; `log_snr` only."""
     log_snr_min: _LogSnr = -7.0
-    """`log_snr` only: log(ᾱ²/σ̄²) of x_{T−1}, in nats."""
+    """The log-SNR log(ᾱ²/σ̄²) of x_{T−1}, in nats; `log_snr` only."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,33 +84,38 @@ class ScheduleConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig(Config):
-    """The network net(y, t) whose scaled negative is the energy."""
+    """The network net(y, t), whose output, scaled and negated, is the energy or its correction."""
 
     path: ClassVar[str] = "network."
 
     kind: NetworkKind = "resnet"
-    """`resnet` takes images, `mlp` takes vectors."""
+    """The kind of network: `resnet` takes images, `mlp` takes vectors."""
     width: Annotated[int, Interval(ge=4, le=4096)] = 128
-    """Channels at full resolution (DRL: ch), or units of an MLP's hidden layer."""
+    """The number of channels at full resolution (DRL: ch), or of units in a hidden layer of the MLP."""
     multipliers: Annotated[tuple[Annotated[int, Interval(ge=1, le=16)], ...], Len(1, 8)] = (1, 2, 2, 2)
-    """`resnet` only: width multiplier of each resolution; neighbours differ by 2×2 average pooling."""
+    """The factor of `width` at each resolution, the full one first; 2×2 average pooling leads from each to the next.
+    `resnet` only."""
     num_blocks: Annotated[int, Interval(ge=1, le=64)] = 8
-    """Residual blocks per resolution (DRL: N), or residual blocks of the MLP."""
+    """The number of residual blocks at each resolution (DRL: N), or of the MLP."""
     activation: Activation = "leaky_relu"
     """The nonlinearity between layers."""
     spectral_norm: bool = True
-    """Normalize every layer by its largest singular value (DRL); without it layers start with the gains of
+    """Normalize every layer by its largest singular value (DRL). Without this, layers start with the gains of
     `model.networks.blocks`."""
     coordinates: bool = False
-    """`resnet` only: two more input channels hold the row and the column, for objects always centred alike."""
+    """Add two input channels that hold the row and the column of each pixel, for objects that are always centred alike.
+    `resnet` only."""
     level_width: _Width = 0
-    """Units of the level embedding; 0 takes four times `width` (DRL)."""
+    """The number of units of the level embedding; 0 stands for four times `width` (DRL)."""
     fourier_features: _Width = 0
-    """`mlp` only: random frequencies whose sines and cosines join the input, damped where the noise hides them."""
+    """The number of random frequencies whose sines and cosines are added to the input, damped where the noise hides
+    them. `mlp` only."""
     max_frequency: Annotated[float, Interval(ge=1, le=1e5)] = 100.0
-    """`mlp` only: the largest of these, in radians a unit of the network's input; they are log-uniform from 1."""
+    """The largest of the random frequencies, which are log-uniform from 1, in radians per unit of the network's input.
+    `mlp` only."""
     head_width: _Width = 0
-    """`resnet` only: 0 sums over space before the head (DRL); otherwise a dense layer of this width reads it."""
+    """The width of a dense layer that reads the features of all positions; 0 sums them over space instead (DRL).
+    `resnet` only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,15 +125,18 @@ class ChainConfig(Config):
     path: ClassVar[str] = "chain."
 
     kernel: KernelKind = "langevin"
-    """How a step is made: unadjusted Langevin (DRL), or with a Metropolis test, MALA or HMC."""
+    """How a step is made: by unadjusted Langevin (DRL), or with a Metropolis test by MALA or HMC."""
     num_steps: _ChainSteps = 30
-    """K; 0 draws from the normal approximation of the conditional (DRL T1k)."""
+    """K, the number of steps of a chain; 0 draws from the normal approximation of the conditional (DRL T1k)."""
     step_size: Annotated[float, Interval(ge=1e-6, le=10.0)] = 2e-4**0.5
-    """b: s_t² = c_t² b² σ_{t+1}² with energy `step_size` (DRL: b² = 2e-4); in conditional widths with `gaussian`."""
+    """The step size b: with energy `step_size`, s_t² = c_t² b² σ_{t+1}² (DRL: b² = 2e-4); with the other energies, s_t
+    is b widths of the conditional."""
     start: ChainStart = "neighbour"
-    """`neighbour`: y = x_{t+1} (DRL). `predictor`: one draw from the Gaussian that the score at x_{t+1} predicts."""
+    """Where a chain starts: at y = x_{t+1} (`neighbour`, DRL), or at one draw from the Gaussian that the score at
+    x_{t+1} predicts (`predictor`)."""
     target_acceptance: Annotated[float, Interval(ge=0.1, le=0.99)] | None = None
-    """`mala`, `hmc`: adapt every level's step to this acceptance rate; unset keeps `step_size`."""
+    """The acceptance rate to which training adapts the step size of every level; unset keeps `step_size`. `mala` and
+    `hmc` only."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -141,119 +149,124 @@ class ChainConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig(Config):
-    """How samples are drawn unless a request says otherwise; kernel and step sizes are the chain's."""
+    """How samples are drawn unless a request says otherwise, with the kernel and the step sizes of the chain."""
 
     path: ClassVar[str] = "sampling."
 
     num_steps: _ChainSteps = 30
-    """Chain steps at every level."""
+    """The number of chain steps at every level."""
     noise_scale: Annotated[float, Interval(ge=0.0, le=2.0)] = 1.0
-    """Multiplies the injected noise; DRL publishes with 0.99."""
+    """The factor by which the noise injected by an unadjusted kernel is multiplied; DRL publishes with 0.99."""
     start: ChainStart = "neighbour"
-    """Where each level's chain starts, as in `ChainConfig`."""
+    """Where the chain of each level starts, as in `chain.start`."""
     denoise: bool = False
-    """Return the expected data given x_0 (Tweedie 1956) in place of x_0, which keeps noise of std σ̄_0."""
+    """Return the expected data given x_0 (Tweedie 1956) in place of x_0, in which noise of std σ̄_0 remains."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Config):
-    """Adam with linear warm-up, optional cosine decay to zero and an exponential moving average of the weights."""
+    """Adam with a linear warm-up, optional cosine decay to zero and an exponential moving average of the weights."""
 
     path: ClassVar[str] = "optimizer."
 
     learning_rate: _LearningRate = 1e-4
-    """Adam's step after the warm-up, in the steps of recovery likelihood."""
+    """Adam's learning rate after the warm-up, in the steps of recovery likelihood."""
     beta1: Annotated[float, Interval(ge=0.0, le=0.999)] = 0.9
-    """Decay of Adam's mean of the gradients, per step."""
+    """The decay per step of Adam's mean of the gradients."""
     beta2: Annotated[float, Interval(ge=0.0, le=0.99999)] = 0.999
-    """Decay of Adam's mean of the squared gradients, per step."""
+    """The decay per step of Adam's mean of the squared gradients."""
     warmup_steps: Annotated[int, Interval(ge=0, le=10_000_000)] = 1000
-    """Steps over which the learning rate grows linearly from zero."""
+    """The number of steps over which the learning rate grows linearly from zero."""
     cosine_decay: bool = False
-    """Decay to zero over the phase's steps; otherwise constant after the warm-up (DRL)."""
+    """Let the learning rate decay to zero over a phase; otherwise it is constant after the warm-up (DRL)."""
     max_gradient_norm: Annotated[float, Interval(ge=1e-6, le=1e9)] | None = 1.0
-    """Gradients of a larger norm, over all parameters together, are scaled down to it; unset never does (DRL)."""
+    """The norm, over all parameters together, to which larger gradients are scaled down; unset never scales (DRL)."""
     ema_decay: Annotated[float, Interval(ge=0.0, le=0.999999)] = 0.999
-    """Decay of the weights' moving average, per step; 0 samples from the weights as they are."""
+    """The decay per step of the moving average of the weights; 0 samples from the weights as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreMatchingConfig(Config):
-    """A cheap start by score matching on the energy's gradient, before the chain takes over."""
+    """A cheap start of training by score matching on the energy's gradient, before the chain takes over."""
 
     path: ClassVar[str] = "score_matching."
 
     steps: Annotated[int, Interval(ge=0, le=100_000_000)] = 0
-    """Leading training steps that use this objective; all of them gives the score-matching form of T1k."""
+    """The number of leading training steps that use score matching; all steps give the score-matching form of T1k."""
     batch_size: _BatchSize = 256
-    """Events a step, of these steps."""
+    """The number of events in a step of score matching."""
     form: ScoreMatchingForm = "recovery"
-    """`recovery`: DRL's normal approximation of the conditional. `marginal`: denoising score matching of y_t itself.
-    `dual`: the same in x_λ at a continuous log-SNR λ, and ∂E/∂λ matched too, which ties the levels together and fixes
-    log Z near 0 (energy `log_snr` only)."""
+    """What is matched: DRL's normal approximation of the conditional (`recovery`), y_t itself by denoising score
+    matching (`marginal`), or the same for x_λ at a continuous log-SNR λ and ∂E/∂λ too, which ties the levels together
+    and fixes log Z near 0 (`dual`, energy `log_snr` only)."""
     noise_contrast: _Weight = 0.0
-    """`dual` only: weight of the logistic loss between x_λ and draws of the Gaussian base, widened, which raises the
-    energy where no data fall: score matching says nothing there."""
+    """The weight of a logistic loss between x_λ and draws of the widened Gaussian base, which raises the energy where
+    no data fall, since score matching says nothing there. `dual` only."""
     low_noise_tilt: Annotated[float, Interval(ge=0.0, le=10.0)] = 0.0
-    """`dual` only: log-SNRs are drawn with density ∝ (λ − min)^tilt."""
+    """The tilt of the density ∝ (λ − min)^tilt with which log-SNRs λ are drawn. `dual` only."""
     learning_rate: _LearningRate = 1e-3
-    """Adam's step after the warm-up, in these steps."""
+    """Adam's learning rate after the warm-up, in the steps of score matching."""
     recovery_weight: _Weight = 0.0
-    """Weight of this loss beside the contrastive one in the steps after the start, on as many events of the batch."""
+    """The weight of the score-matching loss, added to the contrastive loss in the steps after the start; it is taken on
+    about as many events of the batch as `batch_size` here says."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Config):
-    """Everything that decides the weights a training run ends with, given the data."""
+    """Everything that decides, given the data, with which weights a training run ends."""
 
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     energy: EnergyForm = "step_size"
-    """`step_size`: E = −net/s_t² (DRL). `gaussian`: the diffused Gaussian fit of the data, corrected by the network.
-    `log_snr`: the same with the Gaussian normalized, as a function of a continuous log-SNR."""
+    """The form of the energy: −net/s_t² (`step_size`, DRL), a diffused Gaussian fit of the data that the network
+    corrects (`gaussian`), or the same with the Gaussian normalized, as a function of a continuous log-SNR
+    (`log_snr`)."""
     base_components: Annotated[int, Interval(ge=1, le=256)] = 1
-    """`log_snr` only: Gaussians in the base; several are a mixture, fit to the data before training."""
+    """The number of Gaussians in the base of the energy; several form a mixture, which is fit to the data before
+    training. `log_snr` only."""
     chain: ChainConfig = field(default_factory=ChainConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     score_matching: ScoreMatchingConfig = field(default_factory=ScoreMatchingConfig)
     dataset: str = "digits"
-    """The data: a built-in name, the id of an uploaded dataset, or an address that the trainer can read."""
+    """The data to train on: a built-in name, the id of an uploaded dataset, or an address that the trainer can read."""
     steps: _Steps = 100_000
-    """All training steps, the score-matching start included."""
+    """The number of all training steps, which includes the score-matching start."""
     batch_size: _BatchSize | Literal["auto"] = 256
-    """Pairs a step. `auto`: what the memory found at the start holds at once, a power of two from 64 to 256, DRL's
-    range; `microbatch_size` goes with it. It is decided once and kept with the checkpoints."""
+    """The number of pairs in a step. `auto` stands for what the memory found at the start holds at once, a power of two
+    from 64 to 256, DRL's range, and decides `microbatch_size` too; it is decided once and kept with the checkpoints."""
     microbatch_size: _BatchSize | None = None
-    """Rows of a batch, in either phase, that are in memory at once; their gradients add up to that of the whole batch,
-    to rounding. Unset takes all."""
+    """The number of rows of a batch, in either phase, that are in memory at once; their gradients add up to that of the
+    whole batch, to rounding. Unset takes all rows at once."""
     precision: Precision = "float32"
-    """Precision of the network's layers in training; positions, energies, losses, weights and moments are float32
+    """The precision of the network's layers in training; positions, energies, losses, weights and moments are float32
     either way."""
     seed: Seed = 0
-    """Decides weights, batches and noise."""
+    """The seed that decides weights, batches and noise."""
     shared_noise: bool = True
-    """One ε for x_t and x_{t+1} of a contrastive pair, which keeps both marginals (Zhu et al. 2024); DRL draws two."""
+    """Use one ε for both x_t and x_{t+1} of a contrastive pair, which keeps both marginals (Zhu et al. 2024); DRL draws
+    two."""
     energy_penalty: _Weight = 0.0
-    """Weight of the squared energies beside the contrastive loss, both on the network's output scale (Du & Mordatch
-    2019); energy `step_size` only. 0 in DRL."""
+    """The weight of the squared energies that are added to the contrastive loss, both on the network's output scale
+    (Du & Mordatch 2019); 0 in DRL. Energy `step_size` only."""
     image_size: tuple[_Side, _Side] | None = None
-    """(height, width) that images are brought to when they are read: cropped around the centre to these proportions,
-    then resized (`model.intake.framing`). Unset takes them as they are, and then they have to be of one size."""
+    """The (height, width) to which images are brought when they are read: they are cropped around the centre to these
+    proportions, then resized (`model.intake.framing`). Unset takes images as they are, which must be of one size."""
     horizontal_flips: bool = False
     """Mirror half of the training images."""
     dequantize: bool = False
     """Add uniform noise of one bin to discrete data, so that they have a density (Theis et al. 2016)."""
     affine_jitter: Annotated[float, Interval(ge=0.0, le=10.0)] = 0.0
-    """Largest random shift of training images, in pixels; turns and stretches go with it (model.data.augmentation)."""
+    """The largest random shift of training images, in pixels; turns and stretches grow with it
+    (`model.data.augmentation`)."""
     log_every: _Steps = 20
-    """Steps between two points of the training's curves."""
+    """The number of steps between two points of the training's curves."""
     sample_every: _Steps = 1000
-    """Steps between two drawings of samples."""
+    """The number of steps between two previews, which are samples drawn during training."""
     checkpoint_every: _Steps = 1000
-    """Steps between two checkpoints."""
+    """The number of steps between two checkpoints."""
     num_preview_samples: Annotated[int, Interval(ge=1, le=256)] = 64
-    """Samples of such a drawing."""
+    """The number of samples in a preview."""
     calibrate: bool = False
     """Estimate log Z of the last checkpoint at the end of training, so that it answers with densities."""
 
@@ -283,14 +296,14 @@ class TrainConfig(Config):
 
     @property
     def pairs_per_step(self) -> int:
-        """`batch_size` as a number. Raises ConfigError while it is to be decided."""
+        """`batch_size` as a number. Raises ConfigError if it is 'auto' and has not been decided yet."""
         if isinstance(self.batch_size, str):
             raise ConfigError("batch_size is 'auto'; it becomes a number when training starts")
         return self.batch_size
 
     @property
     def largest_batch_size(self) -> int:
-        """Of both phases, at most."""
+        """The largest batch size that either phase can have."""
         recovery = AUTO_BATCH_SIZES[1] if isinstance(self.batch_size, str) else self.batch_size
         return max(recovery, self.score_matching.batch_size if self.score_matching.steps else 0)
 
@@ -300,17 +313,19 @@ class CalibrationConfig(Config):
     """How log Z of a checkpoint is estimated from both sides (`model.densities.density.calibrate`)."""
 
     seed: Seed = 0
-    """Of the chains; the same seed gives the same numbers."""
+    """The seed of the chains; the same seed gives the same numbers."""
     num_chains: Annotated[int, Interval(ge=16, le=65_536)] = 512
-    """Chains walked side by side."""
+    """The number of chains that are walked side by side."""
     tolerance: Annotated[float, Interval(ge=1e-6, le=1e6)] | None = None
-    """Nats of error to be content with; 0.002 a dimension, at least 0.02, when absent."""
+    """The error of log Z, in nats, at which calibration ends; when absent, 0.002 per dimension but at least 0.02."""
     max_bridges: Annotated[int, Interval(ge=1, le=4096)] = 32
-    """Temperatures between neighbouring noise levels, at most; every round doubles them."""
+    """The largest number of temperatures between neighbouring noise levels; every round doubles them up to it."""
     max_chains: Annotated[int, Interval(ge=16, le=1_000_000)] | None = None
-    """Chains at which to give up: with all bridges, every round doubles them; four times `num_chains` when absent."""
+    """The largest number of chains in total: once all temperatures are used, every round doubles the chains up to it;
+    four times `num_chains` when absent."""
     num_leapfrog: Annotated[int, Interval(ge=1, le=64)] = 1
-    """Gradient evaluations a move: 1 is MALA; about 5 (HMC) reach further in thousands of dimensions."""
+    """The number of gradient evaluations per move: 1 is MALA, about 5 (HMC) reach further in thousands of
+    dimensions."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -322,18 +337,18 @@ class CalibrationConfig(Config):
 
     @property
     def most_chains(self) -> int:
-        """`max_chains`, or what it is by default."""
+        """`max_chains`, or the number that it stands for when absent."""
         return 4 * self.num_chains if self.max_chains is None else self.max_chains
 
     @property
     def max_rounds(self) -> int:
-        """Rounds until `max_bridges` and then `most_chains` are reached."""
+        """The number of rounds until first `max_bridges` and then `most_chains` are reached."""
         return self._bridging_rounds + math.ceil(math.log2(self.most_chains / self.num_chains))
 
     def work(self, rounds: int) -> int:
-        """What the first `rounds` rounds cost, in walks of `num_chains` chains over one bridge a level.
+        """Return the cost of the first `rounds` rounds, in walks of `num_chains` chains over one bridge per level.
 
-        A round of more bridges begins anew; a round of more chains walks as many again as there are.
+        A round with more bridges begins anew; a round with more chains walks as many chains again as there are.
         """
         bridging = min(rounds, self._bridging_rounds)
         return (1 << bridging) - 1 + (1 << bridging - 1) * ((1 << rounds - bridging) - 1)

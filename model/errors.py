@@ -8,9 +8,9 @@ class ModelError(Exception):
 
 
 class ConfigError(ModelError, ValueError):
-    """A configuration value is out of range; names the field, the value and the allowed range.
+    """A configuration value is wrong; the message names the field, the value and the allowed range.
 
-    `field` is the field's path, `chain.num_steps`, where one field is to blame.
+    `field` is the path of the field, such as `chain.num_steps`, if one field is to blame.
     """
 
     def __init__(self, message: str, *, field: str = "") -> None:
@@ -20,7 +20,7 @@ class ConfigError(ModelError, ValueError):
 
     @property
     def problems(self) -> list[ConfigError]:
-        """Everything that was found wrong: this error first."""
+        """All errors that were found, with this one first."""
         return [self, *self.others]
 
 
@@ -33,7 +33,7 @@ class DataError(ModelError, ValueError):
 
 
 class DataTooLarge(DataError):
-    """A dataset is larger than what is accepted; names the member, its size and the limit."""
+    """A dataset is larger than what is accepted; the message names the member, its size and the limit."""
 
 
 class CheckpointError(ModelError):
@@ -45,7 +45,7 @@ class CalibrationError(ModelError):
 
 
 class DivergenceError(ModelError):
-    """Training left the region where energies mean anything; carries the step at which it was noticed."""
+    """Training left the region where energies mean anything; `step` is the step at which this was noticed."""
 
     def __init__(self, message: str, *, step: int) -> None:
         super().__init__(message)

@@ -1,6 +1,6 @@
-"""How close generated samples are to real data: distances and tests on arrays. numpy, scipy, scikit-learn; no torch.
+"""Distances and tests that say how close generated samples are to real data. They use no torch.
 
-Every function takes (N, *event) arrays in the units the caller compares in; events are flattened.
+Every function takes arrays (N, *event), in the units in which the caller compares; events are flattened.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _TIE = 1e-9
 
 @dataclass(frozen=True, kw_only=True)
 class GaussianMoments:
-    """Mean (D,) and covariance (D, D) of flattened events."""
+    """The mean (D,) and covariance (D, D) of flattened events."""
 
     mean: npt.NDArray[np.float64]
     covariance: npt.NDArray[np.float64]
@@ -28,9 +28,9 @@ class GaussianMoments:
 
 @dataclass(frozen=True, kw_only=True)
 class CopyTest:
-    """How far samples lie from their nearest training item, beside how far unseen real items do.
+    """How far samples lie from their nearest training items, compared with how far unseen real items lie from theirs.
 
-    Euclidean distances, data units.
+    Distances are Euclidean, in the units of the data.
     """
 
     generated_median: float
@@ -38,15 +38,18 @@ class CopyTest:
     held_out_median: float
     held_out_minimum: float
     nearer_than_held_out: int
-    """samples nearer to a training item than every held-out item is; about one is expected of a perfect model"""
+    """number of samples nearer to a training item than any held-out item is; a perfect model has about one"""
     copies: int
-    """samples nearer than `copy_distance`"""
+    """number of samples nearer than `copy_distance` to a training item"""
     copy_distance: float
     """half the smallest distance of a held-out item: real data does not come so near"""
 
 
 def rows(events: Array) -> npt.NDArray[np.float64]:
-    """(N, *event) -> (N, D) float64. Raises DataError for values that are not finite, ShapeError below two events."""
+    """Flatten events (N, *event) to (N, D) float64.
+
+    Raises DataError for values that are not finite, ShapeError for fewer than two events.
+    """
     flat = np.asarray(events, dtype=np.float64).reshape(len(events), -1)
     if len(flat) < 2:
         raise ShapeError(f"got {len(flat)} events; expected at least 2 to compare distributions")
@@ -56,16 +59,16 @@ def rows(events: Array) -> npt.NDArray[np.float64]:
 
 
 def gaussian_moments(events: Array) -> GaussianMoments:
-    """Sample mean and unbiased covariance."""
+    """Return the sample mean and the unbiased covariance of `events`."""
     flat = rows(events)
     return GaussianMoments(mean=flat.mean(0), covariance=np.atleast_2d(np.cov(flat, rowvar=False)))
 
 
 def gaussian_frechet_distance(a: GaussianMoments, b: GaussianMoments) -> float:
-    """|μ_a − μ_b|² + tr(Σ_a + Σ_b − 2 (Σ_a Σ_b)^{1/2}), squared data units (Dowson & Landau 1982).
+    """Return |μ_a − μ_b|² + tr(Σ_a + Σ_b − 2 (Σ_a Σ_b)^{1/2}), in squared data units (Dowson & Landau 1982).
 
-    The trace of the root comes from the eigenvalues of Σ_a^{1/2} Σ_b Σ_a^{1/2}: symmetric, so real and stable also
-    for the singular covariances that constant pixels give.
+    The trace of the root comes from the eigenvalues of Σ_a^{1/2} Σ_b Σ_a^{1/2}. That matrix is symmetric, so they are
+    real, and stable also for the singular covariances that constant pixels give.
     """
     root = _symmetric_root(a.covariance)
     product = eigh(root @ b.covariance @ root, eigvals_only=True)
@@ -75,15 +78,16 @@ def gaussian_frechet_distance(a: GaussianMoments, b: GaussianMoments) -> float:
 
 
 def frechet_distance(real: Array, generated: Array) -> float:
-    """Fréchet distance between the Gaussian moments of two sets of events, squared data units; 0 is perfect."""
+    """Return the Fréchet distance between the moments of two sets of events, in squared data units; 0 is perfect."""
     return gaussian_frechet_distance(gaussian_moments(real), gaussian_moments(generated))
 
 
 def nearest_neighbour_accuracy(real: Array, generated: Array) -> float:
-    """Leave-one-out 1-nearest-neighbour accuracy at telling `real` from `generated`: 0.5 is perfect, 1 is hopeless.
+    """Return the leave-one-out 1-nearest-neighbour accuracy at telling `real` from `generated`.
 
-    Lopez-Paz & Oquab (2017). Both sets are cut to the length of the shorter, else the base rate is not one half.
-    A nearest neighbour that is tied between the sets counts as half right.
+    0.5 is perfect, 1 is hopeless. Both sets are cut to the length of the shorter one, since otherwise the base rate
+    would not be one half. A nearest neighbour that is tied between the sets counts as half right. Source: Lopez-Paz &
+    Oquab 2017.
     """
     count = min(len(real), len(generated))
     first, second = rows(real)[:count], rows(generated)[:count]
@@ -93,12 +97,12 @@ def nearest_neighbour_accuracy(real: Array, generated: Array) -> float:
 
 
 def nearest_distances(queries: Array, references: Array) -> npt.NDArray[np.float64]:
-    """(N,) Euclidean distance of every query to its nearest reference."""
+    """Return the Euclidean distance (N,) of every query to its nearest reference."""
     return np.asarray(cdist(rows(queries), rows(references)).min(1), dtype=np.float64)
 
 
 def copy_test(generated: Array, train: Array, held_out: Array) -> CopyTest:
-    """Whether samples are copies of training items, judged by how near unseen real items come to those."""
+    """Test whether samples are copies of training items, judged by how near unseen real items come to those."""
     to_train = nearest_distances(generated, train)
     unseen = nearest_distances(held_out, train)
     nearest_unseen = float(unseen.min())
@@ -114,7 +118,7 @@ def copy_test(generated: Array, train: Array, held_out: Array) -> CopyTest:
 
 
 def class_shares(train: Array, labels: npt.NDArray[np.integer], generated: Array) -> dict[int, float]:
-    """Share of generated events per class, by a logistic regression fitted to labelled real events."""
+    """Return the share of generated events in each class, by a logistic regression fitted to labelled real events."""
     from sklearn.linear_model import LogisticRegression
 
     predicted = LogisticRegression(max_iter=5000).fit(rows(train), labels).predict(rows(generated))
@@ -122,14 +126,17 @@ def class_shares(train: Array, labels: npt.NDArray[np.integer], generated: Array
 
 
 def sample_gaussian(train: Array, count: int, *, seed: int) -> npt.NDArray[np.float32]:
-    """Events from the single Gaussian fitted to `train`: the figure any model must beat."""
+    """Draw events from the single Gaussian fitted to `train`, which any model must beat."""
     moments = gaussian_moments(train)
     drawn = np.random.default_rng(seed).multivariate_normal(moments.mean, moments.covariance, count, method="eigh")
     return drawn.reshape(count, *np.shape(train)[1:]).astype(np.float32)
 
 
 def sample_mixture(train: Array, count: int, *, num_components: int, seed: int) -> npt.NDArray[np.float32]:
-    """Events from a mixture of full Gaussians fitted to `train` by expectation maximisation: a strong simple model."""
+    """Draw events from a mixture of Gaussians of full covariance, fitted to `train` by expectation maximisation.
+
+    It is a simple but strong model.
+    """
     from sklearn.mixture import GaussianMixture
 
     mixture = GaussianMixture(num_components, covariance_type="full", reg_covar=1e-3, random_state=seed)
@@ -145,7 +152,7 @@ def _symmetric_root(matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _own_side_is_nearer(within: npt.NDArray[np.float64], across: npt.NDArray[np.float64]) -> float:
-    """How many rows have their nearest neighbour, themselves left out, on their own side; a tie counts one half."""
+    """Count the rows whose nearest neighbour, themselves left out, is on their own side; a tie counts one half."""
     others = within.copy()
     np.fill_diagonal(others, np.inf)
     gap = across.min(1) - others.min(1)

@@ -1,6 +1,6 @@
-"""What training says while it runs: typed events, produced by `model.training.loop.train`. Needs no torch.
+"""The typed events that `model.training.loop.train` yields while it runs. This module imports no torch.
 
-Per-level lists have T entries; None where no training pair fell on that level since the last event.
+Lists by level have T entries; an entry is None if no training pair fell on that level since the last event.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ PerLevel = list[float | None]
 
 @dataclass(frozen=True, kw_only=True)
 class BatchEvent:
-    """What `batch_size` 'auto' became, before the first step."""
+    """`batch_size` 'auto' was decided by a measurement, before the first step."""
 
     batch_size: int
     microbatch_size: int | None
-    """rows a process computes at once; None for all of its part"""
+    """rows that a process computes at once; None if it computes all of its rows at once"""
     row_bytes: int
-    """that one more row adds to a step's memory"""
+    """bytes that one more row adds to the memory of a step"""
     free_bytes: int
-    """that were free for a process"""
+    """bytes of memory that were free for a process"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepEvent:
-    """Means over the steps since the last one."""
+    """Means over the training steps since the last StepEvent."""
 
     step: int
     total_steps: int
@@ -40,7 +40,7 @@ class StepEvent:
     loss: float
     learning_rate: float
     gradient_norm: float
-    """before clipping"""
+    """norm of the gradient before clipping"""
     steps_per_second: float
     positive_energy: PerLevel
     """E_t(y⁺), nats; None in score matching"""
@@ -49,12 +49,12 @@ class StepEvent:
     displacement: PerLevel
     """root mean square of y⁻ − x_{t+1} per coordinate, data units"""
     acceptance_rate: PerLevel
-    """of the chain's proposals; 1 for unadjusted kernels"""
+    """mean acceptance rate of the chain's proposals; 1 for unadjusted kernels"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleEvent:
-    """Samples from the averaged weights, always of the same seed."""
+    """Samples were drawn from the averaged weights, always with the same seed."""
 
     step: int
     samples: npt.NDArray[np.float32]
@@ -63,7 +63,7 @@ class SampleEvent:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointEvent:
-    """A snapshot is taken; `write(directory)` stores it, also later and from another thread."""
+    """A snapshot was taken. `write(directory)` stores it, and may be called later and from another thread."""
 
     step: int
     write: Callable[[Path], None]
@@ -74,22 +74,23 @@ class RollbackEvent:
     """Training diverged and goes on from an earlier checkpoint, with other noise and a lower learning rate."""
 
     step: int
-    """of the divergence"""
+    """step at which training diverged"""
     to_step: int
+    """step from which training goes on"""
     rollbacks: int
-    """so far, this one included"""
+    """number of rollbacks so far, this one included"""
     learning_rate_factor: float
-    """from here on, on what the configuration asks for"""
+    """factor by which the configured learning rate is multiplied from here on"""
     reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class DoneEvent:
-    """Always the last event; a CheckpointEvent of the same step came before it."""
+    """Training ended. This is always the last event, and comes after a CheckpointEvent of the same step."""
 
     step: int
     stopped: bool
-    """True when `stop_fn` ended the run before its last step"""
+    """whether `stop_fn` ended the run before its last step"""
 
 
 TrainEvent = BatchEvent | StepEvent | SampleEvent | CheckpointEvent | RollbackEvent | DoneEvent

@@ -1,7 +1,8 @@
-"""The fields of a configuration: their ranges, which stand in the types, are checked, and JSON is read into them.
+"""Checks the fields of configurations against the ranges in their types, and reads configurations from JSON.
 
-A range is an `annotated_types.Interval` beside the type, a length an `annotated_types.Len`, a choice a `Literal`. What
-a field means is the text below it; `pydantic` finds both, so that schemas and forms are made of them.
+A range is an `annotated_types.Interval` beside the type, a length is an `annotated_types.Len`, and a choice is a
+`Literal`. The text below a field says what it means. `pydantic` finds all of these, so that schemas and forms are made
+of them.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ C = TypeVar("C")
 
 
 class Config:
-    """What all configurations share: whatever makes one, every field is checked against its range."""
+    """The base of all configurations. Every field is checked against its range, whatever makes the configuration."""
 
     path: ClassVar[str] = ""
-    """The configuration's place in that around it, as errors name it: `chain.`"""
+    """The configuration's place in the one around it, as errors name it, such as `chain.`."""
     __pydantic_config__: ClassVar[dict[str, Any]] = {
         "use_attribute_docstrings": True,
         "json_schema_serialization_defaults_required": True,
     }
-    """Read by pydantic: the text below a field describes it, and a configuration that is answered has every field."""
+    """Tells pydantic that the text below a field describes it, and that answers hold every field of a configuration."""
 
     def __post_init__(self) -> None:
         for name, hint in types_of(type(self)).items():
@@ -38,21 +39,21 @@ class Config:
 
 
 def types_of(cls: type) -> dict[str, Any]:
-    """The type of each field, with the range beside it."""
+    """Return the type of each field, with the range beside it."""
     hints = typing.get_type_hints(cls, include_extras=True)
     return {one.name: hints[one.name] for one in dataclasses.fields(cls)}
 
 
 def to_dict(config: object) -> dict[str, Any]:
-    """The configuration as plain JSON values."""
+    """Return the configuration as plain JSON values."""
     return dataclasses.asdict(config)  # type: ignore[call-overload, no-any-return]
 
 
 def from_dict(cls: type[C], values: Mapping[str, Any], *, path: str = "") -> C:
-    """The configuration whose `to_dict` was `values`; absent fields take their defaults.
+    """Return the configuration whose `to_dict` was `values`; absent fields take their defaults.
 
     Raises ConfigError for an unknown field, naming it and the known ones, and for any value of a wrong type or range;
-    the error's `problems` are all that were found.
+    the `problems` of the error are all that were found.
     """
     known = types_of(cls)
     problems = [
@@ -72,7 +73,7 @@ def from_dict(cls: type[C], values: Mapping[str, Any], *, path: str = "") -> C:
 
 
 def _read(hint: Any, value: Any, path: str) -> Any:
-    """`value` of JSON as the type `hint`. Raises ConfigError when it is of another type, or out of its range."""
+    """Return a JSON `value` as the type `hint`. Raises ConfigError if it is of another type, or out of its range."""
     read = _typed(hint, value, path)
     if (problem := _range_problem(hint, read, path)) is not None:
         raise problem
@@ -106,14 +107,14 @@ def _typed(hint: Any, value: Any, path: str) -> Any:
 
 
 def _alternatives(arguments: tuple[Any, ...]) -> tuple[Any, list[str]]:
-    """Of a union: the type that is neither None nor a word, and the words."""
+    """Return the member of a union that is neither None nor a Literal, and the words of its Literals."""
     words = [word for one in arguments if typing.get_origin(one) is Literal for word in typing.get_args(one)]
     plain = next(one for one in arguments if one is not types.NoneType and typing.get_origin(one) is not Literal)
     return plain, words
 
 
 def _range_problem(hint: Any, value: Any, path: str) -> ConfigError | None:
-    """What is wrong with a value of the right type, None when nothing is."""
+    """Return what is wrong with a value of the right type, or None if nothing is."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         found = (_limit_problem(limit, value, path) for limit in arguments[1:])

@@ -1,8 +1,8 @@
-"""Where random numbers come from: always an argument, never a global state.
+"""The sources of random numbers, which are always passed as arguments and never a global state.
 
-A `NoiseSource` hands out standard normals and uniforms. `SharedNoise` draws for a whole batch from one generator and
-hands out the rows that the caller computes (training); `ChainNoise` and `NoiseRows` keep one stream per chain, so that
-sample i of a seed does not depend on its batch-mates (sampling).
+A `NoiseSource` hands out standard normals and uniforms. For training, `SharedNoise` draws for a whole batch from one
+generator and hands out the rows that the caller computes. For sampling, `ChainNoise` and `NoiseRows` keep one stream
+per chain, so that sample i of a seed does not depend on the other samples in its batch.
 """
 
 from __future__ import annotations
@@ -23,43 +23,49 @@ class NoiseSource(Protocol):
     """The source from which a kernel draws its random numbers."""
 
     def normal(self, like: Tensor) -> Tensor:
-        """Standard normals in the shape, dtype and device of `like` (B, *event)."""
+        """Draw standard normals in the shape, dtype and device of `like` (B, *event)."""
 
     def uniform(self, like: Tensor) -> Tensor:
-        """Uniforms on [0, 1) in the shape, dtype and device of `like` (B,)."""
+        """Draw uniforms on [0, 1) in the shape, dtype and device of `like` (B,)."""
 
 
 def derive_seed(*words: int) -> int:
-    """A 63-bit seed from non-negative integers; different words give independent streams (numpy SeedSequence)."""
+    """Return a 63-bit seed made of non-negative integers; different words give independent streams (SeedSequence)."""
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def make_generator(*words: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator on `device` seeded from `words`."""
+    """Return a generator on `device` that is seeded from `words`."""
     return torch.Generator(device).manual_seed(derive_seed(*words))
 
 
 class SharedNoise:
-    """One generator for the whole batch, of which `rows` are handed out; without them, all that are asked for."""
+    """Draws for a whole batch from one generator and hands out the given `rows`, or all rows without them."""
 
     def __init__(self, generator: torch.Generator, rows: Rows | None = None) -> None:
         self.generator = generator
         self._rows = rows
 
     def at(self, rows: Rows) -> SharedNoise:
-        """A source that hands out the given `rows` of what this stream draws next. This source itself does not move."""
+        """Return a source that hands out the given `rows` of what this source would draw next.
+
+        This source itself does not advance.
+        """
         return SharedNoise(self.generator.clone_state(), rows)
 
     def normal(self, like: Tensor) -> Tensor:
-        """Standard normals in the shape, dtype and device of `like`."""
+        """Draw standard normals in the shape, dtype and device of `like`."""
         return self._draw(torch.randn, like)
 
     def uniform(self, like: Tensor) -> Tensor:
-        """Uniforms on [0, 1) in the shape, dtype and device of `like`."""
+        """Draw uniforms on [0, 1) in the shape, dtype and device of `like`."""
         return self._draw(torch.rand, like)
 
     def spread(self, like: Tensor) -> Tensor:
-        """Uniforms on [0, 1), one draw spread evenly over the batch, in dtype and device of `like` (B, …): (B,)."""
+        """Draw one uniform and spread it evenly over the batch: (B,) numbers on [0, 1).
+
+        They have the dtype and device of `like` (B, …).
+        """
         rows = self._rows or Rows.all_of(len(like))
         offset = torch.rand(1, dtype=like.dtype, device=like.device, generator=self.generator)
         return rows.of((offset + torch.arange(rows.count, device=like.device) / rows.count) % 1)
@@ -78,23 +84,23 @@ class ScaledNoise:
     factor: float
 
     def normal(self, like: Tensor) -> Tensor:
-        """Normals of standard deviation `factor` in the shape, dtype and device of `like` (B, *event)."""
+        """Draw normals of standard deviation `factor` in the shape, dtype and device of `like` (B, *event)."""
         return self.factor * self.source.normal(like)
 
     def uniform(self, like: Tensor) -> Tensor:
-        """As the source's."""
+        """Draw the uniforms of the source, which are not scaled."""
         return self.source.uniform(like)
 
 
 _NORMALS_AT_ONCE = 2048
-"""Normals drawn at once per chain, at least one event: it saves the overhead of many small draws. The draws depend on
-it (torch fills long and short arrays differently), so it is fixed."""
+"""The number of normals drawn at once per chain, though at least one event, which saves the overhead of many small
+draws. It is fixed because the draws depend on it: torch fills long and short arrays differently."""
 _UNIFORMS_AT_ONCE = 512
-"""The same for uniforms, which come out one by one whatever the length."""
+"""The number of uniforms drawn at once per chain. Uniforms do not depend on it."""
 
 
 def _normal_block(generator: torch.Generator, event_shape: Sequence[int]) -> Tensor:
-    """(L, *event) of a chain's normals."""
+    """Draw the next block (L, *event) of a chain's normals."""
     length = max(1, _NORMALS_AT_ONCE // torch.Size(event_shape).numel())
     return torch.randn(length, *event_shape, generator=generator)
 
@@ -112,7 +118,7 @@ class ChainNoise:
         self._used = 0
 
     def normal(self, like: Tensor) -> Tensor:
-        """Standard normals of shape (B, *event), row k from the stream of chain k."""
+        """Draw standard normals of shape (B, *event), with row k from the stream of chain k."""
         if self._block is None or self._used == len(self._block):
             rows = [_normal_block(g, like.shape[1:]) for g in self._normal_generators]
             self._block, self._used = torch.stack(rows, dim=1), 0
@@ -121,15 +127,15 @@ class ChainNoise:
         return noise.to(like)
 
     def uniform(self, like: Tensor) -> Tensor:
-        """Uniforms on [0, 1) of shape (B,), entry k from the stream of chain k."""
+        """Draw uniforms on [0, 1) of shape (B,), with entry k from the stream of chain k."""
         return torch.stack([torch.rand((), generator=g) for g in self._uniform_generators]).to(like)
 
 
 class NoiseRows:
-    """The streams of `ChainNoise` for chains that come and go and are not at the same step, a row each.
+    """The streams of `ChainNoise` for chains that come and go and are not at the same step. Each chain is a row.
 
     Normals lie on `device`, uniforms on the host, where decisions are prepared. A row owns a slot of both, so that rows
-    change places without a copy.
+    can change places without a copy.
     """
 
     def __init__(self, capacity: int, event_shape: Sequence[int], device: torch.device) -> None:
@@ -144,21 +150,21 @@ class NoiseRows:
         self._num_rows = 0
 
     def append(self, seed: int, index: int) -> None:
-        """Chain `index` of `seed` in the next row."""
+        """Put chain `index` of `seed` into the next row."""
         slot = int(self._slots[self._num_rows])
         self._num_rows += 1
         self._generators[slot] = make_generator(seed, index, 0), make_generator(seed, index, 1)
         self._used_normals[slot], self._used_uniforms[slot] = self._normals.shape[1], _UNIFORMS_AT_ONCE
 
     def move(self, sources: NDArray[np.int64], targets: NDArray[np.int64], num_rows: int) -> None:
-        """Rows `sources` in the places of `targets`; then only the first `num_rows` are kept."""
+        """Move the rows `sources` to the places of `targets`, then keep only the first `num_rows`."""
         freed = self._slots[targets]
         self._slots[targets] = self._slots[sources]
         self._slots[sources] = freed
         self._num_rows = num_rows
 
     def normal(self, rows: NDArray[np.int64]) -> Tensor:
-        """(len(rows), *event): the next normals of these rows."""
+        """Draw the next normals (len(rows), *event) of these rows."""
         slots, length = self._slots[rows], self._normals.shape[1]
         for slot in slots[self._used_normals[slots] == length].tolist():
             self._normals[slot] = _normal_block(self._generators[slot][0], self._event_shape)
@@ -168,7 +174,7 @@ class NoiseRows:
         return self._normals.flatten(0, 1).index_select(0, at)
 
     def uniform(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """(len(rows),): their next uniforms on [0, 1)."""
+        """Draw the next uniforms (len(rows),) on [0, 1) of these rows."""
         slots = self._slots[rows]
         for slot in slots[self._used_uniforms[slots] == _UNIFORMS_AT_ONCE].tolist():
             self._uniforms[slot] = torch.rand(_UNIFORMS_AT_ONCE, generator=self._generators[slot][1]).numpy()

@@ -1,7 +1,7 @@
-"""Configurations by name, and changes to them. Standard library only.
+"""The presets, which are configurations by name, and changes to configurations. This module imports no torch.
 
-Numbers of the paper's presets come from its release (github.com/ruiqigao/recovery_likelihood at 79aaadf); what each is
-there is said beside it. Numbers of ours were measured.
+The numbers of the paper's presets come from its release (github.com/ruiqigao/recovery_likelihood at 79aaadf); the text
+beside each says what it is called there. The numbers of our own presets were measured.
 """
 
 from __future__ import annotations
@@ -137,15 +137,15 @@ class _Paper:
     dataset: str
     side: int
     multipliers: tuple[int, ...]
-    """by the images' side"""
+    """follow from the images' side"""
     num_blocks: int
-    """`--num_res_blocks`, 2 unless given"""
+    """`--num_res_blocks`, which is 2 unless given"""
     batch_size: int
-    """`--n_batch_train`, 64 unless given (`--batch_size`, as most commands call it, is no flag of the release)"""
+    """`--n_batch_train`, which is 64 unless given (`--batch_size`, in most commands, is not a flag of the release)"""
     beta1: float
-    """`--beta_1`, 0.9 unless given"""
+    """`--beta_1`, which is 0.9 unless given"""
     crops: bool = True
-    """CIFAR-10 is 32×32 as it is"""
+    """whether images are cropped and resized; CIFAR-10 is 32×32 as it is"""
 
 
 _MULTIPLIERS = {32: (1, 2, 2, 2), 64: (1, 2, 2, 2, 4), 128: (1, 2, 2, 2, 4, 4)}
@@ -165,8 +165,10 @@ _T1K_STEP_SIZE = 1.0
 
 
 def _t6(paper: _Paper) -> TrainConfig:
-    """The T6 recipe with every value stated, whatever the defaults are; sources are the release's `config.py` and
-    `model.py`."""
+    """Return the T6 recipe, with every value stated whatever the defaults are.
+
+    Sources are the release's `config.py` and `model.py`.
+    """
     return TrainConfig(
         schedule=ScheduleConfig(kind="published", num_levels=6),
         network=NetworkConfig(
@@ -196,7 +198,10 @@ def _t6(paper: _Paper) -> TrainConfig:
 
 
 def _t1k(config: TrainConfig) -> TrainConfig:
-    """T1k has K = 0 and all 1000 betas (DRL section 3.5); its code was never published, the rest is that of T6."""
+    """Return the T1k recipe: K = 0 and all 1000 betas (DRL section 3.5).
+
+    Its code was never published, so that everything else is as in T6.
+    """
     return replace(
         config,
         schedule=ScheduleConfig(kind="linear_betas", num_levels=1000),
@@ -206,7 +211,7 @@ def _t1k(config: TrainConfig) -> TrainConfig:
 
 
 def _score_matching_only(config: TrainConfig) -> TrainConfig:
-    """The other objective of T1k."""
+    """Return the recipe with score matching in all steps, which is the other objective of T1k."""
     assert config.batch_size != "auto"
     matching = ScoreMatchingConfig(
         steps=config.steps,
@@ -245,7 +250,7 @@ for _name, _paper in _PAPERS.items():
     PRESETS |= _in_three_forms(_name, _t6(_paper))
 
 ALIASES: dict[str, str] = {name: f"{name}-t6" for name in _PAPERS}
-"""A dataset of the paper by its bare name is T6, the setting of its samples."""
+"""The bare name of one of the paper's datasets stands for its T6 preset, the setting of the paper's samples."""
 
 PRESET_SUMMARIES: dict[str, str] = {
     "digits": "8×8 digits in under four minutes on two cores: a score-matching start, then recovery likelihood",
@@ -265,7 +270,10 @@ for _name, _paper in _PAPERS.items():
 
 
 def preset(name: str) -> TrainConfig:
-    """The configuration of that name; `cifar10` is short for `cifar10-t6`. Raises ConfigError naming the known ones."""
+    """Return the configuration called `name`, where `cifar10` is short for `cifar10-t6`.
+
+    Raises ConfigError, naming the known presets, if there is none.
+    """
     try:
         return PRESETS[ALIASES.get(name, name)]
     except KeyError:
@@ -273,7 +281,7 @@ def preset(name: str) -> TrainConfig:
 
 
 def override(config: TrainConfig, **changes: Any) -> TrainConfig:
-    """`config` with top-level fields replaced; a change of `steps` keeps the share of the score-matching start.
+    """Return `config` with top-level fields replaced; a change of `steps` keeps the share of the score-matching start.
 
     Raises ConfigError for an unknown field or a value out of range.
     """

@@ -1,7 +1,7 @@
-"""Rows of a batch that somebody computes: a process of several its part, accumulation a part of that.
+"""The rows of a batch that are computed at once: one process's part of it, or with accumulation a part of that.
 
-Whatever the parts, they are parts of one batch: the same items, levels and noise as when one process computes all of it
-at once (model.noise), so that their gradients add up to that of the whole.
+Whatever the parts are, they are parts of one batch: they have the same items, levels and noise as when one process
+computes the whole batch at once (model.noise), so that their gradients add up to that of the whole.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Rows:
 
     @classmethod
     def all_of(cls, count: int) -> Rows:
-        """The whole batch."""
+        """Return all rows of a batch of `count`."""
         return cls(0, count, count)
 
     def __len__(self) -> int:
@@ -33,19 +33,19 @@ class Rows:
         return len(self) / self.count
 
     def of(self, batch: Tensor) -> Tensor:
-        """These rows of `batch` (count, …)."""
+        """Return these rows of `batch` (count, …)."""
         return batch[self.start : self.stop]
 
     def part(self, index: int, num_parts: int) -> Rows:
-        """Part `index` of `num_parts` whose lengths differ by at most one."""
+        """Return part `index` of `num_parts` parts of these rows, whose lengths differ by at most one."""
         first, last = (self.start + len(self) * i // num_parts for i in (index, index + 1))
         return Rows(first, last, self.count)
 
     def pieces(self, size: int | None) -> list[Rows]:
-        """Parts of at most `size` rows; one without a size."""
+        """Cut these rows into parts of at most `size` rows, or return them as one part without a size."""
         num_pieces = -(-len(self) // size) if size else 1
         return [self.part(index, num_pieces) for index in range(num_pieces)]
 
     def every(self, stride: int) -> Rows:
-        """Which rows of `batch[::stride]` are among these."""
+        """Return the rows of `batch[::stride]` that are among these rows."""
         return Rows(-(-self.start // stride), -(-self.stop // stride), -(-self.count // stride))

@@ -1,4 +1,4 @@
-"""Descents from x_T to x_0 side by side, each at its own level and step.
+"""Descents from x_T to x_0 that run side by side, each at its own level and step.
 
 This is `model.chains.sampling.descend` cut into single evaluations, with the kernels and starts of
 `model.chains.kernels` and `model.chains.starts`.
@@ -6,7 +6,7 @@ This is `model.chains.sampling.descend` cut into single evaluations, with the ke
 A row is one chain. Whatever a row does next, it waits for the same thing: the energy and score of
 E_t(y) + precision |x_{t+1} − y|²/2 at its `point` y. One evaluation of all rows therefore serves rows that start a
 level, are anywhere in a step of their kernel, or denoise, and none is wasted. Rows are compact and their arrays never
-move, so that a captured graph can be replayed. What a row does when is counted on the host: nothing waits for the
+move, so that a captured graph can be replayed. The host counts what each row does next, so that nothing waits for the
 device.
 """
 
@@ -36,25 +36,25 @@ Rows = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 _EXACT_ROWS, _ROWS_MULTIPLE = 8, 4
-_ACCEPT, _REJECT = np.float32(-1), np.float32(2)  # in place of a uniform
+_ACCEPT, _REJECT = np.float32(-1), np.float32(2)  # take the place of a uniform where the decision is known
 
 
 class Waiting(IntEnum):
     """The reason why a row waits for an evaluation."""
 
     start = 0
-    """the start of a level's chain, which asked for a score"""
+    """the row is to start the chain of a level, and its start asked for a score"""
     launch = 1
-    """the first state of the chain, which its first step leaves"""
+    """the row is at the first state of a chain, which the chain's first step leaves"""
     flight = 2
-    """a step of the chain that is under way; for an unadjusted kernel, one that is done"""
+    """the row is in a step of a chain; with an unadjusted kernel, the step is already done"""
     denoise = 3
-    """the expected data"""
+    """the row is at x_0 and is to become the expected data"""
 
 
 @dataclass(frozen=True)
 class Chain:
-    """A descent that is to begin: that of sample `index` of the stream `seed`."""
+    """A descent that is to begin, which gives sample `index` of the stream `seed`."""
 
     seed: int
     index: int
@@ -63,12 +63,12 @@ class Chain:
 
 @dataclass(frozen=True)
 class Arrivals:
-    """Rows that reached a level in one step."""
+    """The rows that reached a level in one step."""
 
     rows: Rows
     levels: Rows
     x: Tensor
-    """(N, *event) x_t of each"""
+    """(N, *event) the x_t that each row reached"""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Step:
 
 
 def evaluations_per_sample(config: TrainConfig, settings: SamplingConfig) -> int:
-    """Gradient evaluations of one descent, the same as `model.chains.sampling.sample` reports."""
+    """Return the gradient evaluations that one descent takes, as `model.chains.sampling.sample` reports them."""
     num_levels, start = config.schedule.num_levels, STARTS[settings.start]
     starts = (num_levels - 1) * start.asks(settings.num_steps, False) + start.asks(settings.num_steps, True)
     kernel = KERNELS[config.chain.kernel]
@@ -92,7 +92,7 @@ def evaluations_per_sample(config: TrainConfig, settings: SamplingConfig) -> int
 
 
 class Descents:
-    """Up to `capacity` descents of one model, which the caller keeps frozen. Not safe to share among threads."""
+    """Up to `capacity` descents of one model, which the caller keeps frozen. Threads must not share an instance."""
 
     def __init__(self, model: EnergyModel, capacity: int) -> None:
         device, event = model.step_size.device, model.event_shape
@@ -148,7 +148,10 @@ class Descents:
         return list(zip(sources.tolist(), targets.tolist(), strict=True))
 
     def evaluate(self, num_rows: int) -> tuple[Tensor, Tensor]:
-        """(energies (N,), scores (N, *event)) at the points of the first rows: one gradient evaluation."""
+        """Return (energies (N,), scores (N, *event)) at the points of the first `num_rows` rows.
+
+        This takes one gradient evaluation.
+        """
         shape = min(_padded(num_rows), self.capacity)
         marginal = self.model.marginal(self._at[:shape])
         conditional = recovery_energy(marginal, self._x_next[:shape], self._precision[:shape])
@@ -178,9 +181,10 @@ class Descents:
         return Step(self._arrivals, ended, self.model.space.decode(samples))
 
     def _fly(self, waiting: Rows, here: State) -> tuple[Mask, Tensor]:
-        """Bring every chain on by the evaluation `here`: which rows' chains have ended, and where they are (N, *event).
+        """Bring every chain on by the evaluation `here`.
 
-        What this writes into rows that are in no chain is overwritten as soon as they are given something to do.
+        Returns which rows' chains have ended, and the positions (N, *event) of all rows. What this writes into rows
+        that are in no chain is overwritten as soon as they are given something to do.
         """
         n = len(waiting)
         starting, flying = waiting == Waiting.launch, waiting == Waiting.flight
@@ -210,7 +214,7 @@ class Descents:
         return (starting | landing) & ~launching, state.position
 
     def _launch(self, launching: Mask) -> None:
-        """Begin a step of these rows, with new noise in their places of `_epsilon`."""
+        """Begin a step for the rows marked in `launching`, with new noise in their places of `_epsilon`."""
         n, rows = len(launching), np.flatnonzero(launching)
         self._epsilon[rows] = self._noise.normal(rows)
         self._left[:n] -= launching
@@ -218,13 +222,16 @@ class Descents:
         self._waiting[rows] = Waiting.flight
 
     def _decisions(self, starting: Mask, landing: Mask) -> Tensor:
-        """Uniforms for the rows that land; those of the others let a start take its state, and the rest keep theirs."""
+        """Return a number (N,) for each row that decides whether it takes the state it was evaluated at.
+
+        It is a uniform for rows that land. Starting rows always take the state, and all other rows keep their own.
+        """
         uniform = np.where(starting, _ACCEPT, _REJECT)
         uniform[landing] = self._noise.uniform(np.flatnonzero(landing))
         return torch.from_numpy(uniform).to(self._point.device)
 
     def _conditions(self, rows: Rows) -> At:
-        """The conditions of the rows' chains, whatever the rows are asking for at the moment."""
+        """Return the conditions of the rows' chains, whatever the rows are asking for at the moment."""
         return self._at[rows].on(torch.from_numpy(self._level[rows]).to(self._point.device))
 
     def _enter_level(self, rows: Rows, x_next: Tensor) -> None:
@@ -245,7 +252,7 @@ class Descents:
         self._begin_chain(rows, y)
 
     def _begin_chain(self, rows: Rows, y: Tensor) -> None:
-        """The chains at the rows' levels, from `y`; a chain of no steps ends there."""
+        """Begin the chains at the rows' levels from `y`; a chain of no steps ends there at once."""
         still = self._num_steps[rows] == 0
         if still.any():
             self._arrive(rows[still], y[still])
@@ -264,7 +271,7 @@ class Descents:
         self._waiting[rows] = what
 
     def _arrive(self, rows: Rows, y: Tensor) -> None:
-        """Tell of the rows' x_t = y/α_{t+1}, and send them on to the level below."""
+        """Record the arrival of the rows at x_t = y/α_{t+1}, and send them on to the level below."""
         levels = self._level[rows]
         x = y / expand(self.model.schedule.scale[self._conditions(rows).level], y)
         self._arrivals.append(Arrivals(rows, levels, x))
@@ -285,6 +292,9 @@ class Descents:
 
 
 def _padded(num_rows: int) -> int:
-    """The number of rows to evaluate for `num_rows`, with up to three spare ones: the convolution library keeps memory
-    for every batch size it has ever seen (100 MB for the sizes to 128 of the digits' network)."""
+    """Return the number of rows to evaluate for `num_rows`, which includes up to three spare ones.
+
+    The convolution library keeps memory for every batch size that it has ever seen: 100 MB for all sizes up to 128 of
+    the digits' network. Spare rows make the sizes fewer.
+    """
     return num_rows if num_rows <= _EXACT_ROWS else -(-num_rows // _ROWS_MULTIPLE) * _ROWS_MULTIPLE

@@ -1,6 +1,6 @@
-"""How far Markov chains can be trusted: split R-hat, effective sample size, and long runs on a model's conditionals.
+"""Diagnostics of Markov chains: split R-hat, effective sample size, and long runs on a model's conditionals.
 
-Source: Gelman et al., Bayesian Data Analysis (2013), section 11.4 and 11.5.
+Source: Gelman et al., Bayesian Data Analysis (2013), sections 11.4 and 11.5.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from model.conditions import At
 from model.energies.energy_model import EnergyModel
 from model.noise import SharedNoise, make_generator
 
-_NUM_RECORDS = 100  # of each chain's energy
-_CHAINS_EACH = 4  # on one conditional
+_NUM_RECORDS = 100  # times that the energy of a chain is recorded
+_CHAINS_EACH = 4  # chains that run on one conditional
 
 
 def split_r_hat(values: Tensor) -> Tensor:
-    """Split R-hat of `values` (steps, chains, *rest): (*rest,), near 1 where the halves of all chains agree."""
+    """Return the split R-hat (*rest,) of `values` (steps, chains, *rest). It is near 1 if the chains' halves agree."""
     within, between = _variances(values)
     length = len(values) // 2
     return ((length - 1) / length + between / within).sqrt()
 
 
 def effective_sample_size(values: Tensor) -> Tensor:
-    """Independent draws that `values` (steps, chains, *rest), all steps of all chains together, are worth: (*rest,).
+    """Return how many independent draws all steps of all chains of `values` (steps, chains, *rest) are worth: (*rest,).
 
     Autocorrelations are summed in pairs until a pair is negative (Geyer 1992).
     """
@@ -45,37 +45,40 @@ def effective_sample_size(values: Tensor) -> Tensor:
 
 
 def _halves(values: Tensor) -> Tensor:
-    """(steps, chains, *rest) -> (steps // 2, 2 chains, *rest) float64"""
+    """Cut `values` (steps, chains, *rest) into halves (steps // 2, 2 chains, *rest), in float64."""
     length = len(values) // 2
     return torch.cat([values[:length], values[-length:]], dim=1).double()
 
 
 def _variances(values: Tensor) -> tuple[Tensor, Tensor]:
-    """(mean variance within the halves of chains, variance of their means)"""
+    """Return (the mean variance within the halves of chains, the variance of the halves' means)."""
     halves = _halves(values)
     return halves.var(0).mean(0), halves.mean(0).var(0)
 
 
 @dataclass(frozen=True)
 class LongRun:
-    """Long chains on the conditionals p(y_t | x_{t+1}) of one level."""
+    """The result of long chains on the conditionals p(y_t | x_{t+1}) of one level."""
 
     level: int
     acceptance_rate: float
     energy_drift: float
-    """mean conditional energy of the last half of the chains − that of the data's own y_t, nats: 0 where both agree,
+    """mean conditional energy over the last half of the chains − that of the data's own y_t, nats: 0 where both agree,
     far below 0 where chains find energies that the data do not have"""
     drift_std_error: float
     split_r_hat: float
-    """of the conditional energy over the last half, the median over conditionals"""
+    """split R-hat of the conditional energy over the last half of the chains, the median over conditionals"""
     effective_sample_size: float
-    """of the last half of a conditional's chains, of `num_kept` records"""
+    """independent draws that the `num_kept` energies of a conditional are worth, the median over conditionals"""
     num_kept: int
+    """energies recorded on a conditional over the last half of its chains"""
 
 
 def run_long(model: EnergyModel, x_data: Tensor, *, num_steps: int, seed: int) -> list[LongRun]:
-    """Four chains of `num_steps` on one conditional for each of `x_data` (N, *event), scaled as the network sees it, at
-    every level. A model whose energies are right holds them where the data are."""
+    """Run four chains of `num_steps` on a conditional of each of `x_data` (N, *event), at every level.
+
+    `x_data` is scaled as the network sees it. A model whose energies are right holds the chains where the data are.
+    """
     noise = SharedNoise(make_generator(seed, device=x_data.device))
     with model.frozen():
         return [_run_level(model, x_data, t, num_steps, noise) for t in range(model.num_levels)]

@@ -1,9 +1,9 @@
-"""Markov-chain kernels over batches of independent chains, and the one place where each of them is written.
+"""Markov-chain kernels over batches of independent chains. Each kernel is written here and nowhere else.
 
-A step is a flight from a state: `launch` says where the target is evaluated first, `leap` where next, and `land` makes
-the next state of the last evaluation. `step` does all of it for chains that go together; `model.chains.descent` calls
-the same functions for rows that are each at their own point of their own step. A new kernel is one class, and one entry
-of `KERNELS`.
+A step is a flight from a state: `launch` says where the target is evaluated first, `leap` says where it is evaluated
+next, and `land` makes the next state from the last evaluation. `step` does all of this for chains that go together;
+`model.chains.descent` calls the same functions for rows that are each at their own point of their own step. A new
+kernel is one class and one entry of `KERNELS`.
 
 Notation: `step_size` (B,) is the standard deviation s of the injected noise, in the units of the position; ε the noise.
 Langevin (Roberts & Tweedie 1996): y' = y − (s²/2) ∇E(y) + s ε. MALA accepts y' with the Metropolis-Hastings ratio.
@@ -29,7 +29,7 @@ from model.schedule import expand
 
 
 class State(NamedTuple):
-    """A batch of chains. Energy and score belong to the position, and are not numbers where no kernel asks for them."""
+    """The state of a batch of chains. Energy and score are those at the position, or NaN if the kernel needs none."""
 
     position: Tensor
     """(B, *event)"""
@@ -40,20 +40,20 @@ class State(NamedTuple):
 
 
 class Flight(NamedTuple):
-    """A step under way."""
+    """A step that is under way, for a batch of chains."""
 
     origin: State
-    """the state it left"""
+    """the state that the step left"""
     point: Tensor
-    """(B, *event) where the target is evaluated next"""
+    """(B, *event) position at which the target is evaluated next"""
     momentum: Tensor
-    """(B, *event) HMC's, half a leap on; otherwise the noise ε of the step"""
+    """(B, *event) momentum of HMC, half a leap on; for other kernels the noise ε of the step"""
     kinetic: Tensor
-    """(B,) |ε|²/2 of the noise that the step began with; 0 where nothing is decided"""
+    """(B,) |ε|²/2 of the noise that the step began with; 0 for kernels that accept every step"""
 
 
 class Info(NamedTuple):
-    """What one step did."""
+    """What one step did to each chain."""
 
     acceptance_probability: Tensor
     """(B,) in [0, 1]"""
@@ -62,36 +62,36 @@ class Info(NamedTuple):
 
 
 def evaluate(position: Tensor, target: EnergyFn) -> State:
-    """The state at `position` (B, *event): one gradient evaluation."""
+    """Return the state at `position` (B, *event). This takes one gradient evaluation."""
     return State(position, *energy_and_score(target, position))
 
 
 class Kernel(ABC):
-    """A transition of Markov chains. One that is not `Adjusted` takes every step, whose end it does not evaluate."""
+    """A transition of Markov chains. A kernel that is not `Adjusted` takes every step and does not evaluate its end."""
 
     num_leaps: int
-    """The gradient evaluations of a step: one, unless the kernel is adjusted and leaps on."""
+    """The number of gradient evaluations that a step takes: one, unless the kernel is adjusted and leaps on."""
 
     def num_evaluations(self, num_steps: int) -> int:
-        """Gradient evaluations of a chain of at least one step."""
+        """Return the number of gradient evaluations that a chain of `num_steps`, at least one, takes."""
         return num_steps * self.num_leaps
 
     @abstractmethod
     def init(self, position: Tensor, target: EnergyFn, /) -> State:
-        """The state of chains that start at `position` (B, *event)."""
+        """Return the state of chains that start at `position` (B, *event)."""
 
     @abstractmethod
     def step(self, state: State, target: EnergyFn, step_size: Tensor, noise: NoiseSource) -> tuple[State, Info]:
-        """One step of all chains: `num_leaps` gradient evaluations."""
+        """Take one step of all chains, which takes `num_leaps` gradient evaluations."""
 
     @abstractmethod
     def launch(self, state: State, step_size: Tensor, epsilon: Tensor) -> Flight:
-        """Leave a state of known score with the noise ε (B, *event)."""
+        """Begin a step from a state whose score is known, with the noise ε (B, *event)."""
 
 
 @dataclass(frozen=True)
 class Langevin(Kernel):
-    """Unadjusted Langevin: a step evaluates where it begins, so that none is left over at the end of the chain."""
+    """Unadjusted Langevin. A step evaluates where it begins, so that no evaluation is left over when the chain ends."""
 
     num_leaps: int = 1
 
@@ -110,8 +110,10 @@ class Langevin(Kernel):
 
 
 class Adjusted(Kernel):
-    """A kernel that decides at the end of a step whether to take it, by the Metropolis rule, and so leaves exp(−target)
-    invariant. A chain evaluates where it starts, and where every step ends."""
+    """A kernel that decides by the Metropolis rule, at the end of a step, whether to take it.
+
+    It therefore leaves exp(−target) invariant. A chain evaluates the target where it starts and where every step ends.
+    """
 
     def num_evaluations(self, num_steps: int) -> int:
         return 1 + super().num_evaluations(num_steps)
@@ -127,17 +129,17 @@ class Adjusted(Kernel):
         return self.land(flight, end, step_size, noise.uniform(end.energy))
 
     def leap(self, flight: Flight, here: State, step_size: Tensor) -> Flight:
-        """Go on from `here`, the flight's point evaluated. Only kernels of several leaps are asked to."""
+        """Continue the flight from `here`, its point evaluated. Only kernels of several leaps have to define this."""
         raise NotImplementedError
 
     def land(self, flight: Flight, end: State, step_size: Tensor, uniform: Tensor) -> tuple[State, Info]:
-        """The state after a flight to `end`, its last point evaluated; `uniform` (B,) decides whether it is that."""
+        """Return the state after a flight to `end`, its last point evaluated; `uniform` (B,) decides on acceptance."""
         state, back = flight.origin, squared_norm(self.noise_back(flight, end, step_size)) / 2
         return metropolis_choice(state, end, state.energy - end.energy + (flight.kinetic - back), uniform)
 
     @abstractmethod
     def noise_back(self, flight: Flight, end: State, step_size: Tensor) -> Tensor:
-        """The noise (B, *event), up to its sign, that would lead from `end` back to the flight's origin."""
+        """Return the noise (B, *event), up to its sign, that would lead from `end` back to the flight's origin."""
 
 
 @dataclass(frozen=True)
@@ -151,14 +153,14 @@ class MALA(Adjusted):
         return Flight(state, point, epsilon, squared_norm(epsilon) / 2)
 
     def noise_back(self, flight: Flight, end: State, step_size: Tensor) -> Tensor:
-        # Standardised, so that the ratio of the two proposals' densities is accurate for small steps too.
+        # The noise is standardised, so that the ratio of the two proposals' densities is accurate for small steps too.
         s = expand(step_size, end.position)
         return (flight.origin.position - end.position) / s - 0.5 * s * end.score
 
 
 @dataclass(frozen=True)
 class HMC(Adjusted):
-    """Hamiltonian Monte Carlo by `num_leaps` leapfrogs a step; one of them is MALA, to rounding."""
+    """Hamiltonian Monte Carlo with `num_leaps` leapfrogs a step; with one it is MALA, to rounding."""
 
     num_leaps: int = 5
 
@@ -172,7 +174,7 @@ class HMC(Adjusted):
         return flight.momentum + 0.5 * expand(step_size, end.position) * end.score
 
     def _leapt(self, flight: Flight, here: State, step_size: Tensor) -> Flight:
-        """On from `here` with the flight's momentum there."""
+        """Leap from `here`, where the flight has its momentum: half a momentum step, then a step of the position."""
         s = expand(step_size, here.position)
         half = flight.momentum + 0.5 * s * here.score
         return flight._replace(point=here.position + s * half, momentum=half)
@@ -183,13 +185,13 @@ KERNELS: Mapping[KernelKind, Kernel] = MappingProxyType({"langevin": Langevin(),
 
 
 def langevin_move(position: Tensor, score: Tensor, step_size: Tensor, epsilon: Tensor) -> Tensor:
-    """y + (s²/2) score + s ε."""
+    """Return y + (s²/2) score + s ε for y = `position` (B, *event) and s = `step_size` (B,)."""
     s = expand(step_size, position)
     return position + 0.5 * s**2 * score + s * epsilon
 
 
 def metropolis_choice(state: State, proposal: State, log_ratio: Tensor, uniform: Tensor) -> tuple[State, Info]:
-    """The proposal where `uniform` (B,) < exp(log_ratio), else the state; a ratio that is not a number rejects."""
+    """Return the proposal where `uniform` (B,) < exp(`log_ratio`) (B,), else the state; a NaN ratio is a rejection."""
     probability = torch.nan_to_num(log_ratio, nan=-torch.inf).clamp(max=0).exp()
     accepted = uniform < probability
     chosen = State(*(choose(accepted, new, old) for new, old in zip(proposal, state, strict=True)))
@@ -197,10 +199,13 @@ def metropolis_choice(state: State, proposal: State, log_ratio: Tensor, uniform:
 
 
 def choose(first: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    """Rows of `one` where `first` (B,) is true, of `other` elsewhere."""
+    """Return rows of `one` where `first` (B,) is true, and rows of `other` elsewhere."""
     return torch.where(first.reshape(-1, *[1] * (one.dim() - 1)), one, other)
 
 
 def adapt_step_size(step_size: Tensor, acceptance: Tensor, *, target: float, rate: float = 0.05) -> Tensor:
-    """Robbins-Monro on the logarithm: log s ← log s + rate (acceptance − target) (Andrieu & Thoms 2008)."""
+    """Adapt a step size by Robbins-Monro on its logarithm: log s ← log s + rate (acceptance − target).
+
+    Source: Andrieu & Thoms 2008.
+    """
     return step_size * torch.exp(rate * (acceptance.to(step_size) - target))

@@ -1,4 +1,4 @@
-"""Drawing from a trained model: conditionals by Markov chain, and the progressive descent from x_T to x_0.
+"""Drawing from a trained model: from conditionals by Markov chains, and by the progressive descent from x_T to x_0.
 
 Source: DRL algorithm 2. x_T ~ N(0, I); for t = T−1 … 0 a chain on p(y | x_{t+1}) gives y, and x_t = y/α_{t+1}.
 """
@@ -24,14 +24,14 @@ from model.schedule import expand
 
 @dataclass(frozen=True)
 class Draw:
-    """Ends of a batch of chains on the conditionals."""
+    """The ends of a batch of chains on the conditionals."""
 
     y: Tensor
-    """(B, *event)"""
+    """(B, *event) positions at which the chains ended"""
     acceptance: Tensor
     """(B,) mean acceptance probability; 1 for unadjusted kernels"""
     gradient_evaluations: int
-    """per chain"""
+    """number of gradient evaluations that each chain took"""
 
 
 def _unwatched(_step: int, _position: Tensor) -> None:
@@ -50,11 +50,11 @@ def draw_conditional(
     is_top: bool = False,
     watch_fn: Callable[[int, Tensor], None] = _unwatched,
 ) -> Draw:
-    """y ~ p(y | x_{t+1}) by `num_steps` of the model's kernel from `start`; without steps, what the start gives.
+    """Draw y ~ p(y | x_{t+1}) by `num_steps` of the model's kernel from `start`.
 
-    The rows' levels may be mixed; `is_top` says that all of them are the top one, where a start may cost nothing.
-    `noise_scale` multiplies the noise that the steps of an unadjusted kernel inject. `watch_fn(step, position)` sees
-    every step. The caller freezes the model.
+    Without steps, y is what the start gives. The rows may be at different levels; `is_top` says that all of them are at
+    the top one, where a start may cost nothing. `noise_scale` multiplies the noise that the steps of an unadjusted
+    kernel inject. `watch_fn(step, position)` is called after every step. The caller freezes the model.
     """
     kernel, way = KERNELS[model.config.chain.kernel], STARTS[start]
     asks, acceptance = way.asks(num_steps, is_top), torch.zeros(len(x_next), device=x_next.device)
@@ -73,14 +73,14 @@ def draw_conditional(
 
 @dataclass(frozen=True)
 class Samples:
-    """What `sample` returns, in the data's units, on the CPU."""
+    """The samples that `sample` returns, on the CPU."""
 
     x: Tensor
-    """(B, *event) float32"""
+    """(B, *event) float32, in the data's units"""
     levels: dict[int, Tensor]
     """x_t for each level asked for (T: the starting noise), scaled as the network sees it"""
     gradient_evaluations: int
-    """per sample"""
+    """number of gradient evaluations that each sample took"""
 
 
 def sample(
@@ -95,11 +95,11 @@ def sample(
     progress_fn: Callable[[int], None] | None = None,
     precision: Precision | None = None,
 ) -> Samples:
-    """Samples `first` … `first + num_samples − 1` of the stream `seed`; each depends on its own index alone.
+    """Draw samples `first` … `first + num_samples − 1` of the stream `seed`; each depends on its own index alone.
 
     `num_steps` and `noise_scale` default to the model's `config.sampling`; adjusted kernels have no noise scale.
-    `progress_fn(t)` is called when level t is reached. `precision` is that of the network's layers, by default the
-    model's own: float32 for a model that was loaded. Raises ConfigError for values out of range.
+    `progress_fn(t)` is called when level t is reached. `precision` is the precision of the network's layers, by default
+    the model's own, which is float32 for a model that was loaded. Raises ConfigError for values out of range.
     """
     settings = chosen_settings(model, num_steps=num_steps, noise_scale=noise_scale, levels=levels)
     device = model.step_size.device
@@ -111,7 +111,10 @@ def sample(
 def chosen_settings(
     model: EnergyModel, *, num_steps: int | None, noise_scale: float | None, levels: Collection[int]
 ) -> SamplingConfig:
-    """The model's `config.sampling` with what a request says instead. Raises ConfigError for values out of range."""
+    """Return the model's `config.sampling` with the values of a request in place of its own, where they are not None.
+
+    Raises ConfigError for values out of range, `levels` included.
+    """
     settings = model.config.sampling
     if num_steps is not None:
         settings = replace(settings, num_steps=num_steps)
@@ -138,7 +141,7 @@ def descend(
     progress_fn: Callable[[int], None] | None = None,
     precision: Precision | None = None,
 ) -> Samples:
-    """The progressive descent from `x_top` = x_T (B, *event), with the noise given (DRL algorithm 2)."""
+    """Run the progressive descent from `x_top` = x_T (B, *event) with the given noise (DRL algorithm 2)."""
     top = model.num_levels
     x, evaluations = x_top, 0
     kept = {top: x_top.cpu()} if top in levels else {}
@@ -168,13 +171,16 @@ def descend(
 
 
 def denoising_point(model: EnergyModel, x: Tensor) -> tuple[Tensor, At]:
-    """Where `expected_data` of x_0 = `x` (B, *event) needs the score of the marginal energy: y_0, at level 0."""
+    """Return the y_0 and the conditions of level 0 at which `expected_data` needs the score of the marginal energy.
+
+    `x` (B, *event) is x_0.
+    """
     at = At.same(0, x)
     return expand(model.schedule.scale[at.level], x) * x, at
 
 
 def expected_data(model: EnergyModel, x: Tensor, score: Tensor) -> Tensor:
-    """E[x_data | x_0] = (x_0 + σ̄_0² ∇ log p(x_0))/ᾱ_0 (Tweedie), given the score −∇E_0 at `denoising_point`."""
+    """Return E[x_data | x_0] = (x_0 + σ̄_0² ∇ log p(x_0))/ᾱ_0 (Tweedie), given the score −∇E_0 at `denoising_point`."""
     schedule = model.schedule
     marginal_score = schedule.scale[0].to(score) * score
     return (x + schedule.sigma_bar[0].item() ** 2 * marginal_score) / schedule.alpha_bar[0].item()

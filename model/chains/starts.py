@@ -1,8 +1,8 @@
-"""Where a chain on p(y | x_{t+1}) starts, and the one place where each way to start is written.
+"""The ways to start a chain on p(y | x_{t+1}). Each of them is written here and nowhere else.
 
-A start may ask for the score of a marginal energy at a point of its choice (`ask`), and makes y of it (`answer`).
+A start may ask for the score of a marginal energy at a point of its choice (`ask`) and make y from it (`answer`).
 `begin` does so for a whole batch; `model.chains.descent` calls the same functions for rows that come to their levels at
-different times. A new start is one class, and one entry of `STARTS`.
+different times. A new start is one class and one entry of `STARTS`.
 """
 
 from __future__ import annotations
@@ -26,25 +26,27 @@ class Start(Protocol):
     """A way to start chains of a model, from x_{t+1} `x_next` (B, *event) at the conditions `at` of the level t."""
 
     def asks(self, num_steps: int, is_top: bool, /) -> bool:
-        """Whether a chain of `num_steps`, at the top level or below it, takes a gradient evaluation to start. If not, y
-        is x_{t+1}."""
+        """Whether a chain of `num_steps` takes a gradient evaluation to start; if not, y is x_{t+1}.
+
+        `is_top` says whether the chain is at the top level.
+        """
 
     def ask(self, model: EnergyModel, x_next: Tensor, at: At, /) -> tuple[Tensor, At]:
-        """Where the model's marginal energy is to be evaluated: the position y' and the conditions of its level."""
+        """Return where the model's marginal energy is to be evaluated: a position y' (B, *event) and its conditions."""
 
     def answer(self, model: EnergyModel, x_next: Tensor, at: At, score: Tensor, epsilon: Tensor) -> Tensor:
-        """y, given the score −∇E(y') there and standard normals ε; all (B, *event)."""
+        """Return y, given the score −∇E(y') and standard normals ε; all are (B, *event)."""
 
 
 def begin(start: Start, model: EnergyModel, x_next: Tensor, at: At, noise: NoiseSource) -> Tensor:
-    """y (B, *event) of a start that asks: one gradient evaluation."""
+    """Return the y (B, *event) of a start that asks for a score. This takes one gradient evaluation."""
     point, asked = start.ask(model, x_next, at)
     _, score = energy_and_score(model.marginal(asked), point)
     return start.answer(model, x_next, at, score, noise.normal(x_next))
 
 
 class Neighbour:
-    """y = x_{t+1} (DRL). A chain of no steps is one draw of the conditional's normal approximation (DRL T1k)."""
+    """The start y = x_{t+1} (DRL). A chain of no steps draws from the conditional's normal approximation (DRL T1k)."""
 
     def asks(self, num_steps: int, _is_top: bool, /) -> bool:
         return num_steps == 0
@@ -57,9 +59,10 @@ class Neighbour:
 
 
 class Predictor:
-    """y from the Gaussian that the score at x_{t+1} predicts; x_T itself at the top level, which has no tether to it.
+    """The start that draws y from the Gaussian that the score at x_{t+1} predicts.
 
-    Its mean is the posterior's, x_{t+1} + σ_{t+1}² ∇ log p(x_{t+1}) (Tweedie), its standard deviation `predicted_std`.
+    The mean is the posterior's, x_{t+1} + σ_{t+1}² ∇ log p(x_{t+1}) (Tweedie), and the standard deviation is
+    `predicted_std`. At the top level, which has no tether to x_T, y is x_T itself.
     """
 
     def asks(self, _num_steps: int, is_top: bool, /) -> bool:
@@ -81,20 +84,22 @@ STARTS: Mapping[ChainStart, Start] = MappingProxyType({"neighbour": Neighbour(),
 
 
 def predicted_std(schedule: Schedule, level: Tensor) -> Tensor:
-    """Standard deviation (B,) of the predictor's Gaussian for `level` (B,) in 0…T−1: σ_{t+1} σ̄_t/σ̄_{t+1}, what it would
-    be were x_data known (Ho et al. 2020, eq. 7)."""
+    """Return the standard deviation σ_{t+1} σ̄_t/σ̄_{t+1} (B,) of the predictor's Gaussian for `level` (B,) in 0…T−1.
+
+    It is the one that would be exact if x_data were known (Ho et al. 2020, eq. 7).
+    """
     return schedule.sigma[level + 1] * schedule.sigma_bar[level] / schedule.sigma_bar[level + 1]
 
 
 def _level_above(model: EnergyModel, at: At) -> Tensor:
-    """t + 1, or the top level again, where nobody uses it."""
+    """Return t + 1 for each row, or the top level again for rows at the top, where the value is not used."""
     return (at.level + 1).clamp(max=model.num_levels - 1)
 
 
 def normal_approximation(score: Tensor, x_next: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-    """A draw from N(x_next − σ_{t+1}² ∇E_t(x_next), σ_{t+1}² I), the conditional's first-order form (DRL eq. 15).
+    """Draw from N(x_next − σ_{t+1}² ∇E_t(x_next), σ_{t+1}² I), the conditional to first order (DRL eq. 15).
 
-    `score` is −∇E_t(x_next); `sigma` (B,) is σ_{t+1}.
+    `score` is −∇E_t(x_next); `sigma` (B,) is σ_{t+1}; `noise` is standard normal.
     """
     s = expand(sigma, x_next)
     return x_next + s**2 * score + s * noise

@@ -1,12 +1,12 @@
-"""Checkpoints: a directory of safetensors and one JSON file, never pickle.
+"""Checkpoints: each is a directory of two safetensors files and one JSON file, and never a pickle.
 
     config.json          version, step, rollbacks, event shape, training configuration
-    ema.safetensors      averaged weights, which is all that sampling and densities need
-    state.safetensors    `model.*` weights and `optimizer.*` moments, which resuming needs besides
+    ema.safetensors      averaged weights, which are all that sampling and densities need
+    state.safetensors    `model.*` weights and `optimizer.*` moments, which resuming needs in addition
 
-Both files hold every network of a training. The tensors of the energy have the names of its module; those of a further
-network have its name and a slash before them. A directory is complete or refused: reading is strict about versions,
-names, shapes and finiteness.
+Both safetensors files hold every network of a training. The tensors of the energy have the names of its module; those
+of a further network have its name and a slash before them. A directory is complete or refused: reading is strict about
+versions, names, shapes and finiteness.
 """
 
 from __future__ import annotations
@@ -31,35 +31,35 @@ CONFIG_FILE = "config.json"
 EMA_FILE = "ema.safetensors"
 STATE_FILE = "state.safetensors"
 SAMPLING_FILES = (CONFIG_FILE, EMA_FILE)
-"""All that `load_model` reads."""
+"""The files that `load_model` reads, and all that it reads."""
 ENERGY = "energy"
 """The name of the network that every training has."""
 _DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "U8", "BOOL")
 _OF_THE_DATA = ("data_mean", "data_std")
-"""scalar for images, (D,) for vectors; the configuration does not say which"""
+"""The tensors whose shape the configuration does not give: () for images, (D,) for vectors."""
 
 
 @dataclass(frozen=True)
 class NetworkTensors:
-    """Copies of what a checkpoint holds of one network."""
+    """Copies of the tensors that a checkpoint holds for one network."""
 
     average: dict[str, Tensor]
-    """its averaged weights; the weights themselves where no average is kept"""
+    """the averaged weights; the weights themselves if no average is kept"""
     weights: dict[str, Tensor] = field(default_factory=dict)
-    """empty where training cannot go on from them"""
+    """the weights; empty if training cannot go on from this checkpoint"""
     moments: dict[str, Tensor] = field(default_factory=dict)
-    """its optimiser's, named `{index of the parameter}.{moment}`"""
+    """the optimiser's moments, named `{index of the parameter}.{moment}`"""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Copies of everything a checkpoint holds; independent of further training."""
+    """Copies of everything that a checkpoint holds, which further training does not change."""
 
     step: int
     config: TrainConfig
     event_shape: tuple[int, ...]
     networks: Mapping[str, NetworkTensors]
-    """by their names, ENERGY among them"""
+    """the networks' tensors by the networks' names, ENERGY among them"""
     rollbacks: int = 0
     """how often the run had gone back after a divergence"""
 
@@ -90,12 +90,12 @@ class Snapshot:
 
 
 def copy_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous copies on the CPU."""
+    """Return contiguous copies of `tensors` on the CPU."""
     return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
 
 
 def load_model(directory: Path, device: str = "cpu") -> EnergyModel:
-    """The averaged model of a checkpoint, ready for sampling. Raises CheckpointError."""
+    """Load the averaged model of the checkpoint in `directory`, ready for sampling. Raises CheckpointError."""
     config, event_shape, _, _ = _read_description(directory)
     model = EnergyModel(config, event_shape)
     load_weights(model, _read_tensors(directory / EMA_FILE, like=model.state_dict()))
@@ -103,7 +103,7 @@ def load_model(directory: Path, device: str = "cpu") -> EnergyModel:
 
 
 def read_snapshot(directory: Path) -> Snapshot:
-    """Everything a checkpoint holds. Raises CheckpointError."""
+    """Read everything that the checkpoint in `directory` holds. Raises CheckpointError."""
     config, event_shape, step, rollbacks = _read_description(directory)
     averages, states = (_by_network(_read_tensors(directory / file)) for file in (EMA_FILE, STATE_FILE))
     networks = {
@@ -116,7 +116,7 @@ def read_snapshot(directory: Path) -> Snapshot:
 
 
 def _by_network(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """A file's tensors by the network that they belong to."""
+    """Sort a file's tensors by the network that they belong to, and remove its name from theirs."""
     found: dict[str, dict[str, Tensor]] = {ENERGY: {}}
     for name, tensor in tensors.items():
         network, _, own = name.rpartition("/")
@@ -160,11 +160,14 @@ def _read_description(directory: Path) -> tuple[TrainConfig, tuple[int, ...], in
 
 
 def _read_tensors(path: Path, *, like: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """All tensors of a file; with `like`, only those of the energy, whose state `like` is. Raises CheckpointError."""
+    """Read all tensors of a file; with `like`, only those of the energy, whose state dict `like` is.
+
+    Raises CheckpointError.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             names = [name for name in file.keys() if like is None or "/" not in name]  # noqa: SIM118 (no dict)
-            for name in names:  # by the header alone, before a tensor takes memory
+            for name in names:  # judged by the header alone, before a tensor takes memory
                 _require_meant(path, name, file.get_slice(name), like)
             tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError) as error:
@@ -176,9 +179,9 @@ def _read_tensors(path: Path, *, like: Mapping[str, Tensor] | None = None) -> di
 
 
 def _require_meant(path: Path, name: str, tensor: Any, like: Mapping[str, Tensor] | None) -> None:
-    """Refuse what its entry in the header says cannot be meant. Raises CheckpointError.
+    """Refuse a tensor whose entry in the header is not what a checkpoint can hold. Raises CheckpointError.
 
-    safetensors itself refuses, when it opens a file, a header that promises more than the file holds.
+    When it opens a file, safetensors itself refuses a header that promises more than the file holds.
     """
     if tensor.get_dtype() not in _DTYPES:
         raise CheckpointError(f"{path} holds {name} as {tensor.get_dtype()}; expected {', '.join(_DTYPES)}")

@@ -1,9 +1,9 @@
-"""The authors' TensorFlow checkpoints as models of this project.
+"""Reads the authors' TensorFlow checkpoints as models of this project.
 
 Source: Gao et al. 2021 and its release (github.com/ruiqigao/recovery_likelihood): `network.py` names the variables,
-`nn.py` the spectral norm, `train.py` what is saved. Read are the averaged weights (`model_ema`) with the vectors of the
-power iteration; width, multipliers, blocks and channels follow from the shapes. The number of levels and the images'
-size are not in the file: the network is the same for all of them.
+`nn.py` defines the spectral norm, `train.py` says what is saved. What is read are the averaged weights (`model_ema`)
+with the vectors of the power iteration; width, multipliers, blocks and channels follow from the shapes. The number of
+levels and the size of images are not in the file: the network is the same for all of them.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from model.event_kinds.pixels import BIN_WIDTH
 from model.spaces.affine import AffineSpace
 
 _IMAGE_SIZES = {(1, 2, 2, 2): 32, (1, 2, 2, 2, 4): 64, (1, 2, 2, 2, 4, 4): 128, (1, 1, 2, 2, 2, 4, 4): 256}
-"""Height and width, in pixels, that the release gives each tuple of multipliers."""
+"""The height and width, in pixels, of the images for which the release uses each tuple of multipliers."""
 _DEFAULT_IMAGE_SIZE = 32
 
 _ROOT = "model_ema/net/"
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 _STEP = f"i_iter_var{_VALUE}"
 _STALE = "/layer/W"
-"""The normalised weight of the evaluation before the save; computed anew from w."""
+"""The end of the names of weights normalised at the last evaluation before the save; ours are computed from w."""
 _BLOCK = re.compile(r"res_levels/(\d{1,3})/(\d{1,3})/conv2d_1/conv/w")
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -41,11 +41,11 @@ Shapes = Mapping[str, tuple[int, ...]]
 def load(
     ckpt_prefix: Path | str, *, num_levels: int = 6, image_size: int | None = None, dataset: str = UNKNOWN_DATASET
 ) -> EnergyModel:
-    """The network of a checkpoint in eval state, with the published schedule: p ∝ exp(net_output(x, level)/s_t²).
+    """Load a checkpoint as a model in eval mode, with the published schedule: p ∝ exp(net_output(x, level)/s_t²).
 
     `net_output(x, level)` takes x (B, C, H, W) of any size and is what the release computes on its first evaluation.
-    `image_size` is what samples have; None takes the release's for these multipliers, or 32. `dataset` is what
-    calibrations score. Raises CheckpointError.
+    `image_size` is the height and width of samples, in pixels; None takes the release's size for these multipliers, or
+    32. `dataset` is the dataset that calibrations score. Raises CheckpointError.
     """
     return _read(ckpt_prefix, num_levels, image_size, dataset)[0]
 
@@ -53,9 +53,9 @@ def load(
 def read_snapshot(
     ckpt_prefix: Path | str, *, num_levels: int = 6, image_size: int | None = None, dataset: str = UNKNOWN_DATASET
 ) -> Snapshot:
-    """The same as a checkpoint of this project, of the release's own step, for sampling and densities.
+    """Read the same model as a checkpoint of this project, at the release's own step, for sampling and densities.
 
-    It has no training state: moments, and weights that were not averaged, stay behind. Raises CheckpointError.
+    It has no training state: moments, and weights that were not averaged, are left out. Raises CheckpointError.
     """
     model, step = _read(ckpt_prefix, num_levels, image_size, dataset)
     networks = {ENERGY: NetworkTensors(copy_tensors(model.state_dict()))}
@@ -84,7 +84,10 @@ def _read(ckpt_prefix: Path | str, num_levels: int, image_size: int | None, data
 
 
 def _network_shapes(shapes: Shapes, prefix: Path) -> Shapes:
-    """The shapes of the averaged network's tensors, by their names below the network's own."""
+    """Return the shapes of the averaged network's tensors, by their names without the network's prefix.
+
+    Raises CheckpointError if there are none.
+    """
     found = {
         name.removeprefix(_ROOT).removesuffix(_VALUE): shape
         for name, shape in shapes.items()
@@ -98,7 +101,7 @@ def _network_shapes(shapes: Shapes, prefix: Path) -> Shapes:
 
 
 def _infer(shapes: Shapes, prefix: Path) -> tuple[NetworkConfig, int]:
-    """(network, image channels). Raises CheckpointError, ConfigError."""
+    """Return (network, channels of its images), as the shapes tell them. Raises CheckpointError, ConfigError."""
     first = shapes.get("conv2d_in/conv/w", ())
     blocks = {
         (int(found[1]), int(found[2])): shape for name, shape in shapes.items() if (found := _BLOCK.fullmatch(name))
@@ -111,12 +114,12 @@ def _infer(shapes: Shapes, prefix: Path) -> tuple[NetworkConfig, int]:
     width = first[3]
     resolutions, num_blocks = (1 + max(indices) for indices in zip(*blocks, strict=True))
     widths = [blocks.get((resolution, 0), (0,))[-1] for resolution in range(resolutions)]
-    multipliers = tuple(one // width for one in widths)  # what is no multiple is found with the shapes
+    multipliers = tuple(one // width for one in widths)  # the check of shapes finds what is no multiple
     return NetworkConfig(width=width, multipliers=multipliers, num_blocks=num_blocks), first[2]
 
 
 def _layers(config: NetworkConfig, channels: int) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """(the release's name, ours, the weight's shape there) of every layer with spectral norm."""
+    """Yield (name in the release, our name, shape of the weight in the release) of every layer with spectral norm."""
     width = before = config.width
     yield "conv2d_in/conv", "conv_in", (3, 3, channels, width)
     yield "temb_dense_0/dense", "embedding.dense0", (width, 4 * width)
@@ -134,7 +137,7 @@ def _layers(config: NetworkConfig, channels: int) -> Iterator[tuple[str, str, tu
 
 
 def _variables(config: NetworkConfig, channels: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Every variable of the release's network: its name there -> (our name, its shape there)."""
+    """Return {name in the release: (our name, shape in the release)} of every variable of the release's network."""
     last = config.width * config.multipliers[-1]
     found: dict[str, tuple[str, tuple[int, ...]]] = {
         "temb_dense_2/dense/W": ("head.weight", (4 * config.width, last)),
@@ -151,7 +154,7 @@ def _variables(config: NetworkConfig, channels: int) -> dict[str, tuple[str, tup
 
 
 def _require_exactly(shapes: Shapes, expected: Shapes, config: NetworkConfig, prefix: Path) -> None:
-    """Refuse any other set of names and shapes: attention, normalisation and the like. Raises CheckpointError."""
+    """Refuse any other set of names and shapes, such as a network with attention. Raises CheckpointError."""
     for name in sorted(expected.keys() | shapes.keys()):
         if shapes.get(name) != expected.get(name):
             raise CheckpointError(
@@ -166,7 +169,7 @@ def _told(shapes: Shapes, name: str) -> str:
 
 
 def _weight(bundle: TensorBundle, name: str, prefix: Path) -> Tensor:
-    """One variable in our layout: convolutions OIHW, dense layers (out, in), vectors. Raises CheckpointError."""
+    """Read one variable in our layout: convolutions are OIHW, dense layers (out, in). Raises CheckpointError."""
     array = bundle.read(_ROOT + name + _VALUE)
     if array.dtype != np.float32 or not np.isfinite(array).all():
         raise CheckpointError(f"{prefix} has {array.dtype} values in {name}; expected finite float32")
@@ -179,7 +182,7 @@ def _weight(bundle: TensorBundle, name: str, prefix: Path) -> Tensor:
 
 
 def _step(bundle: TensorBundle) -> int:
-    """Training steps done; 0 where the checkpoint does not say."""
+    """Return the number of training steps done, or 0 if the checkpoint does not say."""
     if bundle.shapes.get(_STEP) != ():
         return 0
     step = bundle.read(_STEP)

@@ -1,11 +1,11 @@
-"""TensorFlow's checkpoint format, the "tensor bundle", read without TensorFlow.
+"""Reads TensorFlow's checkpoint format, the "tensor bundle", without TensorFlow.
 
     PREFIX.index                     a LevelDB table: name -> where the value lies (BundleEntryProto); "" -> the header
     PREFIX.data-00000-of-00001 …     the values, raw and little-endian
 
-A table is blocks of sorted keys, each key without what it shares with the one before, then a block that names the
-others, then a footer of 48 bytes. Every block and every value carries a masked crc32c, and each one read is checked.
-Every length is compared with what is there before anything is allocated.
+A table consists of blocks of sorted keys, in which each key leaves out what it shares with the one before, then a block
+that lists the others, then a footer of 48 bytes. Every block and every value carries a masked crc32c, which is checked
+when it is read. Every length is compared with what is there before anything is allocated.
 
 Sources: tensorflow/core/util/tensor_bundle, tensorflow/core/protobuf/tensor_bundle.proto, LevelDB's table_format.md.
 """
@@ -25,12 +25,12 @@ from model.errors import CheckpointError
 
 _MAGIC = 0xDB4775248B80FB57
 _FOOTER_BYTES = 48
-_TRAILER_BYTES = 5  # of a block: how it is compressed, and its crc32c
+_TRAILER_BYTES = 5  # at the end of a block: one byte says how it is compressed, four are its crc32c
 _MAX_INDEX_BYTES = 64 << 20  # a thousand variables take about 100 kB
 _MAX_DIMENSIONS = 8
 _MAX_VARINT_BYTES = 10
 _DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 9: "<i8"}
-"""Of TensorFlow's types.proto, those that weights and counters have."""
+"""The types of TensorFlow's types.proto that weights and counters have, as types of numpy."""
 
 
 class _Malformed(Exception):
@@ -62,7 +62,7 @@ class TensorBundle:
         return {name: entry.shape for name, entry in self._entries.items()}
 
     def read(self, name: str) -> npt.NDArray[np.generic]:
-        """One value. Raises CheckpointError when it is absent, cut off, damaged or no array of numbers."""
+        """Read one value. Raises CheckpointError if it is absent, cut off, damaged or not an array of numbers."""
         entry = self._entries.get(name)
         if entry is None:
             raise CheckpointError(f"{self._prefix} has no variable {name}")
@@ -97,7 +97,7 @@ class TensorBundle:
 
 @dataclass(frozen=True)
 class _Message:
-    """A protocol buffer message, by field number."""
+    """A protocol buffer message: its numbers and its parts of bytes, by field number."""
 
     numbers: dict[int, int] = field(default_factory=dict)
     parts: dict[int, list[bytes]] = field(default_factory=dict)
@@ -121,13 +121,13 @@ class _Message:
         return message
 
     def children(self, number: int) -> list[_Message]:
-        """The sub-messages of a field."""
+        """Return the sub-messages of a field."""
         return [_Message.parse(part) for part in self.parts.get(number, [])]
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """BundleEntryProto."""
+    """A BundleEntryProto, which says where a value lies and what it is."""
 
     dtype: int
     shape: tuple[int, ...]
@@ -180,17 +180,17 @@ def _index_bytes(path: Path) -> bytes:
 
 
 def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """(key, value) of a LevelDB table, in order."""
+    """Yield every (key, value) of a LevelDB table, in order."""
     if int.from_bytes(data[-8:], "little") != _MAGIC or len(data) < _FOOTER_BYTES:
         raise _Malformed("it does not end in the mark of one; it is cut off, or another kind of file")
     footer = _Cursor(data[-_FOOTER_BYTES:])
-    _handle(footer)  # of the block of filters, which TensorFlow leaves empty
+    _handle(footer)  # this is the block of filters, which TensorFlow leaves empty
     for _, where in _records(_block(data, *_handle(footer))):
         yield from _records(_block(data, *_handle(_Cursor(where))))
 
 
 def _handle(cursor: _Cursor) -> tuple[int, int]:
-    """(offset, size) of a block."""
+    """Read the (offset, size) of a block."""
     return cursor.varint(), cursor.varint()
 
 
@@ -206,7 +206,10 @@ def _block(data: bytes, offset: int, size: int) -> bytes:
 
 
 def _records(block: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """(key, value) of a block, whose tail is an array of offsets for binary search and its length, four bytes each."""
+    """Yield every (key, value) of a block.
+
+    The tail of a block is an array of offsets for binary search, then its length, in numbers of four bytes.
+    """
     tail = 4 + 4 * int.from_bytes(block[-4:], "little")
     if tail > len(block):
         raise _Malformed("a block is shorter than its own table of offsets")
@@ -220,7 +223,7 @@ def _records(block: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _num_shards(header: _Message | None) -> int:
-    """Files of values, from BundleHeaderProto."""
+    """Return the number of files of values, which the BundleHeaderProto gives."""
     if header is None:
         raise _Malformed("it has no header entry")
     if header.numbers.get(2, 0) != 0:
@@ -229,7 +232,7 @@ def _num_shards(header: _Message | None) -> int:
 
 
 def _masked_crc(data: bytes) -> int:
-    """LevelDB's: rotated and shifted, so that the crc of data that hold a crc is no trivial number."""
+    """Return LevelDB's masked crc32c, rotated and shifted so that the crc of data that hold a crc is not trivial."""
     crc: int = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 

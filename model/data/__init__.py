@@ -1,4 +1,4 @@
-"""Datasets by name or place: built-in ones, and files from anybody."""
+"""Datasets, loaded by name if they are built in, or from a path if they are files from anybody."""
 
 from model.data.datasets import Dataset, load
 

@@ -1,4 +1,4 @@
-"""Datasets: a name or a location -> float32 events, with a held-out split that never changes.
+"""Datasets: what a name or a location stands for becomes float32 events, with a held-out split that never changes.
 
 Images become (C, H, W) in [−1, 1]. Vectors are standardised per coordinate; the dataset's space says by how much, and
 the model keeps it, so that samples and densities come back in the data's own units. Nothing is ever unpickled.
@@ -40,18 +40,19 @@ class Dataset:
     held_out: Tensor
     """(M, *event) float32"""
     space: AffineSpace
-    """The way between these events and the data as they came."""
+    """The change of coordinates between these events and the data as they came."""
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        """The shape of one event: (C, H, W) of images, (D,) of vectors."""
+        """The shape of one event: (C, H, W) for images, (D,) for vectors."""
         return tuple(self.train.shape[1:])
 
 
 def load(name: str, limits: ReadLimits | None = None, image_size: ImageSize | None = None) -> Dataset:
-    """Load the built-in dataset of that name, or the one at that path: a folder or zip of images, .npy, .npz or .csv.
+    """Load the built-in dataset called `name`, or the dataset at that path.
 
-    Images are cropped and resized to `image_size` if there is one. Raises DataError naming the offending member.
+    A path leads to a folder or zip of images, or to a .npy, .npz or .csv file. Images are cropped and resized to
+    `image_size` if there is one. Raises DataError naming the offending member.
     """
     if name == "digits":
         return _digits(image_size)
@@ -76,11 +77,11 @@ def _from_file(path: Path, limits: ReadLimits | None, image_size: ImageSize | No
 
 
 def _digits(image_size: ImageSize | None) -> Dataset:
-    """scikit-learn's 1,797 8×8 digits: 900 to train on, 897 held out; values 0…16 become v/8 − 1.
+    """Load scikit-learn's 1,797 8×8 digits, of which 897 are held out; values v in 0…16 become v/8 − 1.
 
-    Of another size they take values in between.
+    Digits that are resized to `image_size` also take values in between, so that their space is continuous.
     """
-    from sklearn.datasets import load_digits  # a second to import, needed here only
+    from sklearn.datasets import load_digits  # takes a second to import and is needed here only
 
     images = load_digits().images.astype(np.float32)[:, None] / 8 - 1
     if image_size is None or image_size == images.shape[2:]:
@@ -96,7 +97,7 @@ def _planar(name: str) -> Dataset:
 
 
 def _split(name: str, events: npt.NDArray[np.float32], space: AffineSpace, *, num_train: int | None = None) -> Dataset:
-    """Shuffle with the fixed seed, then cut; a tenth is held out unless `num_train` says otherwise."""
+    """Shuffle the events with the fixed seed, then cut them; a tenth is held out unless `num_train` says otherwise."""
     count = len(events)
     order = np.random.default_rng(_SPLIT_SEED).permutation(count)
     cut = num_train or count - max(1, count // 10)
@@ -105,7 +106,10 @@ def _split(name: str, events: npt.NDArray[np.float32], space: AffineSpace, *, nu
 
 
 def _array_dataset(name: str, array: npt.NDArray[Any]) -> Dataset:
-    """Take an array that `model.intake.normalize` wrote: pixels (N, H, W, C) uint8, or float32 events (N, *event)."""
+    """Make a dataset of an array that `model.intake.normalize` wrote.
+
+    It holds pixels (N, H, W, C) uint8, or float32 events (N, *event). Raises DataError for a column without variation.
+    """
     if array.dtype == np.uint8:
         images = pixels.from_bytes(np.moveaxis(array, 3, 1))
         return _split(name, images, AffineSpace.discrete(images.shape[1:], pixels.BIN_WIDTH))
@@ -113,7 +117,7 @@ def _array_dataset(name: str, array: npt.NDArray[Any]) -> Dataset:
     shape, axes = events.shape[1:], kind_of(events.shape[1:]).standardized_over
     if not axes:
         return _split(name, events, AffineSpace.plain(shape))
-    # In 64 bits: squares of large values leave the range of 32.
+    # The moments are computed in 64 bits, because squares of large values leave the range of 32 bits.
     mean, std = (fn(axes, dtype=np.float64, keepdims=True)[0].astype(np.float32) for fn in (events.mean, events.std))
     if (std == 0).any():
         raise DataError(f"{name} hardly varies in column {int(np.argmin(std))}; rescale it")

@@ -1,4 +1,4 @@
-"""Densities in the plane with known formulas: ground truth for training, sampling and log Z.
+"""Densities in the plane with known formulas, which serve as ground truth for training, sampling and log Z.
 
 Each is scaled to about unit variance per axis and gives exact samples and exact log densities in nats.
 """
@@ -20,10 +20,10 @@ class PlanarDensity(Protocol):
     """A normalized density on the plane."""
 
     def log_density(self, x: Tensor) -> Tensor:
-        """log p at x (N, 2): (N,) nats, −inf outside the support."""
+        """Return log p (N,), in nats, at x (N, 2); it is −inf outside the support."""
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """`count` exact samples (count, 2), float64."""
+        """Draw `count` exact samples (count, 2), in float64."""
 
 
 @dataclass(frozen=True)
@@ -33,28 +33,28 @@ class Mixture:
     energy: MixtureEnergy
 
     def log_density(self, x: Tensor) -> Tensor:
-        """log p at x (N, 2)."""
+        """Return log p (N,), in nats, at x (N, 2)."""
         return -self.energy(x)
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """`count` exact samples (count, 2)."""
+        """Draw `count` exact samples (count, 2)."""
         return self.energy.sample(count, generator)
 
 
 @dataclass(frozen=True)
 class Checkerboard:
-    """Uniform on the black squares of a 4×4 board of side `side`, centred at the origin."""
+    """The uniform density on the black squares of a 4×4 board of side `side`, centred at the origin."""
 
     side: float = 3.4
 
     def log_density(self, x: Tensor) -> Tensor:
-        """log p at x (N, 2): −log(side²/2) on black squares."""
+        """Return log p (N,), in nats, at x (N, 2): −log(side²/2) on black squares, −inf elsewhere."""
         cell = torch.floor((x / self.side + 0.5) * 4)
         black = ((cell >= 0) & (cell < 4)).all(1) & (cell.sum(1) % 2 == 0)
         return torch.where(black, -math.log(self.side**2 / 2), -torch.inf).to(x.dtype)
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """`count` exact samples (count, 2)."""
+        """Draw `count` exact samples (count, 2)."""
         row = torch.randint(4, (count,), generator=generator)
         column = 2 * torch.randint(2, (count,), generator=generator) + row % 2
         corner = torch.stack([row, column], dim=1)
@@ -64,13 +64,13 @@ class Checkerboard:
 
 @dataclass(frozen=True)
 class Rings:
-    """Concentric rings: uniform angle, radius |N(r_k, std²)|, rings equally likely."""
+    """Concentric rings, all equally likely: the angle is uniform and the radius is |N(r_k, std²)|."""
 
     radii: tuple[float, ...] = (0.6, 1.3, 2.0)
     std: float = 0.1
 
     def log_density(self, x: Tensor) -> Tensor:
-        """log p at x (N, 2): the folded normal of the radius over the circumference 2πr."""
+        """Return log p (N,), in nats, at x (N, 2): the folded normal of the radius r over the circumference 2πr."""
         radius = x.norm(dim=1, keepdim=True)
         centers = torch.tensor(self.radii, dtype=x.dtype)
         exponents = torch.cat([-((radius - centers) ** 2), -((radius + centers) ** 2)], dim=1) / (2 * self.std**2)
@@ -78,7 +78,7 @@ class Rings:
         return torch.logsumexp(exponents, dim=1) - normalizer - torch.log(2 * math.pi * radius[:, 0])
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """`count` exact samples (count, 2)."""
+        """Draw `count` exact samples (count, 2)."""
         ring = torch.randint(len(self.radii), (count,), generator=generator)
         noise = torch.randn(count, generator=generator, dtype=torch.float64)
         radius = (torch.tensor(self.radii, dtype=torch.float64)[ring] + self.std * noise).abs()
@@ -97,7 +97,7 @@ def _eight_gaussians() -> Mixture:
 
 
 def _two_moons() -> Mixture:
-    """Two interleaved half circles of 40 Gaussians each."""
+    """Make two interleaved half circles of 40 Gaussians each."""
     angle = torch.linspace(0, math.pi, 40, dtype=torch.float64)
     upper = torch.stack([angle.cos() - 0.5, angle.sin() - 0.25], dim=1)
     return _mixture(1.3 * torch.cat([upper, -upper]), 0.13)

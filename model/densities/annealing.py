@@ -1,12 +1,12 @@
-"""log Z by annealed importance sampling, from both sides.
+"""Bounds of log Z from both sides by annealed importance sampling.
 
 Source: Neal 2001 (annealed importance sampling), Grosse, Ghahramani & Adams 2015 (bidirectional Monte Carlo). Weights
-are float64, log Z in nats.
+are float64, log Z is in nats.
 
 A path of energies runs from a closed form of known normalizer to the target; neighbours are joined by geometric
-bridges (1 − β) U + β V, β the inverse temperature. The mean weight of chains that walk it is unbiased for Z, so its
-logarithm is a stochastic LOWER bound. Walked back from exact samples of the target, it bounds log Z from ABOVE; from
-the end of long chains the upper side is only as good as those chains.
+bridges (1 − β) U + β V, where β is the inverse temperature. The mean weight of chains that walk along the path is
+unbiased for Z, so its logarithm is a stochastic LOWER bound of log Z. Chains that walk back from exact samples of the
+target bound log Z from ABOVE; if they begin at the ends of long chains, that side is only as good as those chains.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from model.energies.energy import EnergyFn
 from model.noise import NoiseSource
 
 StopFn = Callable[[], bool]
-_PILOT_CHAINS = 64  # enough for a mean acceptance to 0.05
+_PILOT_CHAINS = 64  # enough to know the mean acceptance to 0.05
 
 
 class WalkStopped(Exception):
-    """Somebody asked to stop in the middle of a walk. What was walked so far says nothing about log Z."""
+    """Somebody asked to stop in the middle of a walk. An unfinished walk says nothing about log Z."""
 
 
 def _go_on() -> bool:
@@ -38,43 +38,44 @@ def _go_on() -> bool:
 
 @dataclass(frozen=True)
 class AnnealingPath:
-    """Energies from a closed-form start to the one whose normalizer is wanted."""
+    """A sequence of energies that leads from a start in closed form to the target, whose normalizer is wanted."""
 
     energies: Sequence[EnergyFn]
     """the start first, the target last"""
     log_z_start: float
+    """log Z of the start, nats"""
     sample_start: Callable[[int, NoiseSource], Tensor]
-    """count -> exact samples (count, *event) of the start"""
+    """draws `count` exact samples (count, *event) of the start"""
     step_sizes: Tensor
-    """(len(energies),) step for each energy, between them interpolated on the logarithm; tuned by `tune`"""
+    """(len(energies),) step size at each energy, interpolated on the logarithm between them; `tune` adapts them"""
     num_leapfrog: int = 1
-    """gradient evaluations a move: 1 is MALA, more are HMC, which forgets faster in hundreds of dimensions"""
+    """gradient evaluations per move: 1 is MALA, more are HMC, which forgets faster in hundreds of dimensions"""
 
 
 @dataclass(frozen=True)
 class Walk:
-    """Chains walked along a path."""
+    """The result of chains that walked along a path."""
 
     log_weights: Tensor
-    """(N,) float64; their mean exponential estimates Z_end/Z_begin"""
+    """(N,) float64; the mean of their exponentials estimates Z_end/Z_begin"""
     position: Tensor
-    """(N, *event) where the chains ended"""
+    """(N, *event) positions at which the chains ended"""
     acceptance_rate: float
 
     @property
     def log_mean_weight(self) -> float:
-        """log of the mean weight, nats."""
+        """The logarithm of the mean weight, in nats."""
         return float(torch.logsumexp(self.log_weights, 0)) - math.log(len(self.log_weights))
 
     @property
     def std_error(self) -> float:
-        """Standard error of `log_mean_weight` (delta method)."""
+        """The standard error of `log_mean_weight` (delta method)."""
         relative = (self.log_weights - self.log_weights.max()).exp()
         return float(relative.std() / relative.mean()) / math.sqrt(len(relative))
 
     @property
     def effective_sample_size(self) -> float:
-        """(Σ w)²/Σ w² (Kong 1992)."""
+        """The number (Σ w)²/Σ w² of equally weighted chains that these are worth (Kong 1992)."""
         return math.exp(
             2 * float(torch.logsumexp(self.log_weights, 0)) - float(torch.logsumexp(2 * self.log_weights, 0))
         )
@@ -82,7 +83,10 @@ class Walk:
 
 @dataclass(frozen=True)
 class LogZ:
-    """log Z from both sides, nats: in expectation lower ≤ log Z, and log Z ≤ upper if the backward start is exact."""
+    """Bounds of log Z from both sides, in nats.
+
+    In expectation lower ≤ log Z, and log Z ≤ upper if the backward walk starts from exact samples.
+    """
 
     lower: float
     upper: float
@@ -93,29 +97,29 @@ class LogZ:
     acceptance_rate: float
     num_chains: int
     num_bridges: int
-    """temperatures between neighbouring energies of the path"""
+    """number of temperatures between neighbouring energies of the path"""
     upper_start: Literal["exact", "chain"]
-    """what the backward walk started from"""
+    """what the backward walk started from: exact samples of the target, or the ends of chains"""
 
     @property
     def estimate(self) -> float:
-        """Midway between the sides."""
+        """The value midway between the two sides."""
         return (self.lower + self.upper) / 2
 
     @property
     def std_error(self) -> float:
-        """Half the gap of the sides and their own errors, in quadrature."""
+        """The error of `estimate`: half the gap between the sides, and the sides' own errors, added in quadrature."""
         own = (self.lower_std_error**2 + self.upper_std_error**2) / 4
         return math.sqrt(((self.upper - self.lower) / 2) ** 2 + own)
 
     @property
     def sides_agree(self) -> bool:
-        """Whether their gap is within three of its standard errors."""
+        """Whether the gap between the sides is within three of its standard errors."""
         return abs(self.upper - self.lower) <= 3 * math.hypot(self.lower_std_error, self.upper_std_error)
 
 
 class _Walker:
-    """Chains on the bridges of a path: one place for both directions, so that they mirror each other."""
+    """Chains on the bridges of a path. Both directions use it, so that they mirror each other."""
 
     def __init__(
         self, path: AnnealingPath, position: Tensor, noise: NoiseSource, *, num_bridges: int, stop_fn: StopFn
@@ -126,14 +130,14 @@ class _Walker:
         self._acceptance, self._moves = 0.0, 0
 
     def weigh(self, index: int, sign: int) -> None:
-        """One temperature further between energies `index` and `index + 1`: ± (U − V)/num_bridges."""
+        """Weigh a change by one temperature between energies `index` and `index + 1`: add ± (U − V)/num_bridges."""
         start, end = self._path.energies[index : index + 2]
         with torch.no_grad():
             difference = start(self.position).double() - end(self.position).double()
         self.log_weights += sign * difference / self._num_bridges
 
     def move(self, index: int, bridge: int) -> None:
-        """One move at β = bridge/num_bridges between energies `index` and `index + 1`."""
+        """Make one move at β = bridge/num_bridges between energies `index` and `index + 1`."""
         start, end = self._path.energies[index : index + 2]
         beta = bridge / self._num_bridges
         steps = self._path.step_sizes
@@ -146,21 +150,21 @@ class _Walker:
         self._moves += 1
 
     def walk(self) -> Walk:
-        """The finished walk."""
+        """Return the finished walk."""
         return Walk(self.log_weights, self.position, self._acceptance / max(1, self._moves))
 
 
 def _move(
     state: State, target: EnergyFn, step_size: Tensor, num_leapfrog: int, noise: NoiseSource, stop_fn: StopFn
 ) -> tuple[State, Info]:
-    """One adjusted move, before which `stop_fn` is asked. Raises WalkStopped."""
+    """Make one adjusted move, before which `stop_fn` is asked. Raises WalkStopped if it is true."""
     if stop_fn():
         raise WalkStopped
     return HMC(num_leapfrog).step(state, target, step_size, noise)
 
 
 def _bridge(start: EnergyFn, end: EnergyFn, beta: float) -> EnergyFn:
-    """(1 − β) U + β V; the end itself at β = 1, which saves half the evaluation."""
+    """Return the energy (1 − β) U + β V; at β = 1 it is the end itself, which saves half the evaluation."""
     if beta == 1:
         return end
 
@@ -171,9 +175,10 @@ def _bridge(start: EnergyFn, end: EnergyFn, beta: float) -> EnergyFn:
 
 
 def anneal(path: AnnealingPath, count: int, noise: NoiseSource, *, num_bridges: int, stop_fn: StopFn = _go_on) -> Walk:
-    """`count` chains from exact samples of the start to the target: weigh, then move; E[w] = Z/Z_start.
+    """Walk `count` chains from exact samples of the start to the target.
 
-    Raises WalkStopped once `stop_fn()` is true, before the next move.
+    At every temperature they weigh, then move; E[w] = Z/Z_start. Raises WalkStopped once `stop_fn()` is true, before
+    the next move.
     """
     walker = _Walker(path, path.sample_start(count, noise), noise, num_bridges=num_bridges, stop_fn=stop_fn)
     for index in range(len(path.energies) - 1):
@@ -186,8 +191,11 @@ def anneal(path: AnnealingPath, count: int, noise: NoiseSource, *, num_bridges: 
 def anneal_backwards(
     path: AnnealingPath, position: Tensor, noise: NoiseSource, *, num_bridges: int, stop_fn: StopFn = _go_on
 ) -> Walk:
-    """Chains from samples of the target (N, *event) to the start, `anneal` reversed: move, then weigh;
-    E[w] = Z_start/Z if the samples are exact. Raises WalkStopped as `anneal` does."""
+    """Walk chains from samples of the target, `position` (N, *event), to the start: `anneal` reversed.
+
+    At every temperature they move, then weigh; E[w] = Z_start/Z if the samples are exact. Raises WalkStopped as
+    `anneal` does.
+    """
     walker = _Walker(path, position, noise, num_bridges=num_bridges, stop_fn=stop_fn)
     for index in range(len(path.energies) - 2, -1, -1):
         for bridge in range(num_bridges, 0, -1):
@@ -205,10 +213,11 @@ def tune(
     num_steps: int = 60,
     stop_fn: StopFn = _go_on,
 ) -> AnnealingPath:
-    """The path with every energy's step adapted to an acceptance rate, by one pilot walk whose weights are not used.
+    """Return the path with every energy's step size adapted to the acceptance rate `target`.
 
-    The pilot takes `num_steps` moves for every energy. The first half goes over bridges and lets the step only shrink:
-    chains still on their way down accept everything, and would leave a step far too long.
+    `count` chains make a pilot walk, whose weights are not used, of `num_steps` moves for every energy. The first half
+    of the moves goes over bridges and lets the step size only shrink: chains that are still on their way down accept
+    everything, and would leave a step that is far too long.
     """
     position, step_sizes = path.sample_start(count, noise), path.step_sizes.clone()
     for index, energy in enumerate(path.energies):
@@ -222,7 +231,7 @@ def tune(
             acceptance = info.acceptance_probability.mean()
             if step < 0:
                 acceptance = acceptance.clamp(max=target)
-            rate = 2.0 / (1 + max(0, step) / 4)  # coarse first, then finer (Robbins & Monro 1951)
+            rate = 2.0 / (1 + max(0, step) / 4)  # adapts coarsely first, then finely (Robbins & Monro 1951)
             step_sizes[index] = adapt_step_size(step_sizes[index], acceptance, target=target, rate=rate)
         if index + 1 < len(step_sizes):
             step_sizes[index + 1] = torch.minimum(step_sizes[index + 1], 2 * step_sizes[index])
@@ -240,13 +249,14 @@ def bound_log_z(
     sample_target: Callable[[int, NoiseSource], Tensor] | None = None,
     stop_fn: StopFn = _go_on,
 ) -> Iterator[LogZ]:
-    """Both sides with more and more bridges, then with more and more chains, until they meet within `tolerance` nats.
+    """Bound log Z from both sides in rounds of more and more work, until the sides meet within `tolerance` nats.
 
     Every round doubles the bridges, up to `max_bridges`, and begins anew. If the sides then agree, and only their own
-    errors are too large, it walks as many chains again as there are and pools their weights, up to `max_chains` (None:
-    `num_chains`); at most `num_chains` are walked at once. More chains do not close a gap that is none of chance.
-    Yields every round; the last is the answer. Without `sample_target` the backward walk starts where the forward
-    chains ended, resampled by weight and moved on. `stop_fn` is asked before every move; the round it stops is lost.
+    errors are too large, a round walks as many chains again as there are and pools their weights, up to `max_chains`
+    (None: `num_chains`); at most `num_chains` are walked at once. More chains cannot close a gap that is not due to
+    chance. Yields the result of every round; the last is the answer. Without `sample_target` the backward walk starts
+    where the forward chains ended, resampled by weight and moved on. `stop_fn` is asked before every move; a round that
+    it stops is lost.
     """
     most = num_chains if max_chains is None else max_chains
     upper_start: Literal["exact", "chain"] = "chain" if sample_target is None else "exact"
@@ -282,7 +292,7 @@ def _there_and_back(
     sample_target: Callable[[int, NoiseSource], Tensor] | None,
     stop_fn: StopFn,
 ) -> _ThereAndBack:
-    """One walk forwards and one backwards. Raises WalkStopped."""
+    """Walk once forwards and once backwards. Raises WalkStopped."""
     forward = anneal(path, num_chains, noise, num_bridges=num_bridges, stop_fn=stop_fn)
     if sample_target is None:
         ends = resample(path, forward, noise, stop_fn=stop_fn)
@@ -292,7 +302,7 @@ def _there_and_back(
 
 
 def _pooled(walks: Sequence[Walk]) -> Walk:
-    """Chains of equal walks of equal length as those of one."""
+    """Join walks of the same length and number of chains into one walk of all their chains."""
     return Walk(
         torch.cat([walk.log_weights for walk in walks]),
         torch.cat([walk.position for walk in walks]),
@@ -321,7 +331,10 @@ def _log_z(
 def resample(
     path: AnnealingPath, walk: Walk, noise: NoiseSource, *, num_steps: int = 50, stop_fn: StopFn = _go_on
 ) -> Tensor:
-    """Positions drawn by weight from the end of a walk (systematic resampling), then moved on under the target."""
+    """Draw positions (N, *event) by weight from the end of a walk, then move them `num_steps` times under the target.
+
+    The draw is a systematic resampling. Raises WalkStopped once `stop_fn()` is true.
+    """
     count = len(walk.position)
     weights = torch.softmax(walk.log_weights, 0).cumsum(0)
     offset = noise.uniform(weights[:1])

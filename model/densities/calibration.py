@@ -1,6 +1,6 @@
-"""What is kept of a calibration: log Z of one checkpoint from both sides, and how the data score under it.
+"""The record of a calibration: log Z of one checkpoint from both sides, and how the data score with it.
 
-Log densities are nats in the data's units, of the data blurred by the model's own noise (see
+Log densities are in nats and in the data's units. They are those of the data blurred by the model's own noise (see
 `model.densities.density`).
 """
 
@@ -26,7 +26,7 @@ from model.noise import SharedNoise, make_generator
 
 VERSION = 1
 QUANTILE_LEVELS = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-_MAX_SCORED = 10_000  # events of each split; their mean is then known far better than log Z
+_MAX_SCORED = 10_000  # events of each split that are scored; their mean is then known far better than log Z
 _DEQUANTIZATION_SEED = 0
 
 
@@ -40,45 +40,47 @@ class Quantile:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """log Z of one checkpoint and what follows from it."""
+    """log Z of one checkpoint, and what follows from it."""
 
     step: int
-    """The checkpoint."""
+    """The training step of the checkpoint."""
     event_shape: tuple[int, ...]
     log_z: LogZ
-    """lower: stochastic lower bound; upper: stochastic upper bound, as good as its start says"""
+    """Stochastic lower and upper bounds of log Z, in nats; the upper bound is as good as its start, `upper_start`."""
     seed: int
     tolerance: float
-    """nats asked for between the sides; `log_z.std_error` says what was reached"""
+    """The error, in nats, that was asked for; `log_z.std_error` says what was reached."""
     num_held_out: int
-    """Held-out events that were scored; 0 where the model's data are not known (`model.checkpoints.official`)."""
+    """The number of held-out events scored; 0 if the model's data are not known (`model.checkpoints.official`)."""
     held_out_log_density: float | None
-    """Their mean; discrete data dequantized. None where there were none."""
+    """The mean log density of held-out events, dequantized if discrete; None if no events were scored."""
     held_out_bits_per_dim: float | None
-    """None for continuous data, and where none were scored."""
+    """The mean code length of these events in bits per dimension; None for continuous data, or if none were scored."""
     bin_width: float | None
-    """Spacing of the values the data can take, in the data's units; None for continuous data."""
+    """The spacing of the values that the data can take, in the data's units; None for continuous data."""
     blur_std: float
     """σ̄_0/ᾱ_0: the density is that of the data with noise of this size (`model.densities.density.blur_std`)."""
     train_quantiles: tuple[Quantile, ...]
-    """Of the training data's log densities; empty where the data are not known."""
+    """Quantiles of the training data's log densities; empty if the data are not known."""
     created_at: str
-    """ISO 8601, UTC"""
+    """The time at which the calibration was made, in ISO 8601 and UTC."""
 
     @property
     def converged(self) -> bool:
-        """Whether the sides of log Z met within the tolerance; if not, log densities are off by up to their gap."""
+        """Whether the sides of log Z met within the tolerance. If not, log densities are off by up to their gap."""
         return self.log_z.std_error <= self.tolerance
 
     def to_dict(self) -> dict[str, Any]:
-        """The calibration as JSON values, with the estimate, its error and `converged` beside the two sides of log
-        Z."""
+        """Return the calibration as JSON values.
+
+        They include the estimate of log Z, its error and `converged` beside the two sides of log Z.
+        """
         log_z = dataclasses.asdict(self.log_z) | {"estimate": self.log_z.estimate, "std_error": self.log_z.std_error}
         return {"version": VERSION, **to_dict(self), "log_z": log_z, "converged": self.converged}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
-        """The calibration whose `to_dict` was `values`. Raises CalibrationError."""
+        """Return the calibration whose `to_dict` was `values`. Raises CalibrationError if they cannot be read."""
         if values.get("version") != VERSION:
             raise CalibrationError(
                 f"a calibration has version {values.get('version')!r}; this release reads {VERSION}. Calibrate again"
@@ -94,9 +96,9 @@ class Calibration:
 def summarize(
     model: EnergyModel, dataset: Dataset | None, log_z: LogZ, config: CalibrationConfig, *, step: int
 ) -> Calibration:
-    """The calibration of a checkpoint: `log_z`, and how the dataset scores with it, if it is known.
+    """Make the calibration of a checkpoint from `log_z`, and from how `dataset`, if it is known, scores with it.
 
-    Raises CalibrationError.
+    Raises CalibrationError if log Z is not finite.
     """
     if not math.isfinite(log_z.estimate):
         raise CalibrationError(
@@ -132,10 +134,10 @@ def _quantiles(scores: Tensor) -> tuple[Quantile, ...]:
 
 
 def _scores(model: EnergyModel, dataset: Dataset, events: Tensor, log_z: LogZ) -> Tensor:
-    """log p of scaled events, in the data's units: (N,) on the CPU.
+    """Return log p (N,), in the data's units and on the CPU, of the first `events`, which are in the dataset's space.
 
     Discrete data are dequantized: E[log p] over the noise of one bin bounds the log probability of the discrete value,
-    less log of the bin's volume, from below (Uria et al. 2013, Theis et al. 2016).
+    less the log of the bin's volume, from below (Uria et al. 2013, Theis et al. 2016).
     """
     noise = SharedNoise(make_generator(_DEQUANTIZATION_SEED))
     x_data = dataset.space.dequantized(dataset.space.decode(events[:_MAX_SCORED]), noise)

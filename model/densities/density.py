@@ -1,7 +1,7 @@
-"""Normalized densities of a trained model: log p of data through log Z, and through the diffusion path.
+"""Normalized densities of a trained model: log p of data by way of log Z, and by way of the diffusion path.
 
 Source: DRL section 3.6; Grosse et al. 2015; Burda et al. 2016 for the importance weighting. Everything is computed in
-the coordinates x of the levels, e_t(x) = E_t(α_{t+1} x), so that neighbouring levels overlap and log Z_0 needs no
+the coordinates x of the levels, where e_t(x) = E_t(α_{t+1} x), so that neighbouring levels overlap and log Z_0 needs no
 change of scale.
 
 A model knows the data blurred by x_0's own noise. The density reported for data x_data is that of x_0/ᾱ_0: the data's
@@ -27,17 +27,17 @@ from model.energies.energy import EnergyFn, energy_and_score
 from model.energies.energy_model import EnergyModel
 from model.noise import ChainNoise, NoiseSource, SharedNoise, make_generator
 
-_CHUNK = 4096  # events evaluated at once
+_CHUNK = 4096  # events that are evaluated at once
 _TOP_SAMPLES = 4096
-_FIRST_STEP = 0.7  # of a chain before its steps are tuned
+_FIRST_STEP = 0.7  # the step size of a chain before it is tuned
 
 T = TypeVar("T")
 Pieces = Generator[None, None, T]
-"""A computation that can be left for a while at every `yield`; it returns its result."""
+"""A computation that can be interrupted at every `yield`, and that returns its result."""
 
 
 def level_energy(model: EnergyModel, t: int) -> EnergyFn:
-    """e_t in the coordinates of x_t."""
+    """Return the energy e_t(x) = E_t(α_{t+1} x), a function of x = x_t."""
     scale = float(model.schedule.scale[t])
 
     def energy(x: Tensor) -> Tensor:
@@ -47,17 +47,18 @@ def level_energy(model: EnergyModel, t: int) -> EnergyFn:
 
 
 def annealing_path(model: EnergyModel) -> AnnealingPath:
-    """From a closed form to level 0, in coordinates z whose unit the energies' Gaussian base sets: the change from one
-    level to the next, and the step of a chain, are then only about what is not Gaussian. The caller freezes the model.
+    """Return the path of energies from a closed form to level 0 of `model`, which the caller freezes.
 
-    From a Gaussian the path leads over the levels, noisiest first; from a mixture it is the one step from the base of
-    level 0 to its model.
+    It is in coordinates z whose unit is set by the Gaussian base of the energies, so that the change from one level to
+    the next, and the step size of a chain, only have to do with what is not Gaussian. If the base is a Gaussian, the
+    path leads over the levels, noisiest first; if it is a mixture, the path is one step from the base of level 0 to the
+    energy of level 0.
     """
     return _path_from_mixture(model, model.base) if isinstance(model.base, MixtureBase) else _path_from_normal(model)
 
 
 def _path_from_normal(model: EnergyModel) -> AnnealingPath:
-    """Over the levels, from N(0, I), which is the model's base at the top where it has one."""
+    """Return the path over the levels from N(0, I), which is the base of the top level if the model has a base."""
     dim = torch.Size(model.event_shape).numel()
     energies = [_in_base_units(model, level_energy(model, t), t) for t in range(model.num_levels - 1, -1, -1)]
     return AnnealingPath(
@@ -84,7 +85,7 @@ def _path_from_mixture(model: EnergyModel, base: MixtureBase) -> AnnealingPath:
 
 
 def _in_base_units(model: EnergyModel, energy: EnergyFn, t: int) -> EnergyFn:
-    """An energy of x_t as one of z, with the same normalizer; that of x_t itself where there is no base."""
+    """Return an energy of x_t as a function of z, with the same normalizer; without a base, z is x_t itself."""
     if model.base is None:
         return energy
     to_x, _, log_volume = model.base.whitening(t)
@@ -92,10 +93,10 @@ def _in_base_units(model: EnergyModel, energy: EnergyFn, t: int) -> EnergyFn:
 
 
 def default_tolerance(dim: int) -> float:
-    """Nats within which the two sides of log Z should meet: 0.002 a dimension, at least 0.02.
+    """Return the error, in nats, to which log Z should be known: 0.002 per dimension, and at least 0.02.
 
-    0.002 nats a dimension are 0.003 bits, less than the second decimal in which bits per dimension are compared; for a
-    handful of dimensions the noise of some hundred chains is the limit, and 0.02 nats are 2 % of the integral.
+    0.002 nats per dimension are 0.003 bits, less than the second decimal in which bits per dimension are compared. For
+    a handful of dimensions the noise of some hundred chains is the limit, and 0.02 nats are 2 % of the integral.
     """
     return max(0.02, 0.002 * dim)
 
@@ -111,9 +112,9 @@ def calibrate(
     num_leapfrog: int = CalibrationConfig.num_leapfrog,
     stop_fn: Callable[[], bool] = lambda: False,
 ) -> Iterator[LogZ]:
-    """log Z_0 of `annealing_path` from both sides, round by round; the last is the answer (`bound_log_z`).
+    """Bound log Z_0 of `annealing_path` from both sides, round by round; the last round is the answer (`bound_log_z`).
 
-    Without `tolerance`, `default_tolerance` of the model's dimension; without `max_chains`, four times `num_chains`.
+    `tolerance` is by default `default_tolerance` of the model's dimension, and `max_chains` is four times `num_chains`.
     `stop_fn` is asked before every move of the chains; a round that it stops is not yielded. The model is frozen until
     the iterator ends.
     """
@@ -132,12 +133,15 @@ def calibrate(
 
 
 def log_density(model: EnergyModel, x_data: Tensor, log_z: float) -> Tensor:
-    """log p of `x_data` (N, *event), in the data's units: (N,) nats, given log Z_0 of `annealing_path`."""
+    """Return log p (N,), in nats, of `x_data` (N, *event) in the data's units, given log Z_0 of `annealing_path`."""
     return normalized(model, data_energy(model, x_data), log_z)
 
 
 def data_energy(model: EnergyModel, x_data: Tensor) -> Tensor:
-    """e_0 of `x_data` (N, *event), in the data's units: (N,) float64 nats, up to log Z_0 what `log_density` needs."""
+    """Return e_0 (N,), float64 in nats, of `x_data` (N, *event) in the data's units.
+
+    With log Z_0 it gives the log density (`normalized`).
+    """
     x = _as_x0(model, x_data)
     energy = level_energy(model, 0)
     with torch.no_grad():
@@ -145,20 +149,22 @@ def data_energy(model: EnergyModel, x_data: Tensor) -> Tensor:
 
 
 def normalized(model: EnergyModel, energy: Tensor, log_z: float) -> Tensor:
-    """log p from `data_energy`: log |dx_0/dx_data| − e_0 − log Z_0."""
+    """Return log p = log |dx_0/dx_data| − e_0 − log Z_0, where `energy` is the e_0 of `data_energy`."""
     return _log_volume(model) - energy - log_z
 
 
 def blur_std(model: EnergyModel) -> float:
-    """σ̄_0/ᾱ_0, by which the data are blurred in the density, in units of the data's scaling: image values, and each
-    coordinate's own standard deviation for vectors."""
+    """Return the standard deviation σ̄_0/ᾱ_0 of the noise by which the density blurs the data.
+
+    It is in scaled units: in image values for images, and in each coordinate's own standard deviation for vectors.
+    """
     return float(model.schedule.sigma_bar[0] / model.schedule.alpha_bar[0])
 
 
 def bits_per_dim(log_density: Tensor, dim: int, bin_width: float) -> Tensor:
-    """−log p/(D ln 2) − log2(bin_width): code length of data whose values lie `bin_width` apart (Theis et al. 2016).
+    """Return the code length −log p/(D ln 2) − log2(bin_width) of data whose values lie `bin_width` apart.
 
-    For 8-bit data in [−1, 1] the width is `model.event_kinds.pixels.BIN_WIDTH`.
+    For 8-bit data in [−1, 1] the width is `model.event_kinds.pixels.BIN_WIDTH`. Source: Theis et al. 2016.
     """
     return -log_density / (dim * math.log(2)) - math.log2(bin_width)
 
@@ -168,28 +174,29 @@ def _as_x0(model: EnergyModel, x_data: Tensor) -> Tensor:
 
 
 def _log_volume(model: EnergyModel) -> float:
-    """log |dx_0/dx_data|."""
+    """Return log |dx_0/dx_data|, in nats."""
     dim = torch.Size(model.event_shape).numel()
     return dim * math.log(float(model.schedule.alpha_bar[0])) + model.space.log_volume()
 
 
 @dataclass(frozen=True)
 class PathEstimate:
-    """log p of data by importance-weighted paths through the levels; independent of `annealing_path`'s walk."""
+    """log p of data by importance-weighted paths through the levels, which is independent of `annealing_path`."""
 
     log_density: Tensor
-    """(N,) nats; biased low by the spread of few paths and high by few inner samples: an estimate, not a bound"""
+    """(N,) nats; an estimate and not a bound: few paths bias it low by their spread, few inner samples bias it high"""
     spread: Tensor
-    """(N,) standard deviation of the single paths' values: how far the levels disagree with each other"""
+    """(N,) standard deviation of the values of single paths, which shows how far the levels disagree with each other"""
 
 
 def path_log_density(
     model: EnergyModel, x_data: Tensor, *, seed: int, num_paths: int = 8, num_inner: int = 64
 ) -> PathEstimate:
-    """log p(x_0) ≥ E[log p(x_{T−1}) + Σ_t (−E_t(y_t) − log E_{y~N(x_{t+1},σ²I)} e^{−E_t(y)} + D log α_{t+1})] over
-    x_1 … x_{T−1} drawn by the forward process; `num_paths` of them are averaged in importance-weighted fashion.
+    """Estimate log p of `x_data` (N, *event), in the data's units, by importance-weighted paths through the levels.
 
-    Item i's value follows from (`seed`, i) and the item, whatever else is in the batch.
+    log p(x_0) ≥ E[log p(x_{T−1}) + Σ_t (−E_t(y_t) − log E_{y~N(x_{t+1},σ²I)} e^{−E_t(y)} + D log α_{t+1})], where the
+    forward process draws x_1 … x_{T−1}. The importance-weighted mean is taken over `num_paths` such paths. The value of
+    item i follows from (`seed`, i) and the item, whatever else is in the batch.
     """
     walk = walk_paths(model, x_data, seed=seed, num_paths=num_paths, num_inner=num_inner)
     while True:
@@ -203,7 +210,7 @@ def path_log_density(
 def walk_paths(
     model: EnergyModel, x_data: Tensor, *, seed: int, num_paths: int, num_inner: int = 64
 ) -> Pieces[PathEstimate]:
-    """`path_log_density` in pieces of one evaluation or two, for callers who share the device."""
+    """Compute `path_log_density` in pieces of one or two evaluations, for callers who share the device."""
     x0 = _as_x0(model, x_data)
     noise = ChainNoise(seed, range(len(x0)))
     log_z_top = _top_log_z(model, SharedNoise(make_generator(seed, device=x0.device)))
@@ -226,9 +233,10 @@ def walk_paths(
 def _log_conditional(
     model: EnergyModel, x: Tensor, x_next: Tensor, t: int, noise: NoiseSource, num_inner: int
 ) -> Pieces[Tensor]:
-    """log p(x_t | x_{t+1})/q(x_{t+1} | x_t): −E_t(y) − log E_{y'~N(x_{t+1}, σ²I)} e^{−E_t(y')} + D log α_{t+1}.
+    """Estimate the log of p(x_t | x_{t+1})/q(x_{t+1} | x_t) for every item (N,), in nats.
 
-    The expectation is taken by importance sampling from the Gaussian that the next level's score predicts.
+    It is −E_t(y) − log E_{y'~N(x_{t+1}, σ²I)} e^{−E_t(y')} + D log α_{t+1}. The expectation is taken by importance
+    sampling from the Gaussian that the next level's score predicts.
     """
     schedule = model.schedule
     alpha, sigma = float(schedule.alpha[t + 1]), float(schedule.sigma[t + 1])
@@ -249,7 +257,7 @@ def _log_conditional(
 
 
 def _posterior_factor(model: EnergyModel, t: int) -> float:
-    """Standard deviation of y_t given x_{t+1} along the data's widest direction, in units of σ_{t+1}."""
+    """Return the standard deviation of y_t given x_{t+1}, in units of σ_{t+1}, along the data's widest direction."""
     schedule = model.schedule
     variance = 1.0 if model.base is None else float(model.base.variance.max())
     marginal = float(schedule.alpha_bar[t]) ** 2 * variance + float(schedule.sigma_bar[t]) ** 2
@@ -258,7 +266,7 @@ def _posterior_factor(model: EnergyModel, t: int) -> float:
 
 
 def _top_log_z(model: EnergyModel, noise: NoiseSource) -> float:
-    """log Z of the top marginal by importance sampling from the closed-form Gaussian it nearly is."""
+    """Estimate log Z of the top marginal, in nats, by importance sampling from the Gaussian that it nearly is."""
     path = _path_from_normal(model)
     with torch.no_grad():
         sample = path.sample_start(_TOP_SAMPLES, noise)

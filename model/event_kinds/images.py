@@ -6,11 +6,11 @@ from model.event_kinds.kind import EventKind
 from model.event_kinds.pixels import ByteArray, FloatArray, sheet
 
 CHANNELS = (1, 3, 4)
-"""What a file can hold as one picture: grey, RGB, RGB with alpha."""
+"""The numbers of channels that a file can hold as one picture: grey, RGB, and RGB with alpha."""
 
 
 class Images(EventKind):
-    """Pictures, and whatever else has channels on a grid of pixels."""
+    """Events that are pictures, or anything else with channels on a grid of pixels."""
 
     name = "images"
     axes = ("C", "H", "W")
@@ -20,7 +20,10 @@ class Images(EventKind):
     pictured_channels = CHANNELS
 
     def sheet(self, samples: FloatArray) -> ByteArray:
-        """A grid. Channels that no file holds together, such as 2 or 5, stand side by side in grey."""
+        """Return the samples (N, C, H, W) as a grid, which is one picture.
+
+        Channels that no file holds together, such as 2 or 5, stand side by side in grey.
+        """
         count, channels, height, width = samples.shape
         if channels not in CHANNELS:
             samples = samples.swapaxes(1, 2).reshape(count, 1, height, channels * width)

@@ -1,6 +1,7 @@
-"""Pixels: bytes 0…255 in files and pictures, numbers in [−1, 1] everywhere else, and pictures made of them.
+"""Pixels, which are bytes 0…255 in files and pictures and numbers in [−1, 1] everywhere else.
 
-Images are (C, H, W), as networks take them; pictures are (H, W, C), as files hold them. No torch, no matplotlib.
+Images are (C, H, W), as networks take them; pictures are (H, W, C), as files hold them. This module imports neither
+torch nor matplotlib.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ BIN_WIDTH = 1 / 127.5
 """The distance between neighbouring bytes in [−1, 1]."""
 _HALF_RANGE = np.float32(127.5)
 _GAP = 1
-"""Pixels between neighbours in a sheet, before it is magnified."""
+"""The pixels between neighbours in a sheet, before it is magnified."""
 _GAP_GREY = 128
 
 
 def from_bytes(pixels: ByteArray) -> FloatArray:
-    """0…255 -> [−1, 1]: v/127.5 − 1, as a new array."""
+    """Map bytes v in 0…255 to v/127.5 − 1 in [−1, 1], as a new array."""
     values = np.ascontiguousarray(pixels, dtype=np.float32)
     values /= _HALF_RANGE  # in place: datasets fill much of the memory
     values -= 1
@@ -32,20 +33,20 @@ def from_bytes(pixels: ByteArray) -> FloatArray:
 
 
 def to_bytes(images: FloatArray) -> ByteArray:
-    """[−1, 1] -> 0…255, rounded; values outside are clipped."""
+    """Map [−1, 1] to bytes 0…255, rounded; values outside are clipped."""
     rounded: FloatArray = np.rint((images + 1) * _HALF_RANGE)
     return rounded.clip(0, 255).astype(np.uint8)
 
 
 def picture(image: FloatArray) -> ByteArray:
-    """One image (C, H, W) as a picture (H, W, C)."""
+    """Return one image (C, H, W) as a picture (H, W, C)."""
     return np.moveaxis(to_bytes(image), 0, -1)
 
 
 def sheet(images: FloatArray, num_columns: int | None = None) -> ByteArray:
-    """Images (N, C, H, W) as one picture, row by row; without `num_columns` as near to a square as N allows.
+    """Lay images (N, C, H, W) out row by row as one picture (H, W, C).
 
-    Gaps and missing places are mid-grey.
+    Without `num_columns` the grid is as near to a square as N allows. Gaps and missing places are mid-grey.
     """
     count, channels, height, width = images.shape
     num_columns = num_columns or math.ceil(math.sqrt(count))
@@ -60,9 +61,10 @@ def sheet(images: FloatArray, num_columns: int | None = None) -> ByteArray:
 
 
 def encode_png(picture: ByteArray, *, scale: int = 1, optimize: bool = False) -> bytes:
-    """A picture (H, W, 1, 3 or 4) as PNG: grey, RGB or RGB with alpha, every pixel magnified to `scale` × `scale`.
+    """Encode a picture (H, W, 1, 3 or 4) as a PNG that is grey, RGB or RGB with alpha.
 
-    `optimize` spends time on a smaller file, for pictures that are stored.
+    Every pixel is magnified to `scale` × `scale`. `optimize` spends time on a smaller file, for pictures that are
+    stored.
     """
     magnified = picture.repeat(scale, axis=0).repeat(scale, axis=1)
     packed = io.BytesIO()

@@ -1,4 +1,4 @@
-"""All kinds of events, and which of them a shape means."""
+"""The list of all kinds of events, and the kind that a shape means."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ else:  # for pydantic, which checks names and lists them in the OpenAPI document
 
 
 def kind_of(event_shape: Sequence[int]) -> EventKind:
-    """The kind of events of that shape. Raises ShapeError where there is none."""
+    """Return the kind of events of shape `event_shape`. Raises ShapeError if there is none."""
     for kind in KINDS:
         if kind.recognises(event_shape):
             return kind
@@ -28,5 +28,5 @@ def kind_of(event_shape: Sequence[int]) -> EventKind:
 
 
 def taken_by(network: str) -> str:
-    """The kinds of events that a `network.kind` takes, in words: "images"."""
+    """Return in words the kinds of events that the `network.kind` called `network` takes, such as "images"."""
     return " or ".join(kind.name for kind in KINDS if network in kind.networks)

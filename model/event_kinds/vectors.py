@@ -1,4 +1,4 @@
-"""Vectors (D,): rows of a table, points of a plane."""
+"""Vectors (D,), such as rows of a table or points of a plane."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from model.event_kinds.kind import EventKind
 
 
 class Vectors(EventKind):
-    """Rows of numbers, whose columns may have units of their own."""
+    """Events that are rows of numbers, whose columns may have units of their own."""
 
     name = "vectors"
     axes = ("D",)

@@ -1,7 +1,7 @@
-"""A zip from anybody: its directory is checked before anything is unpacked, its sizes are counted, never believed.
+"""Reads a zip from anybody: its directory is checked before anything is unpacked, and bytes are counted, not believed.
 
 Nothing is ever written under a member's name. Names that would matter if it were (`../`, absolute, backslashes, NUL,
-symbolic links) are refused all the same: they are no accident.
+symbolic links) are refused all the same, because they are no accident.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _UNREADABLE = (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, 
 
 
 class Archive:
-    """The members of a zip that matter, by name, in name order; reading counts against the limits."""
+    """The members of a zip that hold data, by name. What is read counts against the limits."""
 
     def __init__(self, zip_file: zipfile.ZipFile, name: str, limits: ReadLimits) -> None:
         self.name = name
@@ -41,11 +41,11 @@ class Archive:
         self._members = _checked_members(zip_file, name, limits)
 
     def names(self, suffixes: Collection[str]) -> list[str]:
-        """The members whose names end in one of `suffixes`, in name order."""
+        """Return the names of the members that end in one of `suffixes`, sorted."""
         return sorted(name for name in self._members if PurePosixPath(name).suffix.lower() in suffixes)
 
     def read(self, name: str) -> bytes:
-        """Unpack the content of a member. Raises DataError, DataTooLarge."""
+        """Unpack a member and return its content. Raises DataError, DataTooLarge."""
         unpacked = io.BytesIO()
         self.unpack(name, unpacked)
         return unpacked.getvalue()
@@ -82,7 +82,7 @@ class Archive:
 
 @contextlib.contextmanager
 def open_archive(path: Path, name: str, limits: ReadLimits) -> Iterator[Archive]:
-    """Open a zip and check all its members. Raises DataError naming the offending one, DataTooLarge."""
+    """Open a zip and check all its members. Raises DataError, naming the offending member, and DataTooLarge."""
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(_GuardedFile(path, name, limits))
         try:
@@ -95,7 +95,7 @@ def open_archive(path: Path, name: str, limits: ReadLimits) -> Iterator[Archive]
 
 
 class _GuardedFile(io.FileIO):
-    """A zip's directory is read in one piece before zipfile says how long it is; this refuses a very long one."""
+    """A file of a zip that refuses to read a very long directory, which zipfile reads in one piece before it checks."""
 
     def __init__(self, path: Path, name: str, limits: ReadLimits) -> None:
         super().__init__(path)

@@ -1,4 +1,4 @@
-"""Arrays in .npy and .npz files: the header is read and judged before the data, and nothing is ever unpickled."""
+"""Reads arrays in .npy and .npz files: the header is judged before any data are read, and nothing is ever unpickled."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MAGIC = b"\x93NUMPY"
 _MAX_HEADER_BYTES = 10_000
 _MAX_ITEM_BYTES = 8
 _BLOCK_BYTES = 2**24
-"""How much of an array is converted at once."""
+"""The bytes of an array that are converted at once."""
 _MEMBERS = ("data", "images", "x")
 # numpy reads a header as Python does, and falls back to its tokenizer.
 _UNREADABLE = (
@@ -39,13 +39,13 @@ _UNREADABLE = (
 
 @dataclass(frozen=True)
 class Header:
-    """What a .npy file says about itself."""
+    """What the header of a .npy file says about its array."""
 
     shape: tuple[int, ...]
     is_fortran: bool
     dtype: np.dtype[Any]
     size_bytes: int
-    """The length of the header itself."""
+    """The length of the header itself, in bytes."""
 
 
 def store_npy(source: Path, target: Path, *, name: str, limits: ReadLimits) -> Summary:
@@ -66,7 +66,10 @@ def store_npy(source: Path, target: Path, *, name: str, limits: ReadLimits) -> S
 
 
 def store_npz(source: Path, target: Path, *, name: str, limits: ReadLimits) -> Summary:
-    """Store the archive's only array, or the one named `data`, `images` or `x`. No other may be pickled either."""
+    """Write the only array of a .npz file, or the one named `data`, `images` or `x`, to `target`.
+
+    The other arrays are not stored, but none of them may be pickled either. Raises DataError, DataTooLarge.
+    """
     with open_archive(source, name, limits) as archive:
         members = [member.removesuffix(".npy") for member in archive.names({".npy"})]
         wanted = members if len(members) == 1 else [member for member in _MEMBERS if member in members]
@@ -120,7 +123,7 @@ def read_header(file: IO[bytes], name: str) -> Header:
     try:
         shape, is_fortran, dtype = read(io.BytesIO(text))
     except _UNREADABLE as error:
-        told = str(error).partition(":")[0]  # what follows quotes the header
+        told = str(error).partition(":")[0]  # what follows the colon quotes the header
         raise DataError(
             f"{name} is not a plain numpy array file: its header cannot be read ({told}). Use numpy.save"
         ) from error
@@ -168,7 +171,7 @@ def _copy(array: Array, target: Path, dtype: np.dtype[Any], name: str) -> tuple[
     low = high = np.empty(0, dtype)
     with ArrayWriter(target, dtype, array.shape) as file:
         for start in range(0, len(array), block):
-            with np.errstate(over="ignore", invalid="ignore"):  # becomes inf, and is refused
+            with np.errstate(over="ignore", invalid="ignore"):  # such a value becomes inf, and is refused
                 items = array[start : start + block].astype(dtype)
             _require_finite(items, start, name)
             file.append(items)

@@ -1,8 +1,8 @@
-"""Images of any size -> one size: the middle of the wanted shape, scaled. No torch.
+"""Brings images of any size to one size: crops the middle to the wanted proportions, then resizes it. Without torch.
 
 Source: DRL's release (`datasets.py`). It takes the largest centred square of an LSUN image, and rows 20 to 197 of the
 218 × 178 of CelebA, which is the same; then `tf.image.resize` bilinearly with antialiasing, as Pillow's BILINEAR does.
-Pixels are rounded to bytes here and not there.
+Pixels are rounded to bytes here, which the release does not do.
 """
 
 from __future__ import annotations
@@ -21,24 +21,27 @@ from model.intake.limits import ReadLimits, Summary, require_bytes
 from model.intake.writer import ArrayWriter
 
 ImageSize = tuple[int, int]
-"""(height, width) in pixels"""
+"""The (height, width) of images, in pixels."""
 
 Pixel = TypeVar("Pixel", np.uint8, np.float32)
 
 
 def framed(image: npt.NDArray[Pixel], size: ImageSize) -> npt.NDArray[Pixel]:
-    """(H, W, C) -> (*size, C): the largest centred part with the proportions of `size`, resized to it."""
+    """Crop an image (H, W, C) to the largest centred part with the proportions of `size`, and resize it: (*size, C)."""
     rows, columns = crop(image.shape[0], image.shape[1], size)
     cropped = image[rows, columns]
     if cropped.shape[:2] == size:
         return cropped
-    # channel by channel: Pillow would multiply the others by a fourth one as if it were opacity
+    # Channels are resized one by one, because Pillow would multiply the others by a fourth one as if it were opacity.
     channels = [_resized(cropped[..., channel], size) for channel in range(cropped.shape[2])]
     return np.stack(channels, axis=-1)
 
 
 def frame_stored(path: Path, summary: Summary, size: ImageSize, *, name: str, limits: ReadLimits) -> Summary:
-    """Bring the images of a validated .npy file to `size`, in its place. Raises DataError for vectors, DataTooLarge."""
+    """Bring the images of a validated .npy file to `size`, and replace the file.
+
+    Raises DataError if it holds vectors, DataTooLarge.
+    """
     require_images(name, summary.kind == IMAGES.name)
     channels, *found = summary.event_shape
     if tuple(found) == size:
@@ -62,7 +65,7 @@ def require_images(name: str, are_images: bool) -> None:
 
 
 def crop(height: int, width: int, size: ImageSize) -> tuple[slice, slice]:
-    """(rows, columns) of the largest centred part of an image with the proportions of `size`."""
+    """Return the (rows, columns) of the largest centred part of an image that has the proportions of `size`."""
     wanted_height, wanted_width = size
     if height * wanted_width >= width * wanted_height:  # too tall, or just right
         kept_height, kept_width = max(1, round(width * wanted_height / wanted_width)), width

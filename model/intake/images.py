@@ -1,4 +1,7 @@
-"""Image files -> one array (N, H, W, C) of bytes, grey if all of them are; one size for all, or brought to one."""
+"""Decodes image files into one array (N, H, W, C) of bytes.
+
+The array is grey if all images are. They must be of one size, unless they are brought to one.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,12 @@ from model.intake.limits import ReadLimits, Summary, require_bytes, require_coun
 from model.intake.writer import ArrayWriter
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-# By content, not by name. Without this list Pillow would also start Ghostscript for a file that claims to be EPS.
+# Formats are told by content, not by name. Without this list Pillow would start Ghostscript for a file that claims to
+# be EPS.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 _BLOCK = 256
-"""How many images are converted at once."""
+"""The number of images that are converted at once."""
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -35,9 +39,10 @@ def store_images(
     limits: ReadLimits,
     image_size: ImageSize | None = None,
 ) -> Summary:
-    """Decode `read_fn(0)` … into the .npy file `target`, one at a time, each brought to `image_size` if there is one.
+    """Decode the images `read_fn(0)`, `read_fn(1)`, … into the .npy file `target`, one at a time.
 
-    Transparency is dropped. Raises DataError naming the image that is none, or of another size; DataTooLarge.
+    Each is brought to `image_size` if there is one; transparency is dropped. Raises DataError, naming the file that is
+    not an image or is of another size, and DataTooLarge.
     """
 
     def image(index: int) -> Pixels:
@@ -83,7 +88,7 @@ def decode(name: str, data: bytes, limits: ReadLimits) -> Pixels:
         ) from None
     except Exception as error:  # Pillow's decoders raise whatever hostile bytes lead them to; the file is named
         reason = str(error) or type(error).__name__
-        if "BytesIO" in reason:  # quotes its argument
+        if "BytesIO" in reason:  # the message quotes its argument, which means nothing to a person
             reason = f"it is none of {', '.join(_FORMATS)}"
         raise DataError(f"{shortened(name)} is not an image that can be read: {reason}") from error
 

@@ -1,4 +1,4 @@
-"""How arrays in files lie, kind of event by kind: which shapes are taken, what is checked, and how they are stored."""
+"""The layouts that arrays in files may have, by kind of event: their shapes, their checks, and how they are stored."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ Shape = tuple[int, ...]
 
 
 class Layout(ABC):
-    """One way in which events lie in an array; the first axis counts them."""
+    """One way in which events lie in an array, whose first axis counts the events."""
 
     kind: EventKind
     told: str
     """The layout as errors and documents write it."""
     dtype: np.dtype[Any] = np.dtype(np.float32)
-    """Of the array that is stored."""
+    """The dtype of the array that is stored."""
 
     @abstractmethod
     def fits(self, shape: Shape, dtype: np.dtype[Any]) -> bool:
-        """Whether an array of that shape and dtype is meant so."""
+        """Whether an array of that shape and dtype has this layout."""
 
     @abstractmethod
     def require_shape(self, name: str, shape: Shape, limits: ReadLimits) -> None:
@@ -41,16 +41,16 @@ class Layout(ABC):
         """Check the least and the greatest value of every coordinate. Raises DataError."""
 
     def stored(self, array: Array) -> Array:
-        """The array with the axes that are stored."""
+        """Return the array with the axes that are stored."""
         return array
 
     def event_shape(self, stored_shape: Shape) -> Shape:
-        """The shape of one event in an array that is stored."""
+        """Return the shape of one event in an array that is stored."""
         return stored_shape[1:]
 
 
 class Rows(Layout):
-    """Vectors, one a row."""
+    """The layout of vectors: each row is one."""
 
     kind = VECTORS
     told = "(N, D) rows"
@@ -60,14 +60,14 @@ class Rows(Layout):
         return len(shape) == 2
 
     def require_shape(self, name: str, shape: Shape, limits: ReadLimits) -> None:
-        """There are columns, and not too many."""
+        """Check that there are columns, and not too many. Raises DataError, DataTooLarge."""
         if shape[1] < 1:
             raise DataError(f"{name} has rows of no columns; expected at least one")
         if shape[1] > limits.max_columns:
             raise DataTooLarge(f"{name} has {shape[1]:,} columns; expected at most {limits.max_columns:,}")
 
     def require_range(self, name: str, low: Array, high: Array) -> None:
-        """Every column varies, since columns are divided by their spread."""
+        """Check that every column varies, since columns are divided by their spread. Raises DataError."""
         with np.errstate(over="ignore"):
             spread = high - low
         if (spread == 0).any():
@@ -79,51 +79,51 @@ class Rows(Layout):
 
 
 class ByteImages(Layout):
-    """Pixels as files hold them; grey images may have no axis of channels."""
+    """The layout of images whose pixels are bytes, as files hold them; grey images may have no axis of channels."""
 
     kind = IMAGES
     told = "(N, H, W[, C]) uint8 images"
     dtype = np.dtype(np.uint8)
 
     def fits(self, shape: Shape, dtype: np.dtype[Any]) -> bool:
-        """By bytes on three or four axes."""
+        """An array of bytes with three or four axes holds such images."""
         return dtype == np.uint8 and len(shape) in (3, 4)
 
     def require_shape(self, name: str, shape: Shape, limits: ReadLimits) -> None:
-        """A number of channels that a picture has, and sides within the limits."""
+        """Check the number of channels, and the sides against the limits. Raises DataError, DataTooLarge."""
         _, height, width, channels = (*shape, 1)[:4]
         _require_picture(name, shape, channels, "(N, H, W, C) of uint8", height, width, limits)
 
     def require_range(self, name: str, low: Array, high: Array) -> None:
-        """Every byte is a pixel."""
+        """Every byte is a valid pixel, so that nothing is checked."""
 
     def stored(self, array: Array) -> Array:
-        """(N, H, W, C)."""
+        """Return the array as (N, H, W, C)."""
         return array[..., None] if array.ndim == 3 else array
 
     def event_shape(self, stored_shape: Shape) -> Shape:
-        """(C, H, W)."""
+        """Return the shape (C, H, W) of one event."""
         _, height, width, channels = stored_shape
         return channels, height, width
 
 
 class FloatImages(Layout):
-    """Images whose values are in [−1, 1] already."""
+    """The layout of images whose values are numbers in [−1, 1] already."""
 
     kind = IMAGES
     told = "(N, C, H, W) float images"
 
     def fits(self, shape: Shape, dtype: np.dtype[Any]) -> bool:
-        """By four axes of other numbers than bytes."""
+        """An array of four axes whose numbers are not bytes holds such images."""
         return dtype != np.uint8 and len(shape) == 4
 
     def require_shape(self, name: str, shape: Shape, limits: ReadLimits) -> None:
-        """A number of channels that a picture has, and sides within the limits."""
+        """Check the number of channels, and the sides against the limits. Raises DataError, DataTooLarge."""
         _, channels, height, width = shape
         _require_picture(name, shape, channels, "(N, C, H, W) of floats", height, width, limits)
 
     def require_range(self, name: str, low: Array, high: Array) -> None:
-        """Values are from −1 to 1."""
+        """Check that values are from −1 to 1. Raises DataError."""
         if (largest := max(-low.min(), high.max())) > 1:
             raise DataError(f"{name} holds float images up to ±{largest:g}; expected values from −1 to 1, or uint8")
 
@@ -132,7 +132,7 @@ LAYOUTS: tuple[Layout, ...] = (Rows(), ByteImages(), FloatImages())
 
 
 def layout_of(name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> Layout:
-    """The layout that an array has. Raises DataError where there is none."""
+    """Return the layout of an array of that shape and dtype. Raises DataError if it has none of the known ones."""
     for layout in LAYOUTS:
         if layout.fits(tuple(shape), dtype):
             return layout

@@ -1,4 +1,4 @@
-"""How much a dataset may hold, what was found in it, and where the two are compared. No torch."""
+"""How much a dataset may hold, what was found in it, and the checks that compare the two. Without torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from model.errors import DataError, DataTooLarge
 from model.event_kinds.registry import KindName
 
 MIN_SIDE = 4
-"""The least side of an image, in pixels: a network halves it more than once."""
+"""The least side of an image, in pixels, because a network halves it more than once."""
 MAX_SIDE = 2048
 """The greatest side of an image, in pixels, unless the limits say otherwise."""
 
@@ -20,25 +20,27 @@ class ReadLimits:
     """How much of a file or folder is accepted; DataTooLarge is raised for more."""
 
     max_array_bytes: int = 2 * 2**30
-    """The size of the array that a dataset becomes, and of all that is unpacked on the way."""
+    """The largest array that a dataset may become, in bytes, and the most bytes that are unpacked on the way."""
     max_members: int = 200_000
-    """The number of members of a zip, whatever they are, or of images in a folder."""
+    """The largest number of members of a zip, whatever they are, or of images in a folder."""
     max_ratio: int = 200
-    """How many bytes a compressed byte may become, once a member is larger than a megabyte."""
+    """The most bytes that a compressed byte may become, once a member is larger than a megabyte."""
     max_side: int = MAX_SIDE
-    """The height and the width of an image, in pixels."""
+    """The largest height and the largest width of an image, in pixels."""
     max_items: int = 10_000_000
+    """The largest number of events."""
     max_columns: int = 4096
+    """The largest number of columns of vectors."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What a dataset holds."""
+    """What a dataset holds: the kind, the number and the shape of its events."""
 
     kind: KindName
     count: int
     event_shape: tuple[int, ...]
-    """(C, H, W) of images, (D,) of vectors"""
+    """(C, H, W) for images, (D,) for vectors"""
 
 
 def require_count(name: str, count: int, limits: ReadLimits) -> None:
@@ -50,7 +52,7 @@ def require_count(name: str, count: int, limits: ReadLimits) -> None:
 
 
 def require_side(name: str, width: int, height: int, limits: ReadLimits) -> None:
-    """Check the size of an image. Raises DataError where it is too small, DataTooLarge where it is too large."""
+    """Check the size of an image. Raises DataError if it is too small, DataTooLarge if it is too large."""
     size = f"{name} is {width}×{height} pixels; expected {MIN_SIDE} to {limits.max_side} in each direction"
     if max(width, height) > limits.max_side:
         raise DataTooLarge(f"{size}. Resize or crop it first")
@@ -69,6 +71,6 @@ def require_bytes(name: str, shape: Sequence[int], itemsize: int, limits: ReadLi
 
 
 def shortened(text: str) -> str:
-    """Make a name from outside fit for a sentence: without line breaks and control characters, and not long."""
+    """Make a name from outside fit for a sentence: replace line breaks and control characters, and shorten it."""
     plain = "".join(character if character.isprintable() else "�" for character in text)
     return plain if len(plain) <= 100 else f"{plain[:60]}…{plain[-39:]}"

@@ -1,8 +1,9 @@
-"""A folder or file from anybody -> one validated .npy file, or a DataError that names the offending member.
+"""Turns a folder or file from anybody into one validated .npy file, or raises a DataError naming the offending member.
 
 The array is (N, H, W, C) uint8 or (N, C, H, W) float32 in [−1, 1] for images, (N, D) float32 for vectors, in the order
-of the rows or of the names; that order, with the count, fixes which items are held out. Memory stays at one member or
-block; disk at the limits. Used by the service on uploads, by workers on what they fetch, by `model.data` on paths.
+of the rows or of the names; that order, with the count, fixes which items are held out. Memory holds one member or
+block at a time, and the disk no more than the limits allow. The service uses this on uploads, workers on what they
+fetch, and `model.data` on paths.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def normalize(
 ) -> Summary:
     """Write the dataset at `source` to `target`, a new .npy file beside which there may be others for a while.
 
-    `name` is how errors call it, and decides what it is by its ending. Images are brought to `image_size` if there is
+    Errors call the dataset `name`, whose ending decides how it is read. Images are brought to `image_size` if there is
     one. Raises DataError, DataTooLarge.
     """
     shown = shortened(name or source.name)
@@ -50,7 +51,7 @@ def normalize(
 
 
 def store_fn_of(name: str) -> _Store:
-    """The function that reads files with such a name. Raises DataError when there is none."""
+    """Return the function that reads files with the ending of `name`. Raises DataError if there is none."""
     try:
         return FORMATS[Path(name).suffix.lower()]
     except KeyError:

@@ -1,4 +1,4 @@
-"""CSV of numbers -> one array (N, D) of float32. What is wrong is told by line and column, both counted from 1."""
+"""Reads a CSV of numbers into one array (N, D) of float32. Errors name line and column, both counted from 1."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ _MAX_NUMBER = float(np.finfo(np.float32).max)
 
 
 def store_csv(source: Path, target: Path, *, name: str, limits: ReadLimits) -> Summary:
-    """Rows of numbers separated by commas, UTF-8; a first line without any number is a header.
+    """Write the rows of a CSV file to `target`, as an array (N, D).
 
-    Raises DataError naming line and column, DataTooLarge.
+    The file is in UTF-8 with numbers separated by commas; a first line without any number is a header. Raises
+    DataError, naming line and column, and DataTooLarge.
     """
     raw = target.with_name(f"{target.name}.rows")
     try:
@@ -33,7 +34,7 @@ def store_csv(source: Path, target: Path, *, name: str, limits: ReadLimits) -> S
 
 
 def _parse(source: Path, raw: Path, name: str, limits: ReadLimits) -> tuple[int, int]:
-    """Write the numbers one after another into `raw`; return how many (rows, columns) there are."""
+    """Write the numbers one after another into `raw`, and return how many (rows, columns) there are."""
     count, width, headings = 0, 0, list[str]()
     with raw.open("wb") as file:
         for line, cells in _rows(source, name):
@@ -88,7 +89,7 @@ def _number(cell: str, where: str, column: int, headings: list[str]) -> float:
 
 
 def _is_number(cell: str) -> bool:
-    """Whether float() takes a cell, but for underscores and the digits of other scripts."""
+    """Whether float() takes a cell, except that underscores and the digits of other scripts are refused."""
     try:
         float(cell)
     except ValueError:

@@ -1,4 +1,4 @@
-"""A .npy file written piece by piece. Not through a memory map: on a full disk that kills the process."""
+"""Writes a .npy file piece by piece. It does not use a memory map, which kills the process when the disk is full."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ import numpy.typing as npt
 
 
 class ArrayWriter:
-    """A file to open in a `with` block, and to `append` to until `shape` is full. Raises OSError on a full disk."""
+    """A .npy file that is opened in a `with` block and appended to until `shape` is full.
+
+    Raises OSError if the disk is full.
+    """
 
     def __init__(self, path: Path, dtype: npt.DTypeLike, shape: Sequence[int]) -> None:
         self._dtype = np.dtype(dtype)

@@ -84,7 +84,7 @@ def pays(x: Tensor, out_channels: int) -> bool:
 
 
 def transform_kernel(weight: Tensor) -> Tensor:
-    """What `convolve` needs of a kernel (O, C, 3, 3): (36, C, O), four times its size."""
+    """Return the form of a kernel (O, C, 3, 3) that `convolve` takes: (36, C, O), four times its size."""
     out_channels, channels = weight.shape[:2]
     taps = weight.permute(2, 3, 1, 0).reshape(9, -1)
     return (_planar(_KERNEL_MAP, weight.dtype) @ taps).view(_IN**2, channels, out_channels)

@@ -1,4 +1,4 @@
-"""What a space is: the coordinates x that energies are functions of, and the way between them and the data."""
+"""The protocol of a space: the coordinates x that energies are functions of, and the change from the data to them."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ class Space(Protocol):
 
     @property
     def bin_width(self) -> Tensor:
-        """() the spacing of the values that the data can take, in their own units; 0 for continuous data."""
+        """The spacing (), in the data's units, of the values that the data can take; 0 for continuous data."""
         ...
 
     def encode(self, data: Tensor) -> Tensor:
-        """The coordinates x of `data`, in the precision and on the device of the space."""
+        """Return the coordinates x of `data`, in the precision and on the device of the space."""
         ...
 
     def decode(self, x: Tensor) -> Tensor:
-        """The data at the coordinates `x`, brought into the range of the data."""
+        """Return the data at the coordinates `x`, brought into the range of the data."""
         ...
 
     def log_volume(self) -> float:
-        """log |det dx/d data|: what is added to a log density of x to make it one of the data."""
+        """Return log |det dx/d data|, which is added to a log density of x to make it a log density of the data."""
         ...
 
     def dequantized(self, data: Tensor, noise: NoiseSource) -> Tensor:
-        """`data` with uniform noise of one bin; as they are where the data are continuous."""
+        """Return `data` with uniform noise of one bin added; continuous data are returned as they are."""
         ...

@@ -1,4 +1,4 @@
-"""Training: `train` yields typed events over one mutable state."""
+"""Training: `train` changes one `TrainState` step by step and yields typed events about it."""
 
 from model.training.loop import MAX_ROLLBACKS, train
 from model.training.state import TrainState, resume, start

@@ -2,12 +2,12 @@
 
 Source: DRL algorithm 1. A run may begin with steps of score matching on the energy's gradient; then every step
 diffuses a batch to pairs (x_t, x_{t+1}), draws y⁻ by a chain on p(y | x_{t+1}) under frozen weights, and descends the
-contrastive loss. Weights for sampling are an exponential moving average.
+contrastive loss. The weights used for sampling are an exponential moving average.
 
-Randomness of step n comes from (seed, n) alone and the order of the data from (seed, epoch), so a run resumed from any
-checkpoint continues as if it had never stopped (bit for bit on the CPU in float32).
+The randomness of step n comes from (seed, n) alone and the order of the data from (seed, epoch), so that a run resumed
+from any checkpoint continues as if it had never stopped (bit for bit on the CPU in float32).
 
-A run that diverges goes back to its last regular checkpoint. The number of times it did enters the noise and the
+A run that diverges goes back to its last regular checkpoint. The number of times it did so decides the noise and the
 learning rate and is saved with the state, so that this, too, happens in the same way whenever the run is interrupted.
 """
 
@@ -66,15 +66,16 @@ def train(
     stop_fn: Callable[[], bool] = lambda: False,
     earlier_fn: Callable[[int], Snapshot | None] = lambda _: None,
 ) -> Iterator[TrainEvent]:
-    """Train to `config.steps`, from the start or from `snapshot`; stops after any step once `stop_fn()` is true.
+    """Train to `config.steps`, from the start or from `snapshot`, and stop after any step once `stop_fn()` is true.
 
-    Events come in order of steps: StepEvent every `log_every`, SampleEvent every `sample_every`, CheckpointEvent every
-    `checkpoint_every` and at the end, DoneEvent last; first of all a BatchEvent where the batch was measured. After a
-    RollbackEvent the order starts over from its `to_step`. `earlier_fn(step)` finds the stored checkpoint to go back to
-    when `snapshot` was taken between two regular ones; without it the run goes back to `snapshot`.
+    Events come in the order of steps: a StepEvent every `log_every`, a SampleEvent every `sample_every`, a
+    CheckpointEvent every `checkpoint_every` and at the end, and a DoneEvent last. A BatchEvent comes before all others
+    if the batch was measured. After a RollbackEvent the order starts over from its `to_step`. `earlier_fn(step)` finds
+    the stored checkpoint to go back to if `snapshot` was taken between two regular ones; without it the run goes back
+    to `snapshot`.
 
-    Several `ranks` all call this with the same configuration, data and snapshot, and call `earlier_fn` together. Each
-    yields the same events, but only the leading one draws samples; any of them can stop all.
+    Several `ranks` must all call this with the same configuration, data and snapshot, and call `earlier_fn` together.
+    Each yields the same events, but only the leading one draws samples; any of them can stop all.
     Raises DivergenceError (the fourth time), CheckpointError, ConfigError, ShapeError, RankError.
     """
     config, decision = _decided(config, dataset, snapshot, device, ranks)
@@ -109,8 +110,10 @@ def train(
 def _decided(
     config: TrainConfig, dataset: Dataset, snapshot: Snapshot | None, device: str, ranks: Ranks
 ) -> tuple[TrainConfig, BatchEvent | None]:
-    """`config` with its batch decided, now or when `snapshot` was taken, and what was measured now. Raises what `train`
-    raises of a configuration that cannot be trained."""
+    """Return `config` with its batch size decided, now or when `snapshot` was taken, and what was measured now, if any.
+
+    Raises ShapeError and ConfigError for a configuration that cannot be trained.
+    """
     _require_images_to_augment(config, dataset)
     if snapshot is not None and config.batch_size == "auto":
         config = replace(config, batch_size=snapshot.config.batch_size, microbatch_size=snapshot.config.microbatch_size)
@@ -138,9 +141,10 @@ def _require_rows_for_all(config: TrainConfig, ranks: Ranks) -> None:
 def _last_regular(
     config: TrainConfig, step: int, good: Snapshot | None, earlier_fn: Callable[[int], Snapshot | None]
 ) -> Snapshot | None:
-    """The last checkpoint of the schedule before a step; None is the start.
+    """Return the last checkpoint of the schedule before `step`, or None for the start of the training.
 
-    Not one that an interruption left in between: a run that was never interrupted would not have it.
+    A checkpoint that an interruption left in between does not count: a run that was never interrupted would not have
+    it.
     """
     wanted = (step - 1) // config.checkpoint_every * config.checkpoint_every
     if wanted == 0 or good is None:
@@ -151,7 +155,7 @@ def _last_regular(
 def _roll_back(
     state: TrainState, good: Snapshot | None, dataset: Dataset, device: str, error: DivergenceError
 ) -> TrainState:
-    """The state to go on from after a divergence. Raises it again when the run went back often enough."""
+    """Return the state to go on from after a divergence. Raises DivergenceError if the run went back often enough."""
     if state.rollbacks >= MAX_ROLLBACKS:
         raise DivergenceError(
             f"{error}. It went back to a checkpoint {MAX_ROLLBACKS} times, with the learning rate down to "
@@ -187,7 +191,7 @@ def _train_step(state: TrainState, events: Tensor, meter: Meter) -> None:
         _begin_recovery(state)
     again = (state.rollbacks,) if state.rollbacks else ()
     noise = SharedNoise(make_generator(config.seed, STEP_STREAM, state.step, *again, device=events.device))
-    # Of the whole batch, by every rank: what is drawn does not depend on who computes which rows, and it costs little.
+    # Every rank draws for the whole batch, which costs little: the draws do not depend on who computes which rows.
     x_data = augment(_batch(config, events, state.step), config, state.model.space, noise)
     level = stratified_levels(state.model.num_levels, x_data, noise)
     iterate_power(state.model)
@@ -201,7 +205,7 @@ def _train_step(state: TrainState, events: Tensor, meter: Meter) -> None:
 
 
 def _accumulate_gradient(state: TrainState, x_data: Tensor, level: Tensor, noise: SharedNoise, meter: Meter) -> float:
-    """Compute the batch's loss and leave its gradient in the parameters: by all ranks, some rows at a time."""
+    """Compute the batch's loss and leave its gradient in the parameters. All ranks do so, some rows at a time."""
     model, phase, ranks = state.model, state.phase, state.ranks
     state.energy.optimizer.zero_grad()
     loss, acceptance = x_data.new_zeros(()), x_data.new_zeros(2, model.num_levels)
@@ -220,7 +224,10 @@ def _accumulate_gradient(state: TrainState, x_data: Tensor, level: Tensor, noise
 
 
 def _adapt_step_sizes(model: EnergyModel, acceptance: Tensor, count: Tensor) -> None:
-    """Adapt the steps of the levels that had chains; `acceptance` (T,) is the sum of `count` (T,) acceptance rates."""
+    """Adapt the step sizes of the levels that had chains.
+
+    `acceptance` (T,) is the sum of `count` (T,) acceptance rates.
+    """
     target = model.config.chain.target_acceptance
     assert target is not None
     adapted = adapt_step_size(model.step_size, acceptance / count.clamp(min=1), target=target)
@@ -235,7 +242,7 @@ def _begin_recovery(state: TrainState) -> None:
 
 
 def _decay(config: TrainConfig, step: int) -> float:
-    """The decay of the average, whose memory is shorter than the phase's steps so far."""
+    """Return the decay of the moving average, whose memory is kept shorter than the phase's steps so far."""
     index = _phase_index(config, step)
     return min(config.optimizer.ema_decay, (1 + index) / (10 + index))
 
@@ -250,7 +257,7 @@ def _check(loss: float, gradient_norm: float, step: int) -> None:
 
 
 def _batch(config: TrainConfig, events: Tensor, step: int) -> Tensor:
-    """The step's batch: epochs in an order drawn from (seed, epoch), cut without regard to epoch ends."""
+    """Return the batch of a step. The order of every epoch is drawn from (seed, epoch); a batch may span two epochs."""
     start_steps = config.score_matching.steps
     if step < start_steps:
         first, size = step * config.score_matching.batch_size, config.score_matching.batch_size
@@ -269,7 +276,7 @@ def _epoch_order(seed: int, epoch: int, count: int) -> Tensor:
 
 
 def _learning_rate(config: TrainConfig, step: int) -> float:
-    """Linear warm-up, then constant or cosine to zero, in each phase anew."""
+    """Return the learning rate of a step: a linear warm-up, then a constant or a cosine to zero, in each phase anew."""
     matching, index = config.score_matching, _phase_index(config, step)
     if step < matching.steps:
         peak, count = matching.learning_rate, matching.steps
@@ -281,5 +288,5 @@ def _learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def _phase_index(config: TrainConfig, step: int) -> int:
-    """The number of steps of its own phase that came before `step`."""
+    """Return the number of steps of the same phase that came before `step`."""
     return step if step < config.score_matching.steps else step - config.score_matching.steps

@@ -1,4 +1,4 @@
-"""The losses of training: recovery likelihood, score matching, and what may be added to them.
+"""The losses of training: recovery likelihood, score matching, and the terms that may be added to them.
 
 Source: DRL (Gao et al. 2021) sections 3.2 to 3.5. Every loss returns one value for each row of the batch, (B,);
 `model.training.objective` takes their mean. No gradient flows through sampled positions.
@@ -17,16 +17,16 @@ from model.energies.conditional import squared_norm
 from model.schedule import expand
 
 ConditionedEnergyFn = Callable[[Tensor, At], Tensor]
-"""(y (B, *event), the rows' conditions) -> energies (B,) in nats."""
+"""A function from (y (B, *event), the rows' conditions) to energies (B,) in nats."""
 
 
 def contrastive_loss(positive_energy: Tensor, negative_energy: Tensor, weight: Tensor) -> Tensor:
-    """w_t (E_t(y⁺) − E_t(y⁻)): in expectation, its gradient is that of the negative log recovery likelihood."""
+    """Return w_t (E_t(y⁺) − E_t(y⁻)), whose expected gradient is that of the negative log recovery likelihood."""
     return weight * (positive_energy - negative_energy)
 
 
 def energy_penalty(positive_energy: Tensor, negative_energy: Tensor, weight: Tensor) -> Tensor:
-    """(w_t E_t(y⁺))² + (w_t E_t(y⁻))² (Du & Mordatch 2019, with the weights of the contrastive loss).
+    """Return (w_t E_t(y⁺))² + (w_t E_t(y⁻))² (Du & Mordatch 2019, with the weights of the contrastive loss).
 
     It fixes the constant that the contrastive loss leaves free in every E_t, and holds back energies that run away.
     """
@@ -36,7 +36,10 @@ def energy_penalty(positive_energy: Tensor, negative_energy: Tensor, weight: Ten
 def recovery_score_matching_loss(
     energy_fn: ConditionedEnergyFn, y: Tensor, x_next: Tensor, at: At, sigma: Tensor
 ) -> Tensor:
-    """|y⁺ − x_next + σ² ∇E_t(x_next)|²/(2σ²): the score-matching form of K = 0 (DRL section 3.5); `sigma` is (B,)."""
+    """Return |y⁺ − x_next + σ² ∇E_t(x_next)|²/(2σ²), the score-matching form of K = 0 (DRL section 3.5).
+
+    `sigma` (B,) is σ.
+    """
     s = expand(sigma, x_next)
     residual = (y - x_next) / s + s * _energy_gradient(energy_fn, x_next, at)
     return squared_norm(residual) / 2
@@ -51,7 +54,7 @@ def marginal_score_matching_loss(
     *,
     weigh_fn: Callable[[Tensor, Tensor], Tensor] = lambda residual, _: residual,
 ) -> Tensor:
-    """Mean over the coordinates of weigh_fn(std ∇E_t(y) − ε, level)² for y = mean + std ε (Vincent 2011).
+    """Return the mean over the coordinates of weigh_fn(std ∇E_t(y) − ε, level)² for y = mean + std ε (Vincent 2011).
 
     Its minimiser is the energy of y_t itself, for any invertible linear `weigh_fn` of the residual (B, *event).
     """
@@ -60,7 +63,7 @@ def marginal_score_matching_loss(
 
 
 def dual_score_matching_loss(energy_fn: ConditionedEnergyFn, x_data: Tensor, at: At, noise: Tensor) -> Tensor:
-    """|σ̄ ∇E − ε|² + (∂E/∂λ + ∂ log p(x_λ | x_data)/∂λ)² at x_λ = ᾱ x_data + σ̄ ε, where λ is `at.level`.
+    """Return |σ̄ ∇E − ε|² + (∂E/∂λ + ∂ log p(x_λ | x_data)/∂λ)² at x_λ = ᾱ x_data + σ̄ ε, where λ is `at.level`.
 
     Both terms are least at E(x, λ) = −log p_λ(x) + constant: the first fixes every λ up to its own constant, the second
     ties neighbouring λ together, constants included (Guth et al. 2025, dual score matching).
@@ -71,17 +74,20 @@ def dual_score_matching_loss(energy_fn: ConditionedEnergyFn, x_data: Tensor, at:
     gradient, rate = torch.autograd.grad(energy_fn(x, at.on(log_snr)).sum(), (x, log_snr), create_graph=True)
     conditional_rate = alpha_bar * sigma_bar / 2 * noise * x_data + alpha_bar**2 / 2 * (
         1 - noise**2
-    )  # of every coordinate
+    )  # the rate of every coordinate
     return squared_norm(sigma_bar * gradient - noise) + (rate + conditional_rate.flatten(1).sum(1)) ** 2
 
 
 def noise_contrastive_loss(data_log_ratio: Tensor, noise_log_ratio: Tensor) -> Tensor:
-    """The logistic loss of telling data from noise by log p_model/p_noise (B,) at each (Gutmann & Hyvärinen 2010)."""
+    """Return the logistic loss of telling data from noise, given log p_model/p_noise (B,) at data and at noise.
+
+    Source: Gutmann & Hyvärinen 2010.
+    """
     return F.softplus(-data_log_ratio) + F.softplus(noise_log_ratio)
 
 
 def _energy_gradient(energy_fn: ConditionedEnergyFn, position: Tensor, at: At) -> Tensor:
-    """∇E_t at `position`, differentiable in the parameters."""
+    """Return ∇E_t at `position` (B, *event), differentiable in the parameters."""
     y = position.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(energy_fn(y, at).sum(), y, create_graph=True)
     return gradient

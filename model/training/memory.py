@@ -1,7 +1,8 @@
-"""What a training step takes of a device's memory, measured, and the batch that fits into what is free.
+"""Measures how much of a device's memory a training step takes, and chooses the batch that fits into what is free.
 
-A step of one row is tried, then of twice as many, as long as the next is expected to fit. What a row adds are the
-activations kept for the gradient by the weights; the chain keeps nothing, so that one of its steps stands for all.
+A step of one row is tried, then steps of twice as many rows, as long as the next is expected to fit. What a row adds
+are the activations kept for the gradient by the weights; the chain keeps nothing, so that one of its steps stands for
+all.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from model.training.objective import Objective, stratified_levels
 from model.training.ranks import Ranks
 
 _GPU_SHARE, _CPU_SHARE = 0.85, 0.5
-"""What share of the free memory a step may take: a GPU is this process's own, a machine's memory is for others too."""
+"""The share of the free memory that a step may take: a GPU is this process's own, other processes use a machine's."""
 _NUM_MOMENTS = 2
 """The number of tensors of the parameters' size that Adam makes at its first step."""
 
@@ -35,9 +36,10 @@ _NUM_MOMENTS = 2
 def with_batch_size(
     config: TrainConfig, dataset: Dataset, device: str, ranks: Ranks
 ) -> tuple[TrainConfig, BatchEvent | None]:
-    """`config` with its batch decided, and what was measured; as it is when the batch is a number already.
+    """Return `config` with its batch size decided, and what was measured.
 
-    To be called by all ranks. Raises ConfigError when not even one item fits.
+    A configuration whose batch size is a number is returned as it is, with None. All ranks must call this together.
+    Raises ConfigError if not even one item fits.
     """
     if config.batch_size != "auto":
         return config, None
@@ -63,8 +65,11 @@ def with_batch_size(
 
 
 def with_rows(config: TrainConfig, num_rows: int, num_ranks: int) -> TrainConfig:
-    """`config` with the batch for processes that each hold `num_rows` at once: what all hold, but at least the least
-    batch, gathered in several pieces then."""
+    """Return `config` with the batch size for `num_ranks` processes that each hold `num_rows` rows at once.
+
+    The batch is what all of them hold together, rounded down to a power of two and within AUTO_BATCH_SIZES. If a phase
+    has larger batches than that, `microbatch_size` makes each process compute its rows in several pieces.
+    """
     least, largest = AUTO_BATCH_SIZES
     size = max(least, min(largest, 2 ** ((num_rows * num_ranks).bit_length() - 1)))
     decided = replace(config, batch_size=size)
@@ -74,9 +79,12 @@ def with_rows(config: TrainConfig, num_rows: int, num_ranks: int) -> TrainConfig
 
 
 def most_rows(peak_fn: Callable[[int], float], budget: float, most: int) -> tuple[int, float]:
-    """The largest power of two up to `most` for which `peak_fn` (bytes) stays within the budget, 0 if there is none,
-    and the bytes that a row adds. Nothing is tried that twice the last growth would put beyond the budget; what is
-    tried never takes more than twice what fitted, whichever part of a step is then the largest."""
+    """Return the largest number of rows whose `peak_fn`, in bytes, is within `budget`, and the bytes that a row adds.
+
+    The number is a power of two up to `most`, or 0 if not even one row fits. A size is not tried if twice the last
+    growth would put it beyond the budget; what is tried never takes more than twice what fitted, whichever part of a
+    step is then the largest.
+    """
     rows, fitting = 1, 0
     row_bytes = peak = peak_fn(rows)
     while peak <= budget:
@@ -91,7 +99,7 @@ def most_rows(peak_fn: Callable[[int], float], budget: float, most: int) -> tupl
 
 
 class TrialStep:
-    """A training step's gradient on random weights, whatever the batch: for its memory, not for its result."""
+    """Computes the gradient of a training step on random weights, to measure its memory and not for its result."""
 
     def __init__(self, config: TrainConfig, dataset: Dataset, device: str) -> None:
         chain = replace(config.chain, num_steps=min(1, config.chain.num_steps))
@@ -104,11 +112,11 @@ class TrialStep:
         last_matching = config.score_matching.steps
         taken = {"score_matching": last_matching > 0, "recovery": last_matching < config.steps}
         self._phases: list[Phase] = [phase for phase in get_args(Phase) if taken[phase]]
-        self._run(1)  # what libraries set up once
+        self._run(1)  # libraries set themselves up at the first step, which is not to be measured
         self._resident = 0 if self.on_gpu else _status_bytes("VmRSS")
 
     def peak_bytes(self, num_rows: int) -> float:
-        """What a step of so many rows takes at its peak, beside the model; infinite where it does not fit."""
+        """Return the bytes that a step of `num_rows` takes at its peak beside the model; inf if it does not fit."""
         if not self.on_gpu:
             _reset_peak()
             self._run(num_rows)
@@ -133,7 +141,7 @@ class TrialStep:
 
 
 def free_bytes(device: str) -> int:
-    """The memory that can be had on a device. Raises ConfigError where it cannot be found out."""
+    """Return the bytes of memory that are free on a device. Raises ConfigError if they cannot be found out."""
     if device.startswith("cuda"):
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept
@@ -164,6 +172,6 @@ def _status_bytes(name: str) -> int:
 
 
 def _reset_peak() -> None:
-    """Start the process's peak of resident memory anew; where that is not allowed, it stays that of larger steps."""
+    """Reset the process's peak of resident memory. Where that is not allowed, the peak of larger steps stays."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")

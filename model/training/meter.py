@@ -1,4 +1,4 @@
-"""What a training reports between two events: means of its steps, and of its pairs by level."""
+"""The meter of a training, which sums what the next StepEvent reports: means over steps, and over pairs by level."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from model.training.ranks import Ranks
 
 
 class Meter:
-    """Sums since the last report, kept on the device; the sums by level are of this rank's pairs alone."""
+    """Sums over the steps since the last report, kept on the device; sums by level are over this rank's pairs alone."""
 
     _NAMES = ("positive_energy", "negative_energy", "displacement", "acceptance_rate")
 
@@ -27,11 +27,11 @@ class Meter:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Leave out of the rate what happened since the last step (previews)."""
+        """Start the clock of the rate anew, so that what came after the last step, such as previews, does not count."""
         self._since, self._timed_steps = time.monotonic(), 0
 
     def add(self, *, loss: float, gradient_norm: float, learning_rate: float) -> None:
-        """Take in the scalars of one step."""
+        """Add the scalars of one step."""
         self._steps += 1
         self._timed_steps += 1
         self._loss += loss
@@ -39,12 +39,12 @@ class Meter:
         self._learning_rate = learning_rate
 
     def add_levels(self, level: Tensor, values: Tensor) -> None:
-        """Take in the values (4, B) of pairs, in the order of `_NAMES`."""
+        """Add the values (4, B), in the order of `_NAMES`, of pairs at the levels `level` (B,)."""
         self._sums.index_add_(1, level, values.float())
         self._counts.index_add_(0, level, torch.ones_like(level, dtype=torch.float32))
 
     def report(self, ranks: Ranks, *, step: int, total_steps: int, phase: Phase) -> StepEvent:
-        """The means since the last report. To be called by all ranks."""
+        """Return the means since the last report, and start anew. All ranks must call this together."""
         ranks.sum(self._sums)
         ranks.sum(self._counts)
         seen = (self._counts > 0).tolist()
@@ -68,6 +68,6 @@ class Meter:
 
 
 def sums_by_level(values: Tensor, level: Tensor, num_levels: int) -> Tensor:
-    """(2, T): by level, the sum of the values (B,) and their number."""
+    """Return (2, T): for each level, the sum of the `values` (B,) at it, and their number."""
     both = torch.stack([values.detach().float(), torch.ones_like(values, dtype=torch.float32)])
     return torch.zeros(2, num_levels, device=values.device).index_add_(1, level, both)

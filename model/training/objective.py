@@ -1,7 +1,7 @@
 """The loss of a training step, as a function of rows of its batch.
 
-In score matching it is one of the losses on the energy's gradient; afterwards the contrastive loss between y⁺ and the
-y⁻ that a chain draws on p(y | x_{t+1}) under frozen weights (DRL algorithm 1).
+In the phase of score matching it is one of the losses on the energy's gradient. Afterwards it is the contrastive loss
+between y⁺ and the y⁻ that a chain draws on p(y | x_{t+1}) under frozen weights (DRL algorithm 1).
 """
 
 from __future__ import annotations
@@ -30,28 +30,32 @@ from model.training.losses import (
 )
 
 _CONTRAST_NATS = 0.8
-"""How much rarer than the base the noise that data are told from is at its centre: it reaches a little further than the
-data (1.5 times in two dimensions), yet stays near enough in many to say something about them."""
+"""How much lower the density of the noise that data are told from is at its centre than that of the base, in nats. The
+noise then reaches a little further than the data (1.5 times in two dimensions), yet stays near enough to them in many
+dimensions to say something about them."""
 
 
 class PartialLoss(NamedTuple):
-    """The part that some rows have in the loss of a batch."""
+    """The part of a batch's loss that some of its rows contribute."""
 
     loss: Tensor
-    """() what they add to the mean over the batch"""
+    """() what the rows add to the mean over the batch"""
     levels: Tensor | None
-    """(4, B) in recovery: E_t(y⁺), E_t(y⁻), displacement and acceptance rate of each row, without gradient"""
+    """(4, B) E_t(y⁺), E_t(y⁻), displacement, acceptance rate of each row, without gradient; None in score matching"""
 
 
 class Objective(nn.Module):
-    """A model's loss, the mean over a batch's rows. It is one module, so that DistributedDataParallel can wrap it."""
+    """A model's loss, which is a mean over the rows of a batch. As a module, DistributedDataParallel can wrap it."""
 
     def __init__(self, model: EnergyModel) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, rows: Rows, x_data: Tensor, level: Tensor, noise: SharedNoise, phase: Phase) -> PartialLoss:
-        """`x_data` (B, *event) and `level` (B,) are those of the whole batch, `noise` what is drawn for it."""
+        """Return what `rows` contribute to the loss of the batch.
+
+        `x_data` (B, *event), `level` (B,) and `noise` are those of the whole batch.
+        """
         x, at, own = rows.of(x_data), At(rows.of(level)), noise.at(rows)
         if phase == "score_matching":
             return PartialLoss(_mean(score_matching_losses(self.model, x, at, own), rows), None)
@@ -69,17 +73,17 @@ class Objective(nn.Module):
 
 
 def _mean(losses: Tensor, rows: Rows) -> Tensor:
-    """What the losses (B,) of some rows add to the mean over the batch that the rows are of."""
+    """Return what the losses (B,) of some rows add to the mean over the batch that the rows are part of."""
     return rows.share * losses.mean()
 
 
 def stratified_levels(num_levels: int, x_data: Tensor, noise: SharedNoise) -> Tensor:
-    """(B,) levels, each uniform on 0…T−1, spread evenly over the batch to lower the gradient's variance."""
+    """Draw levels (B,), each uniform on 0…T−1, spread evenly over the batch to lower the gradient's variance."""
     return (noise.spread(x_data) * num_levels).long().clamp(max=num_levels - 1)
 
 
 def score_matching_losses(model: EnergyModel, x_data: Tensor, at: At, noise: SharedNoise) -> Tensor:
-    """The configuration's score-matching loss of every row, (B,)."""
+    """Return for every row (B,) the score-matching loss that the model's configuration names."""
     schedule, level, epsilon = model.schedule, at.level, noise.normal(x_data)
     if model.config.score_matching.form == "dual":
         at = at.on(_stratified_log_snr(model, x_data, noise))
@@ -98,7 +102,7 @@ def score_matching_losses(model: EnergyModel, x_data: Tensor, at: At, noise: Sha
 
 
 def recovery_losses(model: EnergyModel, x_data: Tensor, at: At, noise: SharedNoise) -> tuple[Tensor, Tensor]:
-    """The contrastive loss of every pair, (B,), and what `PartialLoss.levels` says of them."""
+    """Return the contrastive loss of every pair (B,), and the `PartialLoss.levels` of the pairs."""
     config, chain, schedule, level = model.config, model.config.chain, model.schedule, at.level
     if config.shared_noise:
         x, x_next = schedule.diffuse_together(x_data, level, noise.normal(x_data))
@@ -130,6 +134,6 @@ def _noise_contrast(model: EnergyModel, x_data: Tensor, at: At, epsilon: Tensor,
 
 
 def _stratified_log_snr(model: EnergyModel, x_data: Tensor, noise: SharedNoise) -> Tensor:
-    """(B,) log-SNRs between those of the top level and level 0, with density ∝ (λ − min)^tilt, spread evenly."""
+    """Draw log-SNRs (B,) between those of the top level and level 0, with density ∝ (λ − min)^tilt, spread evenly."""
     high, low = model.log_snr[0], model.log_snr[-1]
     return low + (high - low) * noise.spread(x_data) ** (1 / (1 + model.config.score_matching.low_noise_tilt))

@@ -1,8 +1,8 @@
-"""One training by several processes, the ranks: each computes its rows of every batch and all take the same step.
+"""One training by several processes, the ranks: each computes its rows of every batch, and all take the same step.
 
-torchrun starts them and says who they are; gradients are averaged by DistributedDataParallel, over NCCL on GPUs and
-over Gloo on CPUs. All ranks hold the same weights and decide alike: whatever a decision depends on is added up over the
-ranks first. What is asked of all of them (may we go on?) goes over Gloo on GPUs too: it notices when one is gone.
+torchrun starts them and numbers them; DistributedDataParallel averages gradients, over NCCL on GPUs and over Gloo on
+CPUs. All ranks hold the same weights and decide alike, because whatever a decision depends on is added up over the
+ranks first. Questions to all ranks, such as whether to go on, go over Gloo on GPUs too: it notices when one is gone.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ _TIMEOUT = timedelta(days=1)
 
 
 class Ranks:
-    """This process among those that train together, and what they do together. Without arguments it is one alone.
+    """This process among those that train together, and what they do together. Without arguments it trains alone.
 
-    Calls that say so must be made by all ranks, in the same order. They raise RankError when another rank is gone.
+    Where a method says that all ranks must call it together, they must do so in the same order. Such a call raises
+    RankError if another rank is gone.
     """
 
     def __init__(self, index: int = 0, count: int = 1) -> None:
@@ -35,26 +36,26 @@ class Ranks:
 
     @property
     def leads(self) -> bool:
-        """Whether this rank speaks for all: only the leading rank stores checkpoints and reports progress."""
+        """Whether this rank is the leading one, which alone stores checkpoints and reports progress."""
         return self.index == 0
 
     def rows(self, count: int) -> Rows:
-        """The rows of a batch of `count` that this rank computes."""
+        """Return the rows of a batch of `count` that this rank computes."""
         return Rows.all_of(count).part(self.index, self.count)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Add `tensor` up over the ranks, in place and to the same bits on each. To be called by all."""
+        """Add `tensor` up over the ranks, in place and to the same bits on each. All ranks must call this together."""
         if self.count > 1:
             with _told_apart():
                 dist.all_reduce(tensor)
         return tensor
 
     def any(self, flag: bool) -> bool:
-        """Whether `value` is true on any rank. All ranks must call this together."""
+        """Whether `flag` is true on any rank. All ranks must call this together."""
         return flag if self.count == 1 else bool(self.sum(torch.tensor(float(flag))) > 0)
 
     def least(self, value: int) -> int:
-        """The smallest of the ranks' values. To be called by all."""
+        """Return the smallest of the ranks' values. All ranks must call this together."""
         if self.count == 1:
             return value
         found = torch.tensor(value)
@@ -68,7 +69,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def leader_first(self) -> Iterator[None]:
-        """The block is run by the leading rank, and then by the others. To be entered by all."""
+        """Let the leading rank run the block first, and then the others. All ranks must enter it."""
         if not self.leads:
             self.wait()
         yield
@@ -76,7 +77,10 @@ class Ranks:
             self.wait()
 
     def averaging(self, module: nn.Module) -> nn.Module:
-        """`module` with the leading rank's weights, its gradients averaged over the ranks. To be called by all."""
+        """Return `module` with the leading rank's weights, wrapped so that gradients are averaged over the ranks.
+
+        All ranks must call this together.
+        """
         if self.count == 1:
             return module
         # Score matching with piecewise linear layers leaves some biases without a gradient.
@@ -84,13 +88,16 @@ class Ranks:
             return DistributedDataParallel(module, forward_sync_buffers=False, find_unused_parameters=True)
 
     def part_of_a_step(self, module: nn.Module, *, is_last: bool) -> contextlib.AbstractContextManager[None]:
-        """Enclose a pass over some rows: their gradients stay on this rank until those of the last rows are added."""
+        """Enclose a pass over some rows, whose gradients stay on this rank until those of the last rows are added."""
         if is_last or not isinstance(module, DistributedDataParallel):
             return contextlib.nullcontext()
         return module.no_sync()
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of this loss, summed over the ranks, to the parameters'. To be called by all."""
+        """Add the gradient of `loss`, summed over the ranks, to that of the parameters.
+
+        All ranks must call this together.
+        """
         if self.count == 1:
             loss.backward()  # type: ignore[no-untyped-call]
             return
@@ -104,7 +111,7 @@ ALONE = Ranks()
 
 @contextlib.contextmanager
 def _told_apart() -> Iterator[None]:
-    """Raise torch's error of a broken connection as RankError."""
+    """Raise RankError in place of torch's error for a broken connection."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -115,12 +122,12 @@ def _told_apart() -> Iterator[None]:
 
 @contextlib.contextmanager
 def joined(index: int, count: int, device: str) -> Iterator[Ranks]:
-    """The ranks of this training, met at the address that torchrun left in the environment. Raises RankError."""
+    """Meet the other ranks of this training, at the address that torchrun left in the environment. Raises RankError."""
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
     with _told_apart():
         dist.init_process_group(backend, rank=index, world_size=count, timeout=_TIMEOUT)
     yield Ranks(index, count)
-    # Not after an error: the process ends then, and ranks that are gone do not answer.
+    # This is not done after an error: the process ends then, and ranks that are gone do not answer.
     dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Everything that changes while models train: named networks, each with its optimiser and average, and the step.
+"""The state of a training: its named networks, each with its optimiser and average, and the step it has reached.
 
 A training has one network today, the energy. A further one gets a name here; checkpoints then hold it too.
 """
@@ -26,27 +26,27 @@ from model.training.objective import Objective
 from model.training.ranks import ALONE, Ranks
 
 INIT_STREAM, STEP_STREAM, ORDER_STREAM, PREVIEW_STREAM = range(4)
-"""What random numbers of a training are for; together with its seed they decide them."""
+"""The streams of random numbers of a training, by their use; together with the training's seed they decide them."""
 _ROLLBACK_FACTOR = 0.5
 """What the learning rate is multiplied by each time the run goes back to a checkpoint."""
 _MOMENT_EVENTS = 10_000
-"""The number of augmented training events whose mean and covariance the Gaussian base takes."""
-_EMA_POWER_ITERATIONS = 20  # bring the singular vectors of averaged weights to convergence before they are used
+"""The number of augmented training events to whose mean and covariance the Gaussian base is fit."""
+_EMA_POWER_ITERATIONS = 20  # bring the singular vectors of averaged weights to convergence before their use
 
 M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass
 class TrainedNetwork(Generic[M]):
-    """A network under training."""
+    """A network under training, with its optimiser and the average of its weights."""
 
     module: M
     optimizer: torch.optim.Optimizer
     average: M | None
-    """the exponential moving average of its weights, if one is kept"""
+    """the exponential moving average of the module's weights, if one is kept"""
 
     def descend(self, learning_rate: float, max_gradient_norm: float | None) -> float:
-        """Take one step of the optimiser; the norm of the gradient before it is clipped."""
+        """Take one step of the optimiser, and return the norm of the gradient before it was clipped."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         gradients = [p.grad for p in self.module.parameters()]
@@ -66,19 +66,19 @@ class TrainedNetwork(Generic[M]):
             averaged.copy_(buffer)
 
     def averaged(self) -> M:
-        """A copy of the average (of the network, without one) for use: its spectral norms brought to convergence."""
+        """Return a copy of the average (or of the network, if none is kept) whose spectral norms have converged."""
         found = copy.deepcopy(self.module if self.average is None else self.average)
         iterate_power(found, _EMA_POWER_ITERATIONS)
         return found
 
     def to(self, device: str) -> None:
-        """Move the weights and their average. The optimiser must not have moments yet."""
+        """Move the weights and their average to `device`. The optimiser must not have moments yet."""
         self.module.to(device)
         if self.average is not None:
             self.average.to(device)
 
     def tensors(self) -> NetworkTensors:
-        """Copies of all of it."""
+        """Return copies of the average, the weights and the optimiser's moments."""
         moments: dict[str, Tensor] = {}
         for index, found in self.optimizer.state_dict()["state"].items():
             moments |= {f"{index}.{name}": tensor for name, tensor in found.items()}
@@ -86,7 +86,10 @@ class TrainedNetwork(Generic[M]):
         return NetworkTensors(copy_tensors(self.averaged().state_dict()), weights, copy_tensors(moments))
 
     def load(self, tensors: NetworkTensors, device: str) -> None:
-        """Take over what `tensors` returned, and move to `device`. Raises CheckpointError."""
+        """Take over `tensors`, which `tensors()` returned, and move to `device`.
+
+        Raises CheckpointError if they do not belong to this configuration.
+        """
         load_weights(self.module, tensors.weights)
         if self.average is not None:
             load_weights(self.average, tensors.average)
@@ -107,7 +110,7 @@ class TrainState:
 
     config: TrainConfig
     networks: Mapping[str, TrainedNetwork[Any]]
-    """by their names, ENERGY among them"""
+    """the networks by their names, ENERGY among them"""
     step: int = 0
     rollbacks: int = 0
     """how often this run went back to an earlier checkpoint"""
@@ -129,22 +132,25 @@ class TrainState:
 
     @property
     def learning_rate_factor(self) -> float:
-        """What the configured learning rate is multiplied by."""
+        """The factor by which the configured learning rate is multiplied."""
         return _ROLLBACK_FACTOR**self.rollbacks
 
     @property
     def phase(self) -> Phase:
-        """What the next step does."""
+        """The phase that the next step belongs to."""
         return "score_matching" if self.step < self.config.score_matching.steps else "recovery"
 
     def snapshot(self) -> Snapshot:
-        """Copies of all of it."""
+        """Return copies of everything that a checkpoint of this state holds."""
         networks = {name: network.tensors() for name, network in self.networks.items()}
         return Snapshot(self.step, self.config, self.model.event_shape, networks, self.rollbacks)
 
 
 def start(config: TrainConfig, dataset: Dataset, device: str = "cpu", ranks: Ranks = ALONE) -> TrainState:
-    """The state before the first step; weights come from `config.seed`. To be called by all ranks."""
+    """Return the state before the first step, with weights drawn from `config.seed`.
+
+    All ranks must call this together.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, INIT_STREAM))
         model = EnergyModel(config, dataset.event_shape)
@@ -161,9 +167,9 @@ def start(config: TrainConfig, dataset: Dataset, device: str = "cpu", ranks: Ran
 
 
 def resume(snapshot: Snapshot, config: TrainConfig, device: str = "cpu", ranks: Ranks = ALONE) -> TrainState:
-    """The state a snapshot holds, to go on under `config`, which may ask for more steps. Raises CheckpointError.
+    """Return the state that `snapshot` holds, to go on under `config`, which may ask for more steps.
 
-    To be called by all ranks.
+    All ranks must call this together. Raises CheckpointError.
     """
     networks = trained_networks(config, EnergyModel(config, snapshot.event_shape))
     load_networks(networks, snapshot, device)
@@ -171,14 +177,17 @@ def resume(snapshot: Snapshot, config: TrainConfig, device: str = "cpu", ranks: 
 
 
 def trained_networks(config: TrainConfig, model: EnergyModel) -> dict[str, TrainedNetwork[Any]]:
-    """The networks of a training of `config`, with `model` as its energy, before the first step and on the CPU."""
+    """Return the networks of a training of `config` before its first step, on the CPU, with `model` as its energy."""
     model.network.precision = config.precision
     average = copy.deepcopy(model).requires_grad_(False)
     return {ENERGY: TrainedNetwork(model, make_optimizer(config.optimizer, model), average)}
 
 
 def load_networks(networks: Mapping[str, TrainedNetwork[Any]], snapshot: Snapshot, device: str) -> None:
-    """Bring fresh networks to what a snapshot holds of them, and to `device`. Raises CheckpointError."""
+    """Load the tensors of `snapshot` into fresh networks, and move them to `device`.
+
+    Raises CheckpointError if the snapshot holds other networks.
+    """
     if networks.keys() != snapshot.networks.keys():
         held, expected = (", ".join(sorted(names)) for names in (snapshot.networks, networks))
         raise CheckpointError(f"the checkpoint holds the networks {held}; this configuration trains {expected}")
@@ -187,5 +196,5 @@ def load_networks(networks: Mapping[str, TrainedNetwork[Any]], snapshot: Snapsho
 
 
 def make_optimizer(settings: OptimizerConfig, module: nn.Module) -> torch.optim.Optimizer:
-    """A fresh optimiser; its learning rate is set at every step."""
+    """Return a fresh optimiser for `module`, whose learning rate is set at every step."""
     return torch.optim.Adam(module.parameters(), lr=0.0, betas=(settings.beta1, settings.beta2), fused=True)

@@ -51,17 +51,19 @@ class CalibrateOptions(TypedDict, total=False):
     name: str | None
     """A name for people."""
     seed: int | None
-    """Of the chains; the same seed gives the same numbers."""
+    """The seed of the chains; the same seed gives the same numbers."""
     num_chains: int | None
-    """Chains walked side by side."""
+    """The number of chains that are walked side by side."""
     tolerance: float | None
-    """Nats of error to be content with; 0.002 a dimension, at least 0.02, when absent."""
+    """The error of log Z, in nats, at which calibration ends; when absent, 0.002 per dimension but at least 0.02."""
     max_bridges: int | None
-    """Temperatures between neighbouring noise levels, at most; every round doubles them."""
+    """The largest number of temperatures between neighbouring noise levels; every round doubles them up to it."""
     max_chains: int | None
-    """Chains at which to give up: with all bridges, every round doubles them; four times `num_chains` when absent."""
+    """The largest number of chains in total: once all temperatures are used, every round doubles the chains up to it;
+    four times `num_chains` when absent."""
     num_leapfrog: int | None
-    """Gradient evaluations a move: 1 is MALA; about 5 (HMC) reach further in thousands of dimensions."""
+    """The number of gradient evaluations per move: 1 is MALA, about 5 (HMC) reach further in thousands of
+    dimensions."""
     device: Literal["auto", "cpu", "cuda"] | None
     """Where to compute; `auto` takes a GPU when the trainer has one."""
 

@@ -293,7 +293,7 @@ def test_the_fields_of_a_configuration_are_completed_with_what_they_mean() -> No
     found = dict(complete_setting("chain.num"))
 
     assert list(found) == ["chain.num_steps="]
-    assert found["chain.num_steps="].startswith("K; 0 draws")
+    assert found["chain.num_steps="].startswith("K, the number of steps of a chain")
     assert {"steps=", "schedule.kind="} <= dict(complete_setting("s")).keys()
 
 

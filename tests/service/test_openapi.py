@@ -155,7 +155,7 @@ def test_a_configuration_is_described_field_by_field(document: dict[str, Any]) -
     assert partial["additionalProperties"] is False
     steps = partial["properties"]["num_steps"]
     assert (steps["minimum"], steps["maximum"], steps["type"]) == (0, 10_000, "integer")
-    assert steps["description"].startswith("K; 0 draws from the normal approximation")
+    assert steps["description"].startswith("K, the number of steps of a chain")
     assert steps["description"].endswith("Without a preset 30.")
     assert whole["properties"]["num_steps"]["default"] == 30
     # A generated client would send a default, and it would count more than the preset's value.
