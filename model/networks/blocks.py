@@ -42,6 +42,7 @@ def sinusoidal_embedding(level: Tensor, dim: int) -> Tensor:
 
 
 def level_width_of(config: NetworkConfig) -> int:
+    """The units of the level embedding: `level_width`, or four times `width` where that is 0 (DRL)."""
     return config.level_width or 4 * config.width
 
 
