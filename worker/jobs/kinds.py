@@ -30,8 +30,6 @@ from worker.jobs.event import (
 from worker.redis_keys import TRAIN_QUEUE
 from worker.storage.shards import Manifest
 
-"""The queue of the trainers, which run one job at a time."""
-
 
 class JobKind(StrEnum):
     """What a job does."""
