@@ -19,11 +19,11 @@ M = TypeVar("M", bound=ModelCalls[Any])
 
 
 class Dataset(Answer, DatasetBody):
-    """Data that trainings take by their id."""
+    """A dataset, which trainings take by its id."""
 
 
 class Calls(Generic[J, M]):
-    """What both clients can do; every method is described once."""
+    """The calls of both clients. Every method is described once."""
 
     job_of: Callable[[Json], J]
     model_of: Callable[[Json], M]
@@ -55,12 +55,12 @@ class Calls(Generic[J, M]):
 
     @described
     def cancel(self, job_id: str) -> Call[J]:
-        """Ask for a job's end; the job."""
+        """Ask for a job's end, and return the job."""
         return self.job_of((yield from requests.act(requests.job_path(job_id, "cancel"), repeatable=True)))
 
     @described
     def resume(self, job_id: str, *, steps: int | None = None) -> Call[J]:
-        """Queue a failed or cancelled job again; the job."""
+        """Queue a failed or cancelled job again, and return the job."""
         body = None if steps is None else {"steps": steps}
         return self.job_of((yield from requests.act(requests.job_path(job_id, "resume"), body, repeatable=False)))
 
@@ -158,12 +158,12 @@ class Calls(Generic[J, M]):
 
     @described
     def shards(self, job_id: str) -> Call[Json]:
-        """Manifest of a bulk sampling that has ended."""
+        """The manifest of a bulk sampling that has ended."""
         return (yield from requests.read(requests.job_path(job_id, "shards")))
 
     @described
     def shard(self, job_id: str, name: str) -> Call[bytes]:
-        """One of its files, .npy."""
+        """One .npy file of a bulk sampling."""
         return (yield from requests.read_bytes(requests.job_path(job_id, "shards", quoted(name))))
 
     @described
@@ -181,7 +181,7 @@ class Calls(Generic[J, M]):
 
     @described
     def samples_png(self, model_id: str) -> Call[bytes]:
-        """The grid drawn last while the model trained."""
+        """The grid of samples that was drawn last while the model trained."""
         return (yield from requests.read_bytes(requests.model_path(model_id, "samples.png")))
 
     @described
@@ -203,5 +203,5 @@ class Calls(Generic[J, M]):
 
     @described
     def server_version(self) -> Call[str]:
-        """Of the program that serves."""
+        """The version of the program that serves."""
         return str((yield from requests.read("/openapi.json"))["info"]["version"])

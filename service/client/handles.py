@@ -27,19 +27,19 @@ _LONGEST_WAIT_S = 60.0
 
 
 class JobCalls(Answer, JobBody):
-    """A job, in either client."""
+    """A job, as both clients hold it."""
 
     model_config = ConfigDict(ignored_types=(described,))
     _client: Any = PrivateAttr()
 
     @described
     def refresh(self) -> Call[None]:
-        """Ask again how the job stands."""
+        """Ask the service again how the job stands."""
         self.take((yield from requests.read(requests.job_path(self.id))))
 
     @described
     def cancel(self) -> Call[None]:
-        """Ask for the job's end; its checkpoints stay."""
+        """Ask for the job's end. Its checkpoints stay."""
         self.take((yield from requests.act(requests.job_path(self.id, "cancel"), repeatable=True)))
 
     @described
@@ -54,7 +54,7 @@ class JobCalls(Answer, JobBody):
         yield from answered(Send("DELETE", requests.job_path(self.id)))
 
     def take(self, found: Json) -> None:
-        """Be what the service now says."""
+        """Take over what the service now says."""
         _take(self, requests.parsed(JobBody, found))
 
     def require_success(self) -> None:
@@ -81,7 +81,7 @@ class JobCalls(Answer, JobBody):
 
 
 class ModelCalls(Answer, ModelBody, Generic[J]):
-    """A model, in either client; its newest checkpoint, unless a `step` is named."""
+    """A model, as both clients hold it. Calls are about its newest checkpoint, unless a `step` is named."""
 
     model_config = ConfigDict(ignored_types=(described,))
     _client: Any = PrivateAttr()
@@ -147,7 +147,7 @@ class ModelCalls(Answer, ModelBody, Generic[J]):
         return (yield from requests.read_bytes(requests.model_path(self.id, "samples.png")))
 
     def at(self, step: int | None) -> str:
-        """`id@step`, or `id` for the newest checkpoint."""
+        """The model as `id@step`, or as `id` for its newest checkpoint."""
         return self.id if step is None else f"{self.id}@{step}"
 
     def __repr__(self) -> str:

@@ -30,13 +30,13 @@ Scorable: TypeAlias = npt.ArrayLike | Samples | Image.Image | Path | Sequence[Im
 
 
 class Answer:
-    """Fields by their JSON names, as a dictionary has them."""
+    """An answer whose fields can also be read by their JSON names, as in a dictionary."""
 
     def __getitem__(self: Any, name: str) -> Any:
         return self.model_dump(mode="json")[name]
 
     def keys(self: Any) -> list[str]:
-        """Names of the fields."""
+        """The names of the fields."""
         return list(type(self).model_fields)
 
 
@@ -50,11 +50,11 @@ class ModelChanges(TypedDict, total=False):
 
 
 class Densities(Answer, LogDensityBody):
-    """log densities of items, nats, with what is known of their error."""
+    """Log densities of items in nats, with what is known of their error."""
 
     @property
     def log_density(self) -> npt.NDArray[np.float64]:
-        """(N,), nats; NaN where the energy overflows."""
+        """The log densities (N,) in nats, NaN where the energy overflows."""
         return np.array([np.nan if item.log_density is None else item.log_density for item in self.items])
 
 
@@ -72,14 +72,14 @@ def parsed(kind: type[B], body: Json) -> B:
 
 
 def read(path: str, **query: Any) -> Call[Json]:
-    """What GET finds there."""
+    """The JSON that GET answers."""
     reply = yield from answered(Send("GET", path, {"params": query} if query else {}, repeatable=True))
     found: Json = reply.json()
     return found
 
 
 def read_bytes(path: str) -> Call[bytes]:
-    """The same for a file."""
+    """The file that GET answers."""
     reply = yield from answered(Send("GET", path, repeatable=True))
     content: bytes = reply.content
     return content
@@ -96,20 +96,20 @@ def create_job(kind: str, body: Json, idempotency_key: str | None) -> Call[Json]
 
 
 def act(path: str, body: Json | None = None, *, repeatable: bool) -> Call[Json]:
-    """What POST answers."""
+    """The JSON that POST answers."""
     reply = yield from answered(Send("POST", path, {"json": body}, repeatable=repeatable))
     found: Json = reply.json()
     return found
 
 
 def change(path: str, changes: Json) -> Call[Json]:
-    """What PATCH answers."""
+    """The JSON that PATCH answers."""
     found: Json = (yield from answered(Send("PATCH", path, {"json": changes}))).json()
     return found
 
 
 def all_jobs(status: str | None) -> Call[list[Json]]:
-    """Every page of GET /jobs."""
+    """All jobs, from every page of GET /jobs."""
     found: list[Json] = []
     query: Json = given(limit=_PAGE, status=status)
     while True:
@@ -121,7 +121,7 @@ def all_jobs(status: str | None) -> Call[list[Json]]:
 
 
 def draw(model: str, num_images: int, levels: Iterable[int], options: SampleOptions) -> Call[Samples]:
-    """Samples as numbers."""
+    """Samples, as numbers."""
     body = given(model=model, num_images=num_images, levels=list(levels) or None, **options)
     # Asking twice costs only work: a seed gives the same samples every time.
     request = Send("POST", "/sample", {"json": body, "headers": {"Accept": "application/x-npy"}}, repeatable=True)
@@ -138,7 +138,7 @@ def draw(model: str, num_images: int, levels: Iterable[int], options: SampleOpti
 
 
 def draw_png(model: str, num_images: int, levels: Iterable[int], scale: int, options: SampleOptions) -> Call[bytes]:
-    """Samples as one picture."""
+    """Samples, as one picture."""
     body = given(model=model, num_images=num_images, levels=list(levels) or None, scale=scale, **options)
     request = Send("POST", "/sample", {"json": body, "headers": {"Accept": "image/png"}}, repeatable=True)
     reply = yield from answered(request)
@@ -147,7 +147,7 @@ def draw_png(model: str, num_images: int, levels: Iterable[int], scale: int, opt
 
 
 def score(model: str, x: Scorable, options: DensityOptions) -> Call[Densities]:
-    """log densities. Raises OSError for a file that cannot be read."""
+    """The log densities of items. Raises OSError for a file that cannot be read."""
     fields = {name: str(value).lower() for name, value in given(**options).items()}
     form = {"data": {"model": model, **fields}, "files": [("files", file) for file in _files(x)]}
     reply = yield from answered(Send("POST", "/log-density", form, repeatable=True))
@@ -200,10 +200,10 @@ def _upload(file: BinaryIO, file_name: str, fields: Mapping[str, str | None]) ->
 
 
 def job_path(job_id: str, *more: str) -> str:
-    """Below /jobs."""
+    """The path of a job, below /jobs."""
     return "/".join(["/jobs", quoted(job_id), *more])
 
 
 def model_path(model_id: str, *more: str) -> str:
-    """Below /models."""
+    """The path of a model, below /models."""
     return "/".join(["/models", quoted(model_id), *more])

@@ -130,7 +130,10 @@ def sample(
 
 
 def _encoded(drawn: Samples, png: bytes | None, out: Path, scale: int) -> bytes:
-    """What the file's name asks for. Raises ClientError for a name that asks for nothing that can be had."""
+    """The content that the file's name asks for.
+
+    Raises ClientError for a name that asks for nothing that can be had.
+    """
     if out.suffix == ".npy":
         return encode_npy(drawn.x if drawn.levels is None else np.concatenate([drawn.levels, drawn.x[None]]))
     if png is not None and out.suffix == ".png":

@@ -53,7 +53,7 @@ T = TypeVar("T", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Scoring:
-    """What a client asked for, checked, with everything that was left open decided."""
+    """A checked request for log densities, with everything decided that the client left open."""
 
     request: DensityRequest
     x: FloatArray
@@ -117,7 +117,7 @@ def _from_form(stores: Stores, form: FormData, files: list[tuple[str, bytes]]) -
 
 
 def _validated(kind: type[T], values: bytes | dict[str, str]) -> T:
-    """Raises RequestValidationError, whose fields are those of the body."""
+    """The values as a body of that kind. Raises RequestValidationError, whose fields are those of the body."""
     try:
         return kind.model_validate_json(values) if isinstance(values, bytes) else kind.model_validate(values)
     except ValidationError as error:
@@ -177,5 +177,5 @@ def _items(reply: DensityReply) -> list[ItemDensityBody]:
 
 
 def _finite(value: float) -> Any:
-    """None for what JSON cannot write: the spread of a single path."""
+    """The value, or None for one that JSON cannot write: the spread of a single path."""
     return value if math.isfinite(value) else None

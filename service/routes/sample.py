@@ -40,7 +40,7 @@ VECTOR_FORMS = (JSON, NPY)
 
 @dataclass(frozen=True)
 class Drawing:
-    """What a client asked for, with everything that was left open decided."""
+    """A checked request for samples, with everything decided that the client left open."""
 
     body: SampleRequestBody
     model_id: str
@@ -154,7 +154,7 @@ def _level_event(drawing: Drawing, reply: SampleReply) -> bytes:
 
 
 def _result_event(drawing: Drawing, reply: SampleReply) -> bytes:
-    """Without the levels, which were sent."""
+    """The event of the samples, without the levels, which were sent before."""
     assert reply.x is not None
     body = _to_json(reply.x, drawing, reply.model_copy(update={"levels": {}}))
     return format_sse_event(data_str=body.decode(), event="result")
@@ -220,7 +220,7 @@ def _answer(drawing: Drawing, reply: SampleReply, accept: str | None, max_pixels
 
 
 def _levels(reply: SampleReply) -> list[tuple[int, FloatArray]]:
-    """Noisiest first."""
+    """The levels of a reply, the noisiest first."""
     return sorted(reply.levels.items(), reverse=True)
 
 

@@ -69,7 +69,7 @@ def store_hub_dataset(
 
 
 def _load(name: str, wanted: HubName, mirror: Path | None) -> Any:
-    """All splits, or the one of a dataset that has no splits."""
+    """All splits of a dataset, or the one of a dataset that has no splits."""
     try:
         import datasets
     except ImportError:

@@ -24,7 +24,7 @@ from worker.storage.datasets import DatasetStore, StoredDataset, is_dataset_id
 
 
 def fetch_dataset(name: str, settings: Settings, bucket: Bucket, image_size: ImageSize | None = None) -> str:
-    """What `model.data.datasets.load` takes: the built-in name, or a path on this machine, fetched if it was not there.
+    """The name of a built-in dataset, or a path on this machine, fetched if it was not there, for `model.data.load`.
 
     Folders in buckets and columns of the hub become arrays on the way, for which `image_size` makes images of several
     sizes one; `load` does that for the others. Raises DataError, StorageUnavailable, ArtifactDamaged.

@@ -32,7 +32,7 @@ class _Object:
 
 
 def require_prefix(name: str, settings: Settings, own: Bucket) -> None:
-    """Raises DataError unless the bucket is allowed and there is something to train on."""
+    """Check a prefix. Raises DataError unless the bucket is allowed and there is something to train on."""
     bucket, path = _parse(name, settings)
     _chosen(name, _listing(name, own.other(bucket), path, settings.read_limits))
 

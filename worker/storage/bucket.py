@@ -108,7 +108,7 @@ class Bucket:
         return Bucket(self._client, bucket)
 
     def ping(self) -> None:
-        """Raises ArtifactMissing when the bucket does not exist."""
+        """Ask whether the bucket is there. Raises ArtifactMissing when it does not exist."""
         with _translated(f"bucket {self.bucket}"):
             self._client.head_bucket(Bucket=self.bucket)
 
@@ -232,5 +232,5 @@ def _parsed(key: str, content: bytes) -> Any:
 
 
 def packed(value: object) -> bytes:
-    """As JSON for people too; refuses what JSON has not, NaN and the infinities."""
+    """A value as JSON that people can read too. It refuses what JSON has not: NaN and the infinities."""
     return json.dumps(value, allow_nan=False, ensure_ascii=False, indent=1).encode()

@@ -39,27 +39,27 @@ class Manifest(BaseModel):
 
 
 def shards_prefix(job_id: str) -> str:
-    """Of everything a bulk job makes."""
+    """The folder of everything that a bulk job makes."""
     return f"{job_prefix(job_id)}shards/"
 
 
 def shard_name(index: int) -> str:
-    """File name of a shard."""
+    """The file name of a shard."""
     return f"{index:05d}.npy"
 
 
 def put_shard(artifacts: Artifacts, job_id: str, index: int, npy: bytes) -> None:
-    """Whole or not at all."""
+    """Write a shard, whole or not at all."""
     artifacts.put_bytes(f"{shards_prefix(job_id)}{shard_name(index)}", npy, _NPY)
 
 
 def get_shard(artifacts: Artifacts, job_id: str, index: int) -> bytes:
-    """Raises ArtifactMissing."""
+    """The content of a shard. Raises ArtifactMissing."""
     return artifacts.get_bytes(f"{shards_prefix(job_id)}{shard_name(index)}")
 
 
 def list_shards(artifacts: Artifacts, job_id: str) -> set[int]:
-    """Indices of those that are there."""
+    """The indices of the shards that are there."""
     names = (Path(key) for key, _, _ in artifacts.list_keys(shards_prefix(job_id)))
     return {int(name.stem) for name in names if name.suffix == ".npy" and name.stem.isdecimal()}
 
