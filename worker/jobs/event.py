@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
-from model.events import BatchEvent, RollbackEvent, StepEvent
+from model.events import BatchEvent, HealthEvent, RollbackEvent, StepEvent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +139,7 @@ EventData: TypeAlias = (
     | CheckpointStoredEvent
     | CheckpointsDeletedEvent
     | RollbackEvent
+    | HealthEvent
     | CalibrationEvent
     | CalibratedEvent
     | SamplingEvent
@@ -155,6 +156,7 @@ EVENTS: dict[str, type[EventData]] = {
     "checkpoint": CheckpointStoredEvent,
     "deleted": CheckpointsDeletedEvent,
     "rollback": RollbackEvent,
+    "health": HealthEvent,
     "calibration": CalibrationEvent,
     "calibrated": CalibratedEvent,
     "sampling": SamplingEvent,
