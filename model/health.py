@@ -42,7 +42,8 @@ class Health:
     """Judges a training that goes on from `step`, by one stretch of its steps after the other.
 
     A stretch lasts for at least `LONG_STEPS` and for a quarter of all steps of recovery likelihood so far, so that
-    nobody is told of what passes by itself.
+    nobody is told of what passes by itself. While steps are adapted the first stretch is theirs to settle, and counts
+    only at the end.
     """
 
     def __init__(self, config: TrainConfig, step: int) -> None:
@@ -61,9 +62,10 @@ class Health:
         self._step = report.step
         if self._present.steps < max(LONG_STEPS, (report.step - self._first_step) // 4):
             return None
+        settles = self._chain.adapts_to is not None and self._last is self._nothing
         self._last, self._present = self._present, self._nothing
         verdict = self._judged(self._last)
-        if _LEVELS.index(verdict.level) <= _LEVELS.index(self._told):
+        if settles or _LEVELS.index(verdict.level) <= _LEVELS.index(self._told):
             return None
         self._told = verdict.level
         return verdict
