@@ -65,7 +65,7 @@ def show(events: Iterable[E], console: Console) -> list[E]:
 def health_in_words(verdict: Mapping[str, Any]) -> str:
     """Return a verdict on a training as one line."""
     remedy = f" — {verdict['remedy']}" if verdict.get("remedy") else ""
-    return f"health {verdict['level']}: {verdict['reason']}{remedy}"
+    return f"{verdict['level']}: {verdict['reason']}{remedy}"
 
 
 def _tenth(event: Event) -> int:
@@ -115,7 +115,7 @@ def _draw(bar: Progress, task: TaskID, event: Event) -> None:
             told = f"diverged at step {data['step']}; on from step {data['to_step']} with a lower learning rate"
             bar.console.print(f"[yellow]{told}[/]", highlight=False)
         case "health" if data["level"] != "green":
-            bar.console.print(f"[yellow]{health_in_words(data)}[/]", highlight=False)
+            bar.console.print(f"[yellow]health {health_in_words(data)}[/]", highlight=False)
         case "status" if data.get("status") not in ("queued", "running", "succeeded"):
             reason = f": {data['error']}" if data.get("error") else ""
             bar.console.print(f"[yellow]{data.get('status')}{reason}[/]", highlight=False)
