@@ -21,8 +21,8 @@ EXPLANATIONS: Mapping[Verdict, str] = MappingProxyType(
         ),
         "data_elsewhere": (
             "The data lie where the chains do not go: chains that start from data leave them or find another log Z, so "
-            "that log densities serve for comparing items only. More bridges may help the chains; if not, the energies are "
-            "wrong away from the data: train longer, or with a preset made for densities."
+            "that log densities serve for comparing items only. More bridges may help the chains; if not, the energies "
+            "are wrong away from the data: train longer, or with a preset made for densities."
         ),
     }
 )
