@@ -77,7 +77,7 @@ class _Case:
         return TrainConfig(
             energy="gaussian",
             network=NetworkConfig(
-                kind=self.network, width=4, multipliers=(1, 2), num_blocks=1, spectral_norm=self.spectral_norm
+                kind=self.network, width=4, multipliers=(1,), num_blocks=1, spectral_norm=self.spectral_norm
             ),
             schedule=ScheduleConfig(kind="log_snr", num_levels=3, log_snr_max=3.0, log_snr_min=-3.0),
             chain=ChainConfig(kernel=self.kernel, num_steps=2, step_size=0.5, target_acceptance=self.target_acceptance),
@@ -99,6 +99,8 @@ _CASES = [
         _EVENT_SHAPES, (True, False), _CHAINS, _SEAMS, _FAULTS
     )
 ]
+_CASES_OF_TWO_RANKS = [case for case in _CASES if case.target_acceptance and case.kernel == "mala" and case.faults]
+"""Those with an adapted step size, the one thing that a kernel adds up over the ranks."""
 
 
 def _dataset(event_shape: tuple[int, ...]) -> Dataset:
@@ -161,11 +163,9 @@ def _require_exact(case: _Case, directory: Path, ranks: Ranks = ALONE) -> None:
     whole, interrupted = (_Storage(directory / case.name / part, ranks) for part in ("whole", "interrupted"))
     _run(case, whole, ranks)
     done = _run(case, interrupted, ranks, num_steps=1)
-    for num_steps in itertools.cycle((0, 1)):
-        is_last = not done.stopped  # then it is opened once more, and closed as it was
-        done = _run(case, interrupted, ranks, interrupted.read(done.step), num_steps)
-        if is_last:
-            break
+    while done.stopped:
+        done = _run(case, interrupted, ranks, interrupted.read(done.step), num_steps=1)
+    _run(case, interrupted, ranks, interrupted.read(_STEPS))  # which has nothing left to do
     assert interrupted.read(_STEPS).rollbacks == whole.read(_STEPS).rollbacks == len(case.faults)
     for step in (_REGULAR, _STEPS):
         expected, found = whole.tensors(step), interrupted.tensors(step)
@@ -174,6 +174,7 @@ def _require_exact(case: _Case, directory: Path, ranks: Ranks = ALONE) -> None:
         assert not different, f"{case.name}: step {step}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", _CASES, ids=[case.name for case in _CASES])
 def test_a_run_interrupted_after_every_step_holds_the_bits_of_one_that_never_stopped(
     case: _Case, tmp_path: Path
@@ -185,7 +186,7 @@ def _rank(index: int, port: int, directory: Path) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
     torch.set_num_threads(1)
     with joined(index, 2, "cpu") as ranks:
-        for case in _CASES:
+        for case in _CASES_OF_TWO_RANKS:
             _require_exact(case, directory, ranks)
 
 
