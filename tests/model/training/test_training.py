@@ -259,12 +259,12 @@ def test_images_of_any_size_and_channels_train_and_are_drawn(
     assert bool(torch.isfinite(drawn).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "event_shape"),
     [
         ("density-2d", (1,)),
         ("density-2d", (20,)),
-        ("density-digits", (1, 8, 8)),
         ("digits", (1, 8, 8)),
         ("digits", (3, 32, 32)),
         ("digits-t6", (3, 32, 32)),
