@@ -265,6 +265,10 @@ class TrainConfig(Config):
     energy_penalty: _Weight = 0.0
     """The weight of the squared energies that are added to the contrastive loss, both on the network's output scale
     (Du & Mordatch 2019); 0 in DRL. Energy `step_size` only."""
+    max_deviation: Annotated[float, Interval(ge=1.0, le=1e30)] | None = 1e4
+    """The most robust standard deviations that a value of a vector may lie from its column's median; data beyond it are
+    refused before the first step, since columns are divided by their spread, which one far value alone would decide.
+    Unset takes any value."""
     image_size: tuple[_Side, _Side] | None = None
     """The (height, width) to which images are brought when they are read: they are cropped around the centre to these
     proportions, then resized (`model.intake.framing`). Unset takes images as they are, which must be of one size."""

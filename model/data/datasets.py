@@ -28,6 +28,8 @@ from model.spaces.affine import AffineSpace
 
 _SPLIT_SEED = 0
 _PLANAR_COUNT = 50_000
+_NORMAL_CONSISTENCY = 1.4826
+"""What makes the median distance from the median of normal data their standard deviation."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,18 @@ class Dataset:
         return tuple(self.train.shape[1:])
 
 
-def load(name: str, limits: ReadLimits | None = None, image_size: ImageSize | None = None) -> Dataset:
+def load(
+    name: str,
+    limits: ReadLimits | None = None,
+    image_size: ImageSize | None = None,
+    *,
+    max_deviation: float | None = None,
+) -> Dataset:
     """Load the built-in dataset called `name`, or the dataset at that path.
 
     A path leads to a folder or zip of images, or to a .npy, .npz or .csv file. Images are cropped and resized to
-    `image_size` if there is one. Raises DataError naming the offending member.
+    `image_size` if there is one. Vectors with a value further than `max_deviation` from its column's median, in robust
+    standard deviations, are refused if that is given. Raises DataError naming the offending member.
     """
     if name == "digits":
         return _digits(image_size)
@@ -65,15 +74,17 @@ def load(name: str, limits: ReadLimits | None = None, image_size: ImageSize | No
         raise DataError(
             f"no dataset {name!r}; expected one of {known}, or the path of a folder, .zip, .npy, .npz or .csv"
         )
-    return _from_file(path, limits, image_size)
+    return _from_file(path, limits, image_size, max_deviation)
 
 
-def _from_file(path: Path, limits: ReadLimits | None, image_size: ImageSize | None) -> Dataset:
+def _from_file(
+    path: Path, limits: ReadLimits | None, image_size: ImageSize | None, max_deviation: float | None
+) -> Dataset:
     """Read a file through the checks of a stranger's upload, so that there is one reader of every format."""
     with tempfile.TemporaryDirectory(prefix="recovery-dataset-") as directory:
         target = Path(directory) / "data.npy"
         normalize(path, target, limits=limits, image_size=image_size)
-        return _array_dataset(path.name, np.load(target, allow_pickle=False))
+        return _array_dataset(path.name, np.load(target, allow_pickle=False), max_deviation)
 
 
 def _digits(image_size: ImageSize | None) -> Dataset:
@@ -105,10 +116,11 @@ def _split(name: str, events: npt.NDArray[np.float32], space: AffineSpace, *, nu
     return Dataset(name, shuffled[:cut], shuffled[cut:], space)
 
 
-def _array_dataset(name: str, array: npt.NDArray[Any]) -> Dataset:
+def _array_dataset(name: str, array: npt.NDArray[Any], max_deviation: float | None) -> Dataset:
     """Make a dataset of an array that `model.intake.normalize` wrote.
 
-    It holds pixels (N, H, W, C) uint8, or float32 events (N, *event). Raises DataError for a column without variation.
+    It holds pixels (N, H, W, C) uint8, or float32 events (N, *event). Raises DataError for a column without variation
+    and for a value beyond `max_deviation`.
     """
     if array.dtype == np.uint8:
         images = pixels.from_bytes(np.moveaxis(array, 3, 1))
@@ -117,9 +129,31 @@ def _array_dataset(name: str, array: npt.NDArray[Any]) -> Dataset:
     shape, axes = events.shape[1:], kind_of(events.shape[1:]).standardized_over
     if not axes:
         return _split(name, events, AffineSpace.plain(shape))
+    if max_deviation is not None:
+        _require_near(name, events, max_deviation)
     # The moments are computed in 64 bits, because squares of large values leave the range of 32 bits.
     mean, std = (fn(axes, dtype=np.float64, keepdims=True)[0].astype(np.float32) for fn in (events.mean, events.std))
     if (std == 0).any():
         raise DataError(f"{name} hardly varies in column {int(np.argmin(std))}; rescale it")
     space = AffineSpace.standardized(shape, torch.from_numpy(mean), torch.from_numpy(std))
     return _split(name, (events - mean) / std, space)
+
+
+def _require_near(name: str, rows: npt.NDArray[np.float32], max_deviation: float) -> None:
+    """Refuse rows (N, D) with a value far from the median of its column. Raises DataError, which names the value.
+
+    The distance is in robust standard deviations, 1.4826 times the median distance (Rousseeuw & Croux 1993). The values
+    that equal the median are left out of the latter, for a column may consist of one value and exceptions.
+    """
+    for column in range(rows.shape[1]):
+        values = rows[:, column].astype(np.float64)
+        median = np.median(values)
+        distance = np.abs(values - median)
+        row = int(np.argmax(distance))
+        deviation = distance[row] / (_NORMAL_CONSISTENCY * np.median(distance[distance > 0]))
+        if deviation > max_deviation:
+            raise DataError(
+                f"{name} has {values[row]:g} in row {row}, column {column}, counted from 0: {deviation:,.0f} robust "
+                f"standard deviations from the column's median {median:g}; expected at most {max_deviation:,.0f}. "
+                "Correct or remove the row, or train on the column's logarithm; if it is meant, raise max_deviation"
+            )

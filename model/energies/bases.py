@@ -56,13 +56,21 @@ class GaussianBase(nn.Module):
     sigma_bar: Tensor
 
     def fit(self, events: Tensor) -> None:
-        """Set the mean and covariance of the base to those of `events` (N, *event)."""
+        """Set the mean and covariance of the base to those of `events` (N, *event).
+
+        Where there are no more events than dimensions, the covariance is shrunk towards a multiple of the identity,
+        since theirs is 0 in some directions. One event tells no spread, so that the variance is that of standardized
+        data, 1.
+        """
         flat = events.flatten(1).double().cpu()
         self.mean.copy_(flat.mean(0))
+        if len(flat) == 1:
+            self.variance.fill_(1.0)
+            return
         if self.rotation is None:
             self.variance.fill_(float(flat.var(0).mean().clamp(min=_MIN_VARIANCE)))
             return
-        variance, rotation = torch.linalg.eigh(torch.cov(flat.T).reshape(flat.shape[1], -1))
+        variance, rotation = torch.linalg.eigh(_covariance(flat))
         self.variance.copy_(variance.clamp(min=_MIN_VARIANCE))
         self.rotation.copy_(rotation)
 
@@ -145,6 +153,15 @@ class GaussianBase(nn.Module):
         return flat if self.rotation is None else flat @ self.rotation.T
 
 
+def _covariance(flat: Tensor) -> Tensor:
+    """Return the covariance (D, D) of events (N, D), shrunk where N ≤ D by the rule of Chen et al. 2010 (OAS)."""
+    if len(flat) > flat.shape[1]:
+        return torch.cov(flat.T).reshape(flat.shape[1], -1)
+    from sklearn.covariance import oas  # takes a second to import and is needed here only
+
+    return torch.from_numpy(oas(flat.numpy())[0])
+
+
 class MixtureBase(GaussianBase):
     """A mixture of Gaussians of full covariance, fit by expectation maximization, for the form `log_snr`.
 
@@ -175,20 +192,28 @@ class MixtureBase(GaussianBase):
         self.register_buffer("rotations", torch.eye(dim).repeat(num_components, 1, 1))
 
     def fit(self, events: Tensor) -> None:
-        """Fit the moments and the mixture to `events` (N, *event), where N is at least the number of components."""
+        """Fit the moments and the mixture to `events` (N, *event).
+
+        Where there are fewer events than components, several components are alike.
+        """
         from sklearn.exceptions import ConvergenceWarning  # takes a second to import and is needed here only
         from sklearn.mixture import GaussianMixture
 
         super().fit(events)
-        found = GaussianMixture(len(self.log_weights), reg_covar=_MIN_COMPONENT_VARIANCE, random_state=0)
+        if len(events) == 1:
+            self.means.copy_(self.mean)
+            return
+        num_found = min(len(self.log_weights), len(events))
+        found = GaussianMixture(num_found, reg_covar=_MIN_COMPONENT_VARIANCE, random_state=0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # a base need not be the best mixture
             found.fit(events.flatten(1).double().cpu().numpy())
-        self.log_weights.copy_(torch.from_numpy(found.weights_).log())
-        self.means.copy_(torch.from_numpy(found.means_))
+        index = torch.arange(len(self.log_weights)) % num_found
+        self.log_weights.copy_((torch.from_numpy(found.weights_) / index.bincount())[index].log())
+        self.means.copy_(torch.from_numpy(found.means_)[index])
         variances, rotations = torch.linalg.eigh(torch.from_numpy(found.covariances_))
-        self.variances.copy_(variances)
-        self.rotations.copy_(rotations)
+        self.variances.copy_(variances[index])
+        self.rotations.copy_(rotations[index])
 
     def normalized(self, x: Tensor, log_snr: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return what `GaussianBase.normalized` does, with the energy of the mixture."""

@@ -15,7 +15,7 @@ import numpy as np
 from model.errors import DataError, DataTooLarge
 from model.intake.archive import Archive, open_archive
 from model.intake.layouts import Array, layout_of
-from model.intake.limits import ReadLimits, Summary, require_bytes, require_count, shortened
+from model.intake.limits import ReadLimits, Summary, require_bytes, require_count, require_variation, shortened
 from model.intake.writer import ArrayWriter
 
 _MAGIC = b"\x93NUMPY"
@@ -161,7 +161,9 @@ def store_array(array: Array, target: Path, *, name: str) -> Summary:
     """
     layout = layout_of(name, array.shape, array.dtype)
     stored = layout.stored(array)
-    layout.require_range(name, *_copy(stored, target, layout.dtype, name))
+    low, high = _copy(stored, target, layout.dtype, name)
+    layout.require_range(name, low, high)
+    require_variation(name, len(array), differ=bool((low < high).any()))
     return Summary(kind=layout.kind.name, count=len(array), event_shape=layout.event_shape(stored.shape))
 
 

@@ -16,7 +16,15 @@ from PIL import Image
 from model.errors import DataError, DataTooLarge
 from model.event_kinds.images import IMAGES
 from model.intake.framing import ImageSize, framed
-from model.intake.limits import ReadLimits, Summary, require_bytes, require_count, require_side, shortened
+from model.intake.limits import (
+    ReadLimits,
+    Summary,
+    require_bytes,
+    require_count,
+    require_side,
+    require_variation,
+    shortened,
+)
 from model.intake.writer import ArrayWriter
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -56,13 +64,15 @@ def store_images(
     require_bytes(name, (len(names), *first.shape), 1, limits)
     shape = (len(names), *first.shape)
     colours = target.with_name(f"{target.name}.colour")
-    is_grey = True
+    is_grey, differ = True, False
     with ArrayWriter(colours, np.uint8, shape) as file:
         for index, one in enumerate(names):
             pixels = image(index) if index else first
             _require_same_size(one, pixels, names[0], first)
             is_grey = is_grey and bool((pixels == pixels[..., :1]).all())
+            differ = differ or bool((pixels != first).any())
             file.append(pixels)
+    require_variation(name, len(names), differ=differ)
     if is_grey:
         _store_first_channel(colours, target)
         colours.unlink()

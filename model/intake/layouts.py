@@ -18,6 +18,9 @@ from model.intake.limits import ReadLimits, require_side
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
 
+_MAX_TOLD = 10
+"""The largest number of columns that one error names."""
+
 
 class Layout(ABC):
     """One way in which events lie in an array, whose first axis counts the events."""
@@ -67,12 +70,13 @@ class Rows(Layout):
             raise DataTooLarge(f"{name} has {shape[1]:,} columns; expected at most {limits.max_columns:,}")
 
     def require_range(self, name: str, low: Array, high: Array) -> None:
-        """Check that every column varies, since columns are divided by their spread. Raises DataError."""
+        """Check that no column is constant beside others, since each is divided by its spread. Raises DataError."""
         with np.errstate(over="ignore"):
             spread = high - low
-        if (spread == 0).any():
-            column = int(np.argmax(spread == 0))
-            raise DataError(f"{name} has a constant column, {column}; a density cannot be put on it. Remove it")
+        if 0 < len(constant := np.flatnonzero(spread == 0)) < len(spread):
+            told = "a constant column" if len(constant) == 1 else f"{len(constant)} constant columns"
+            columns = ", ".join(map(str, constant[:_MAX_TOLD])) + (", …" if len(constant) > _MAX_TOLD else "")
+            raise DataError(f"{name} has {told}, {columns}; a density cannot be put on it. Remove it")
         if not np.isfinite(spread).all():
             column = int(np.argmin(np.isfinite(spread)))
             raise DataError(f"{name} spreads beyond 32-bit numbers in column {column}; rescale it")

@@ -51,6 +51,12 @@ def require_count(name: str, count: int, limits: ReadLimits) -> None:
         raise DataTooLarge(f"{name} holds {count:,} items; expected at most {limits.max_items:,}")
 
 
+def require_variation(name: str, count: int, *, differ: bool) -> None:
+    """Refuse a dataset whose items do not `differ`. Raises DataError."""
+    if not differ:
+        raise DataError(f"{name} holds the same item {count:,} times; expected items that differ. Add others")
+
+
 def require_side(name: str, width: int, height: int, limits: ReadLimits) -> None:
     """Check the size of an image. Raises DataError if it is too small, DataTooLarge if it is too large."""
     size = f"{name} is {width}×{height} pixels; expected {MIN_SIDE} to {limits.max_side} in each direction"

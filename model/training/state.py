@@ -43,7 +43,7 @@ class TrainedNetwork(Generic[M]):
     module: M
     optimizer: torch.optim.Optimizer
     average: M | None
-    """the exponential moving average of the module's weights, if one is kept"""
+    """the exponential moving average of the module's weights, if one is kept; its buffers are the module's"""
 
     def descend(self, learning_rate: float, max_gradient_norm: float | None) -> float:
         """Take one step of the optimiser, and return the norm of the gradient before it was clipped."""
@@ -62,6 +62,11 @@ class TrainedNetwork(Generic[M]):
         if self.average is None:
             return
         torch._foreach_lerp_(list(self.average.parameters()), list(self.module.parameters()), 1 - decay)
+        self._copy_buffers()
+
+    @torch.no_grad()
+    def _copy_buffers(self) -> None:
+        assert self.average is not None
         for averaged, buffer in zip(self.average.buffers(), self.module.buffers(), strict=True):
             averaged.copy_(buffer)
 
@@ -93,6 +98,7 @@ class TrainedNetwork(Generic[M]):
         load_weights(self.module, tensors.weights)
         if self.average is not None:
             load_weights(self.average, tensors.average)
+            self._copy_buffers()  # stored are those of `averaged()`, with which training would not go on as it did
         self.to(device)
         moments: dict[int, dict[str, Tensor]] = {}
         try:

@@ -149,6 +149,8 @@ ARRAYS = [
     _case("no columns", "x.npy", lambda: npy(np.zeros((5, 0)))),
     _case("one item", "x.npy", lambda: npy(rows(1))),
     _case("a constant column", "x.npy", lambda: npy(rows() * [1, 0])),
+    _case("the same row again and again", "x.npy", lambda: npy(np.full((20, 2), 0.5))),
+    _case("the same image again and again", "x.npy", lambda: npy(np.full((20, 8, 8), 7, np.uint8))),
     _case("too many columns", "x.npy", lambda: npy(rows(10, 65)), _LARGE),
     _case("too many rows", "x.npy", lambda: npy(rows(20_001)), _LARGE),
     _case("a header that promises more than there is", "x.npy", lambda: npy_of_header(header("(15000, 2)"), bytes(80))),

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
 
 from model.config import ChainConfig, OptimizerConfig
 from model.events import HealthEvent
+from model.intake.limits import Summary
 from tests.conftest import environment_of
 from tests.servers import SeaweedFS, wait_until
 from tests.worker.conftest import Attempt, calibration_spec, tiny_spec
@@ -23,6 +25,7 @@ from worker.jobs.record import JobRecord, JobStatus, Lease
 from worker.jobs.records import RecordStore
 from worker.settings import Settings
 from worker.storage.artifacts import Artifacts
+from worker.storage.datasets import DatasetStore, Upload
 
 LONG = {"steps": 1_000_000, "checkpoint_every": 50}
 
@@ -168,6 +171,28 @@ def test_a_job_that_cannot_run_fails_with_the_reason(store: RecordStore, changes
     assert ended is not None
     assert ended.status is JobStatus.failed
     assert words in (ended.error or "")
+
+
+def test_a_value_far_from_all_others_ends_a_training_before_its_first_step_unless_it_is_meant(
+    store: RecordStore, s3: Artifacts, tmp_path: Path
+) -> None:
+    rows = np.random.default_rng(0).normal(size=(100, 2)).astype(np.float32)
+    rows[7, 1] = 1e8
+    np.save(tmp_path / "far.npy", rows)
+    upload = Upload(name=None, file_name="far.npy", sha256="0" * 64, size_bytes=1)
+    summary = Summary(kind="vectors", count=100, event_shape=(2,))
+    dataset = DatasetStore(s3).add(tmp_path / "far.npy", summary, upload).id
+    record = _training(store, dataset=dataset)
+    ended = Attempt(store).end()
+    assert ended is not None
+    assert ended.status is JobStatus.failed
+    assert "1e+08 in row 7, column 1" in (ended.error or "")
+    assert "raise max_deviation" in (ended.error or "")
+    assert not [event for event in store.read_events(record.id) if event.type in ("started", "step")]
+    _training(store, dataset=dataset, max_deviation=None)
+    meant = Attempt(store).end()
+    assert meant is not None
+    assert (meant.status, meant.error) == (JobStatus.succeeded, None)
 
 
 def test_a_training_that_diverges_goes_back_three_times_and_then_fails_with_the_reason(store: RecordStore) -> None:

@@ -83,7 +83,7 @@ class Run(Attempt):
                 lambda: fetch_dataset(config.dataset, self.settings, self.artifacts, config.image_size)
             )
         device = self._device(record)
-        dataset = data.load(location, self.settings.read_limits, config.image_size)
+        dataset = data.load(location, self.settings.read_limits, config.image_size, max_deviation=config.max_deviation)
         self.use_threads(config.network, dataset.event_shape, config.largest_batch_size)
         model_id = record.model_id or record.id
         if spool is not None:

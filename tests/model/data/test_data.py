@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from model.config import TrainConfig
 from model.data.datasets import load
 from model.data.planar import PLANAR_DENSITIES
 from model.errors import DataError, DataTooLarge
@@ -92,10 +93,12 @@ def test_rows_are_standardised_and_the_model_can_undo_it(tmp_path: Path) -> None
 
 
 def test_byte_images_in_an_array_are_scaled_like_files(tmp_path: Path) -> None:
-    np.save(tmp_path / "images.npy", np.full((10, 4, 4, 3), 255, np.uint8))
+    images = np.full((10, 4, 4, 3), 255, np.uint8)
+    images[::2] = 0
+    np.save(tmp_path / "images.npy", images)
     dataset = load(str(tmp_path / "images.npy"))
     assert dataset.event_shape == (3, 4, 4)
-    assert float(dataset.train.min()) == 1
+    assert set(dataset.train.flatten().tolist()) == {-1, 1}
 
 
 def _bad_pickle(path: Path) -> None:
@@ -131,6 +134,10 @@ def _bad_constant(path: Path) -> None:
         ("x.npy", _bad_shape, "shape"),
         ("x.npy", _bad_dtype, "dtype"),
         ("x.npy", _bad_constant, "constant column, 1"),
+        ("x.npy", lambda p: np.save(p, np.arange(9.0)[:, None] * ([0, 1] * 12)), r"12 constant columns, 0, 2.*18, …;"),
+        ("x.npy", lambda p: np.save(p, np.full((9, 2), 3.0)), "the same item 9 times; expected items that differ"),
+        ("x.npy", lambda p: np.save(p, np.full((2, 1, 4, 4), 0.5)), "the same item 2 times"),
+        ("x.csv", lambda p: p.write_text("1,2\n1,2\n1,2\n"), "the same item 3 times"),
         ("x.npy", lambda p: p.write_text("hello"), "plain numpy array"),
         ("x.npz", lambda p: p.write_text("hello"), "npz"),
         ("x.zip", lambda p: p.write_text("hello"), "not a zip"),
@@ -150,6 +157,50 @@ def test_a_bad_image_in_a_folder_is_named(folder: Path) -> None:
     (folder / "inner" / "broken.png").write_text("this is text")
     with pytest.raises(DataError, match=r"broken\.png is not an image"):
         load(str(folder))
+
+
+def test_images_that_are_all_the_same_are_refused(tmp_path: Path) -> None:
+    for index in range(3):
+        (tmp_path / f"{index}.png").write_bytes(_png(7))
+    with pytest.raises(DataError, match="the same item 3 times"):
+        load(str(tmp_path))
+    (tmp_path / "9.png").write_bytes(_png(8))
+    assert len(load(str(tmp_path)).train) == 3
+
+
+_FAR = np.random.default_rng(0).normal(size=(500, 3)) * [1, 100, 0.01] + [0, 1e6, 0]
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_a_value_far_from_all_others_is_named_with_its_distance(sign: int, tmp_path: Path) -> None:
+    rows = _FAR.copy()
+    rows[317, 2] = sign * 1000  # not the largest number of all, and 100,000 standard deviations of its column away
+    np.save(tmp_path / "rows.npy", rows)
+    words = rf"rows.npy has {sign * 1000} in row 317, column 2.* (9\d|10\d),\d{{3}} robust standard.* most 10,000\."
+    with pytest.raises(DataError, match=words):
+        load(str(tmp_path / "rows.npy"), max_deviation=1e4)
+    assert load(str(tmp_path / "rows.npy"), max_deviation=2e5).event_shape == (3,)
+    assert load(str(tmp_path / "rows.npy")).event_shape == (3,)
+
+
+_RANDOM = np.random.default_rng(1)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        _RANDOM.standard_t(2, 100_000),
+        _RANDOM.lognormal(0, 2, 100_000),
+        np.arange(100_000) == 5,  # one exception among zeros
+        np.where(_RANDOM.random(100_000) < 0.99, 0, _RANDOM.lognormal(5, 1, 100_000)),  # mostly zeros, as expenses are
+        np.array([1e6, 1e6, 1e6 + 0.25, 1e6 - 0.25]),
+        np.array([3e38, 2e38]),
+    ],
+    ids=["student t", "lognormal", "one exception", "mostly zero", "rounded", "huge"],
+)
+def test_honest_data_with_heavy_tails_are_taken_at_the_default_limit(column: np.ndarray, tmp_path: Path) -> None:
+    np.save(tmp_path / "rows.npy", np.asarray(column, np.float32)[:, None])
+    load(str(tmp_path / "rows.npy"), max_deviation=TrainConfig().max_deviation)
 
 
 def test_images_of_mixed_sizes_are_named(folder: Path) -> None:

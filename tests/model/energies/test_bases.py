@@ -110,3 +110,35 @@ def test_several_components_are_refused_where_they_cannot_be_had() -> None:
         replace(_CONFIG, energy="gaussian")
     with pytest.raises(ShapeError, match="Use base_components 1"):
         MixtureBase(make_schedule(_CONFIG.schedule), (3, 32, 32), 4)
+
+
+@pytest.mark.parametrize("num_components", [1, 4])
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_a_base_of_few_events_is_a_normalized_density(num_components: int, count: int) -> None:
+    """Its energy is −log of a density: over points on a grid the density sums to 1."""
+    model = EnergyModel(replace(_CONFIG, base_components=num_components), (2,))
+    model.fit_base(torch.randn(count, 2, generator=torch.Generator().manual_seed(count)))
+    assert model.base is not None
+    axis = torch.arange(-8, 8, 0.05)
+    grid = torch.cartesian_prod(axis, axis)
+    energy = model.base.normalized(grid, torch.full((len(grid),), 3.0))[0]
+    assert float((-energy.double()).exp().sum() * 0.05**2) == pytest.approx(1, abs=1e-3)
+
+
+def test_fewer_events_than_dimensions_leave_no_direction_without_spread() -> None:
+    """Truth N(0, I) in 30 dimensions: the shrunk covariance of 10 events gives other draws a density near the truth."""
+    generator = torch.Generator().manual_seed(0)
+    model = EnergyModel(replace(_CONFIG, base_components=1), (30,))
+    model.fit_base(torch.randn(10, 30, generator=generator))
+    assert model.base is not None
+    x = torch.randn(500, 30, generator=generator)  # as x_λ is at every λ
+    energy = model.base.normalized(x, torch.full((500,), 4.0))[0]
+    truth = (x**2).sum(1) / 2 + 15 * math.log(2 * math.pi)
+    assert 0 < float((energy - truth).mean()) < 3
+
+
+def test_one_event_in_many_dimensions_has_the_spread_of_standardized_data() -> None:
+    model = EnergyModel(replace(_CONFIG, base_components=1), (3072,))
+    model.fit_base(torch.full((1, 3072), 0.5))
+    assert model.base is not None
+    assert float(model.base.variance.min()) == float(model.base.variance.max()) == 1

@@ -135,7 +135,7 @@ def test_rows_have_no_image_size(tmp_path: Path) -> None:
 
 
 def test_the_limit_on_bytes_counts_the_images_as_they_become(folder: Path, tmp_path: Path) -> None:
-    np.save(tmp_path / "images.npy", np.zeros((4, 6, 6, 3), np.uint8))
+    np.save(tmp_path / "images.npy", np.arange(4 * 6 * 6 * 3, dtype=np.uint8).reshape(4, 6, 6, 3))
     for name in (folder, tmp_path / "images.npy"):
         load(str(name), ReadLimits(max_array_bytes=4 * 3 * 36), image_size=(6, 6))
         with pytest.raises(DataTooLarge, match="expected at most 432"):

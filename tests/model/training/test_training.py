@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ from model.events import (
     TrainEvent,
 )
 from model.noise import SharedNoise
+from model.presets import override, preset
 from model.spaces.affine import AffineSpace
 from model.training.loop import train
 from model.training.state import start
@@ -263,6 +265,42 @@ def test_images_of_any_size_and_channels_train_and_are_drawn(
     drawn = sample(load_model(tmp_path / "2"), 2, seed=0).x
     assert drawn.shape == (2, *shape)
     assert bool(torch.isfinite(drawn).all())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "event_shape"),
+    [
+        ("density-2d", (1,)),
+        ("density-2d", (20,)),
+        ("digits", (1, 8, 8)),
+        ("digits", (3, 32, 32)),
+        ("digits-t6", (3, 32, 32)),
+    ],
+)
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_preset_trains_on_two_items_and_three(
+    name: str, event_shape: tuple[int, ...], count: int, tmp_path: Path
+) -> None:
+    config = preset(name)
+    items = np.random.default_rng(0).uniform(-1, 1, (count, *event_shape))
+    np.save(tmp_path / "few.npy", items.astype(np.float32))
+    tiny = override(
+        config,
+        network=replace(config.network, width=8, num_blocks=1),
+        chain=replace(config.chain, num_steps=min(2, config.chain.num_steps)),
+        sampling=replace(config.sampling, num_steps=min(1, config.sampling.num_steps)),
+        score_matching=replace(config.score_matching, steps=min(2, config.score_matching.steps), batch_size=4),
+        steps=4,
+        batch_size=4,
+        microbatch_size=None,
+        log_every=1,
+        num_preview_samples=1,
+    )
+    dataset = load(str(tmp_path / "few.npy"), max_deviation=config.max_deviation)
+    losses = [event.loss for event in train(tiny, dataset) if isinstance(event, StepEvent)]
+    assert len(losses) == 4
+    assert all(math.isfinite(loss) for loss in losses)
 
 
 def test_divergence_is_an_error_with_the_step_and_the_remedy(digits: Dataset) -> None:
