@@ -15,8 +15,9 @@ class TrainOptions(TypedDict, total=False):
     """Fields of the configuration, nested as in the answer's `config`; absent fields have the preset's values, or the
     defaults when there is no preset."""
     dataset: str | None
-    """A built-in dataset (digits, eight_gaussians, two_moons, checkerboard, rings), the id of an uploaded one (POST
-    /datasets), `s3://bucket/prefix`, `hf://owner/name:split/column`, or a path below the server's dataset folder."""
+    """A built-in dataset (digits, mnist5k, photo-crops, emoji, eight_gaussians, two_moons, checkerboard, rings), the id
+    of an uploaded one (POST /datasets), `s3://bucket/prefix`, `hf://owner/name:split/column/labels`, or a path below
+    the server's dataset folder."""
     name: str | None
     """A name for people."""
     seed: int | None
