@@ -37,7 +37,7 @@ DatasetId = Annotated[
 
 @application.command(
     epilog=examples(
-        "recovery datasets upload pictures/ --name cats", "recovery datasets upload iris.csv --label-column species"
+        "recovery datasets upload pictures/ --name cats", "recovery datasets upload points.csv --label-column kind"
     )
 )
 def upload(
