@@ -96,12 +96,12 @@ def test_other_folders_label_nothing_and_a_note_says_why(
 
 
 def test_a_named_column_of_a_table_is_labels_and_no_feature(tmp_path: Path) -> None:
-    source = table(tmp_path / "x.csv", "size,kind,weight", "1,b 10,2", "3, b 9 ,4", "5,b 10,7", "6,b 9,1")
-    summary, items, labels = stored(source, label_column="kind")
+    rows = ("1,b 10,2", "8,c,5", "3, b 9 ,4", "5,b 10,7", "6,b 9,1", "7,c,9")
+    summary, items, labels = stored(table(tmp_path / "x.csv", "size,kind,weight", *rows), label_column="kind")
     assert summary.event_shape == (2,)
-    assert items.tolist() == [[1, 2], [3, 4], [5, 7], [6, 1]]
-    assert labels == ["b 10", "b 9", "b 10", "b 9"]
-    assert [one.name for one in summary.labels] == ["b 9", "b 10"]
+    assert items.tolist() == [[1, 2], [8, 5], [3, 4], [5, 7], [6, 1], [7, 9]]
+    assert labels == ["b 10", "c", "b 9", "b 10", "b 9", "c"]
+    assert [one.name for one in summary.labels] == ["b 9", "b 10", "c"]
 
 
 def test_a_column_without_a_heading_is_named_by_its_number(tmp_path: Path) -> None:
