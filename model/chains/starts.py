@@ -84,11 +84,11 @@ STARTS: Mapping[ChainStart, Start] = MappingProxyType({"neighbour": Neighbour(),
 
 
 def predicted_std(schedule: Schedule, level: Tensor) -> Tensor:
-    """Return the standard deviation σ_{t+1} σ̄_t/σ̄_{t+1} (B,) of the predictor's Gaussian for `level` (B,) in 0…T−1.
+    """Return the standard deviation α_{t+1} σ_{t+1} σ̄_t/σ̄_{t+1} (B,) of the predictor's Gaussian, `level` in 0…T−1.
 
-    It is the one that would be exact if x_data were known (Ho et al. 2020, eq. 7).
+    It is that of y given x_{t+1} and x_data. Ho et al. 2020 (eq. 7) give that of x_t, which y = α_{t+1} x_t scales.
     """
-    return schedule.sigma[level + 1] * schedule.sigma_bar[level] / schedule.sigma_bar[level + 1]
+    return schedule.scale[level] * schedule.sigma[level + 1] * schedule.sigma_bar[level] / schedule.sigma_bar[level + 1]
 
 
 def _level_above(model: EnergyModel, at: At) -> Tensor:

@@ -1,31 +1,29 @@
-"""Bounds of log Z from both sides by annealed importance sampling.
+"""Sequential Monte Carlo along a path of energies, there and back.
 
-Source: Neal 2001 (annealed importance sampling), Grosse, Ghahramani & Adams 2015 (bidirectional Monte Carlo). Weights
-are float64, log Z is in nats.
+Source: Neal 2001 (annealed importance sampling), Del Moral, Doucet & Jasra 2006 (drawing anew on the way), Chan & Lai
+2013 (the error from lines of descent). Weights are float64, log Z is in nats.
 
-A path of energies runs from a closed form of known normalizer to the target; neighbours are joined by geometric
-bridges (1 − β) U + β V, where β is the inverse temperature. The mean weight of chains that walk along the path is
-unbiased for Z, so its logarithm is a stochastic LOWER bound of log Z. Chains that walk back from exact samples of the
-target bound log Z from ABOVE; if they begin at the ends of long chains, that side is only as good as those chains.
+A path runs from a closed form of known normalizer to the target; neighbouring energies are joined by geometric bridges
+(1 − β) U + β V, where β is the inverse temperature. `model.densities.log_z` makes bounds of log Z from such walks.
 """
 
 from __future__ import annotations
 
-import contextlib
-import math
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from model.chains.kernels import HMC, Info, State, adapt_step_size, evaluate
+from model.chains.kernels import HMC, Info, State, adapt_step_size, choose, evaluate
+from model.densities.weights import effective_sample_size, log_mean, log_mean_std_error
 from model.energies.energy import EnergyFn
 from model.noise import NoiseSource
 
 StopFn = Callable[[], bool]
-_PILOT_CHAINS = 64  # enough to know the mean acceptance to 0.05
+_EQUAL = 1e-3  # ratios as near as this to 1 are taken as 1
+_RESAMPLE_BELOW = 0.5  # the usual share of effective chains below which chains are drawn anew
 
 
 class WalkStopped(Exception):
@@ -47,111 +45,154 @@ class AnnealingPath:
     sample_start: Callable[[int, NoiseSource], Tensor]
     """draws `count` exact samples (count, *event) of the start"""
     step_sizes: Tensor
-    """(len(energies),) step size at each energy, interpolated on the logarithm between them; `tune` adapts them"""
+    """(len(energies),) step size at each energy; `tune` adapts them"""
     num_leapfrog: int = 1
     """gradient evaluations per move: 1 is MALA, more are HMC, which forgets faster in hundreds of dimensions"""
+    spreads: Tensor | None = None
+    """(len(energies) − 1, 2) standard deviation of U − V, in nats, at both ends of each pair U, V of neighbours; `tune`
+    measures it, and temperatures are spaced by it"""
+
+    def temperatures(self, num_bridges: int) -> list[list[float]]:
+        """Return the β of each pair of neighbours, ascending to 1: `num_bridges` on average, and one at least.
+
+        They are spaced so that the weights spread by the same amount at each. Between the two ends the inverse of the
+        standard deviation of U − V is taken as linear in β, which it is for Gaussians of one centre.
+        """
+        if self.spreads is None:
+            return [_geometric(1.0, num_bridges)] * (len(self.energies) - 1)
+        ratios = (self.spreads[:, 0] / self.spreads[:, 1]).double()
+        lengths = self.spreads[:, 0].double() * torch.where(
+            (ratios - 1).abs() < _EQUAL, 1.0, ratios.log() / (ratios - 1)
+        )
+        numbers = (lengths / lengths.sum() * num_bridges * len(lengths)).round().clamp(min=1).long()
+        return [_geometric(ratio, number) for ratio, number in zip(ratios.tolist(), numbers.tolist(), strict=True)]
+
+
+def _geometric(ratio: float, number: int) -> list[float]:
+    """Return β_k = (r^(k/n) − 1)/(r − 1), k = 1 … n, for the `ratio` r of the first spread to the last."""
+    if abs(ratio - 1) < _EQUAL:
+        return [k / number for k in range(1, number + 1)]
+    return [(ratio ** (k / number) - 1) / (ratio - 1) for k in range(1, number)] + [1.0]
 
 
 @dataclass(frozen=True)
 class Walk:
-    """The result of chains that walked along a path."""
+    """The result of chains that walked along a path, in lines of descent that each begin at one starting point."""
 
     log_weights: Tensor
-    """(N,) float64; the mean of their exponentials estimates Z_end/Z_begin"""
+    """(N,) float64; the mean of their exponentials estimates Z_end/Z_begin. A line's weight is that of all the chains
+    that descend from its start, so that lines are independent; it is −∞ if none does"""
     position: Tensor
     """(N, *event) positions at which the chains ended"""
+    end_log_weights: Tensor
+    """(N,) float64 logarithms of the weights that the positions have, up to a common factor"""
     acceptance_rate: float
 
     @property
     def log_mean_weight(self) -> float:
         """The logarithm of the mean weight, in nats."""
-        return float(torch.logsumexp(self.log_weights, 0)) - math.log(len(self.log_weights))
+        return log_mean(self.log_weights)
 
     @property
-    def std_error(self) -> float:
-        """The standard error of `log_mean_weight` (delta method)."""
-        relative = (self.log_weights - self.log_weights.max()).exp()
-        return float(relative.std() / relative.mean()) / math.sqrt(len(relative))
+    def std_error(self) -> float | None:
+        """The standard error of `log_mean_weight`, or None if the weights do not tell it."""
+        return log_mean_std_error(self.log_weights)
 
     @property
     def effective_sample_size(self) -> float:
-        """The number (Σ w)²/Σ w² of equally weighted chains that these are worth (Kong 1992)."""
-        return math.exp(
-            2 * float(torch.logsumexp(self.log_weights, 0)) - float(torch.logsumexp(2 * self.log_weights, 0))
-        )
-
-
-@dataclass(frozen=True)
-class LogZ:
-    """Bounds of log Z from both sides, in nats.
-
-    In expectation lower ≤ log Z, and log Z ≤ upper if the backward walk starts from exact samples.
-    """
-
-    lower: float
-    upper: float
-    lower_std_error: float
-    upper_std_error: float
-    lower_effective_sample_size: float
-    upper_effective_sample_size: float
-    acceptance_rate: float
-    num_chains: int
-    num_bridges: int
-    """number of temperatures between neighbouring energies of the path"""
-    upper_start: Literal["exact", "chain"]
-    """what the backward walk started from: exact samples of the target, or the ends of chains"""
-
-    @property
-    def estimate(self) -> float:
-        """The value midway between the two sides."""
-        return (self.lower + self.upper) / 2
-
-    @property
-    def std_error(self) -> float:
-        """The error of `estimate`: half the gap between the sides, and the sides' own errors, added in quadrature."""
-        own = (self.lower_std_error**2 + self.upper_std_error**2) / 4
-        return math.sqrt(((self.upper - self.lower) / 2) ** 2 + own)
-
-    @property
-    def sides_agree(self) -> bool:
-        """Whether the gap between the sides is within three of its standard errors."""
-        return abs(self.upper - self.lower) <= 3 * math.hypot(self.lower_std_error, self.upper_std_error)
+        """The number of equally weighted lines that these are worth."""
+        return effective_sample_size(self.log_weights)
 
 
 class _Walker:
-    """Chains on the bridges of a path. Both directions use it, so that they mirror each other."""
+    """Chains on the bridges of a path. Both directions use it, so that they mirror each other.
+
+    Chains whose weights have become too unequal are drawn anew by their weight (systematic resampling). The mean weight
+    up to then is kept as a factor, and every chain remembers the line that it descends from. The energies and scores of
+    both neighbours are kept where the chains are: a move evaluates each once, and a change of temperature neither.
+    """
 
     def __init__(
-        self, path: AnnealingPath, position: Tensor, noise: NoiseSource, *, num_bridges: int, stop_fn: StopFn
+        self, path: AnnealingPath, position: Tensor, noise: NoiseSource, stop_fn: StopFn, share: float
     ) -> None:
-        self._path, self._noise, self._num_bridges, self._stop_fn = path, noise, num_bridges, stop_fn
-        self.position = position
-        self.log_weights = torch.zeros(len(position), dtype=torch.float64, device=position.device)
+        self._path, self._noise, self._stop_fn, self._share = path, noise, stop_fn, share
+        self._position = position
+        self._known: dict[int, State] = {}
+        self._log_weights = torch.zeros(len(position), dtype=torch.float64, device=position.device)
+        self._log_factor = 0.0
+        self._line = torch.arange(len(position), device=position.device)
         self._acceptance, self._moves = 0.0, 0
 
-    def weigh(self, index: int, sign: int) -> None:
-        """Weigh a change by one temperature between energies `index` and `index + 1`: add ± (U − V)/num_bridges."""
-        start, end = self._path.energies[index : index + 2]
-        with torch.no_grad():
-            difference = start(self.position).double() - end(self.position).double()
-        self.log_weights += sign * difference / self._num_bridges
+    def weigh(self, index: int, change: float) -> None:
+        """Weigh a change of β by `change` between energies `index` and `index + 1`: add change · (U − V)."""
+        u, v = (self._state(i).energy.double() for i in (index, index + 1))
+        self._log_weights += change * (u - v)
+        if effective_sample_size(self._log_weights) < self._share * len(self._position):
+            self._resample()
 
-    def move(self, index: int, bridge: int) -> None:
-        """Make one move at β = bridge/num_bridges between energies `index` and `index + 1`."""
-        start, end = self._path.energies[index : index + 2]
-        beta = bridge / self._num_bridges
-        steps = self._path.step_sizes
-        step_size = (steps[index] ** (1 - beta) * steps[index + 1] ** beta).expand(len(self.position))
-        target = _bridge(start, end, beta)
-        state = evaluate(self.position, target)
-        state, info = _move(state, target, step_size, self._path.num_leapfrog, self._noise, self._stop_fn)
-        self.position = state.position
+    def _resample(self) -> None:
+        self._log_factor += log_mean(self._log_weights)
+        chosen = systematic(self._log_weights, self._noise)
+        self._position, self._line = self._position[chosen], self._line[chosen]
+        self._known = {i: State(*(tensor[chosen] for tensor in state)) for i, state in self._known.items()}
+        self._log_weights = torch.zeros_like(self._log_weights)
+
+    def move(self, index: int, beta: float) -> None:
+        """Make one move at `beta` between energies `index` and `index + 1`. Raises WalkStopped."""
+        if self._stop_fn():
+            raise WalkStopped
+        kernel, shares = HMC(self._path.num_leapfrog), {index: 1 - beta, index + 1: beta}
+        shares = {i: share for i, share in shares.items() if share > 0}
+        first, last = self._path.step_sizes[index : index + 2]
+        # A chain's step goes with the inverse root of the curvature, and curvatures add.
+        step_size = ((1 - beta) / first**2 + beta / last**2).rsqrt().expand(len(self._position))
+        here = {i: self._state(i) for i in shares}
+        flight = kernel.launch(_bridged(here, shares), step_size, self._noise.normal(self._position))
+        for _ in range(kernel.num_leaps - 1):
+            flight = kernel.leap(flight, _bridged(self._evaluated(flight.point, shares), shares), step_size)
+        there = self._evaluated(flight.point, shares)
+        end = _bridged(there, shares)
+        state, info = kernel.land(flight, end, step_size, self._noise.uniform(end.energy))
+        self._position = state.position
+        self._known = {i: _chosen(info.accepted, there[i], here[i]) for i in shares}
         self._acceptance += float(info.acceptance_probability.mean())
         self._moves += 1
 
+    def _state(self, index: int) -> State:
+        """Return the chains' state under energy `index`, which is evaluated if it is not known where they are."""
+        if index not in self._known:
+            self._known |= self._evaluated(self._position, [index])
+        return self._known[index]
+
+    def _evaluated(self, position: Tensor, indices: Iterable[int]) -> dict[int, State]:
+        return {index: evaluate(position, self._path.energies[index]) for index in indices}
+
     def walk(self) -> Walk:
         """Return the finished walk."""
-        return Walk(self.log_weights, self.position, self._acceptance / max(1, self._moves))
+        most = self._log_weights.max()
+        weights = torch.zeros_like(self._log_weights).index_add(0, self._line, (self._log_weights - most).exp())
+        log_weights = weights.log() + most + self._log_factor
+        return Walk(log_weights, self._position, self._log_weights, self._acceptance / max(1, self._moves))
+
+
+def _bridged(states: Mapping[int, State], shares: Mapping[int, float]) -> State:
+    """Return the state under Σ share · energy, at the one position of all `states`."""
+    energy = sum(share * states[i].energy for i, share in shares.items())
+    score = sum(share * states[i].score for i, share in shares.items())
+    return State(next(iter(states.values())).position, torch.as_tensor(energy), torch.as_tensor(score))
+
+
+def _chosen(accepted: Tensor, new: State, old: State) -> State:
+    return State(*(choose(accepted, one, other) for one, other in zip(new, old, strict=True)))
+
+
+def systematic(log_weights: Tensor, noise: NoiseSource) -> Tensor:
+    """Draw N indices by weights (N,) with one uniform: index i is drawn N w_i/Σw times, rounded up or down."""
+    count = len(log_weights)
+    cumulative = torch.softmax(log_weights, 0).cumsum(0)
+    offset = noise.uniform(cumulative[:1])
+    places = (torch.arange(count, device=cumulative.device) + offset) / count
+    return torch.searchsorted(cumulative, places.to(cumulative)).clamp(max=count - 1)
 
 
 def _move(
@@ -174,33 +215,48 @@ def _bridge(start: EnergyFn, end: EnergyFn, beta: float) -> EnergyFn:
     return energy
 
 
-def anneal(path: AnnealingPath, count: int, noise: NoiseSource, *, num_bridges: int, stop_fn: StopFn = _go_on) -> Walk:
+def anneal(
+    path: AnnealingPath,
+    count: int,
+    noise: NoiseSource,
+    *,
+    num_bridges: int,
+    stop_fn: StopFn = _go_on,
+    resample_below: float = _RESAMPLE_BELOW,
+) -> Walk:
     """Walk `count` chains from exact samples of the start to the target.
 
-    At every temperature they weigh, then move; E[w] = Z/Z_start. Raises WalkStopped once `stop_fn()` is true, before
-    the next move.
+    At every temperature they weigh, then move; E[w] = Z/Z_start. Chains are drawn anew once their effective number is
+    below the share `resample_below` of theirs; with 0 this is annealed importance sampling. Raises WalkStopped once
+    `stop_fn()` is true, before the next move.
     """
-    walker = _Walker(path, path.sample_start(count, noise), noise, num_bridges=num_bridges, stop_fn=stop_fn)
-    for index in range(len(path.energies) - 1):
-        for bridge in range(1, num_bridges + 1):
-            walker.weigh(index, +1)
-            walker.move(index, bridge)
+    walker = _Walker(path, path.sample_start(count, noise), noise, stop_fn, resample_below)
+    for index, betas in enumerate(path.temperatures(num_bridges)):
+        for before, beta in itertools.pairwise([0.0, *betas]):
+            walker.weigh(index, beta - before)
+            walker.move(index, beta)
     return walker.walk()
 
 
 def anneal_backwards(
-    path: AnnealingPath, position: Tensor, noise: NoiseSource, *, num_bridges: int, stop_fn: StopFn = _go_on
+    path: AnnealingPath,
+    position: Tensor,
+    noise: NoiseSource,
+    *,
+    num_bridges: int,
+    stop_fn: StopFn = _go_on,
+    resample_below: float = _RESAMPLE_BELOW,
 ) -> Walk:
     """Walk chains from samples of the target, `position` (N, *event), to the start: `anneal` reversed.
 
     At every temperature they move, then weigh; E[w] = Z_start/Z if the samples are exact. Raises WalkStopped as
     `anneal` does.
     """
-    walker = _Walker(path, position, noise, num_bridges=num_bridges, stop_fn=stop_fn)
-    for index in range(len(path.energies) - 2, -1, -1):
-        for bridge in range(num_bridges, 0, -1):
-            walker.move(index, bridge)
-            walker.weigh(index, -1)
+    walker = _Walker(path, position, noise, stop_fn, resample_below)
+    for index, betas in reversed(list(enumerate(path.temperatures(num_bridges)))):
+        for beta, before in itertools.pairwise([*reversed(betas), 0.0]):
+            walker.move(index, beta)
+            walker.weigh(index, before - beta)
     return walker.walk()
 
 
@@ -209,139 +265,57 @@ def tune(
     count: int,
     noise: NoiseSource,
     *,
-    target: float = 0.7,
+    target_acceptance: float = 0.7,
     num_steps: int = 60,
     stop_fn: StopFn = _go_on,
 ) -> AnnealingPath:
-    """Return the path with every energy's step size adapted to the acceptance rate `target`.
+    """Return the path with every energy's step size adapted to `target_acceptance`, and its spreads measured.
 
     `count` chains make a pilot walk, whose weights are not used, of `num_steps` moves for every energy. The first half
     of the moves goes over bridges and lets the step size only shrink: chains that are still on their way down accept
     everything, and would leave a step that is far too long.
     """
     position, step_sizes = path.sample_start(count, noise), path.step_sizes.clone()
+    spreads = torch.zeros(len(path.energies) - 1, 2, dtype=torch.float64)
     for index, energy in enumerate(path.energies):
-        start, end = path.energies[max(0, index - 1)], energy
         for step in range(-num_steps // 2, num_steps // 2):
-            bridge = _bridge(start, end, min(1.0, 1 + (step + 1) / (num_steps // 2)))
-            state, info = _move(
-                evaluate(position, bridge), bridge, step_sizes[index].expand(count), path.num_leapfrog, noise, stop_fn
-            )
+            target = energy
+            if step < -1:
+                target = _bridge(path.energies[max(0, index - 1)], energy, 1 + (step + 1) / (num_steps // 2))
+            if step < 0:
+                state = evaluate(position, target)
+            state, info = _move(state, target, step_sizes[index].expand(count), path.num_leapfrog, noise, stop_fn)
             position = state.position
             acceptance = info.acceptance_probability.mean()
             if step < 0:
-                acceptance = acceptance.clamp(max=target)
+                acceptance = acceptance.clamp(max=target_acceptance)
             rate = 2.0 / (1 + max(0, step) / 4)  # adapts coarsely first, then finely (Robbins & Monro 1951)
-            step_sizes[index] = adapt_step_size(step_sizes[index], acceptance, target=target, rate=rate)
+            step_sizes[index] = adapt_step_size(step_sizes[index], acceptance, target=target_acceptance, rate=rate)
         if index + 1 < len(step_sizes):
             step_sizes[index + 1] = torch.minimum(step_sizes[index + 1], 2 * step_sizes[index])
-    return replace(path, step_sizes=step_sizes)
+        for pair, end in ((index - 1, 1), (index, 0)):
+            if 0 <= pair < len(spreads):
+                spreads[pair, end] = _spread(path.energies[pair], path.energies[pair + 1], position)
+    return replace(path, step_sizes=step_sizes, spreads=spreads)
 
 
-def bound_log_z(
-    path: AnnealingPath,
-    noise: NoiseSource,
-    *,
-    num_chains: int,
-    tolerance: float,
-    max_bridges: int,
-    max_chains: int | None = None,
-    sample_target: Callable[[int, NoiseSource], Tensor] | None = None,
-    stop_fn: StopFn = _go_on,
-) -> Iterator[LogZ]:
-    """Bound log Z from both sides in rounds of more and more work, until the sides meet within `tolerance` nats.
-
-    Every round doubles the bridges, up to `max_bridges`, and begins anew. If the sides then agree, and only their own
-    errors are too large, a round walks as many chains again as there are and pools their weights, up to `max_chains`
-    (None: `num_chains`); at most `num_chains` are walked at once. More chains cannot close a gap that is not due to
-    chance. Yields the result of every round; the last is the answer. Without `sample_target` the backward walk starts
-    where the forward chains ended, resampled by weight and moved on. `stop_fn` is asked before every move; a round that
-    it stops is lost.
-    """
-    most = num_chains if max_chains is None else max_chains
-    upper_start: Literal["exact", "chain"] = "chain" if sample_target is None else "exact"
-    with contextlib.suppress(WalkStopped):
-        path, num_bridges = tune(path, min(num_chains, _PILOT_CHAINS), noise, stop_fn=stop_fn), 1
-
-        def walk() -> _ThereAndBack:
-            return _there_and_back(path, noise, num_chains, num_bridges, sample_target, stop_fn)
-
-        walked = [walk()]
-        while True:
-            log_z = _log_z(path, walked, num_bridges, upper_start)
-            yield log_z
-            if log_z.std_error <= tolerance or stop_fn():
-                return
-            if num_bridges < max_bridges:
-                num_bridges = min(2 * num_bridges, max_bridges)
-                walked = [walk()]
-            elif log_z.sides_agree and (more := min(len(walked), most // num_chains - len(walked))) > 0:
-                walked += [walk() for _ in range(more)]
-            else:
-                return
+def _spread(start: EnergyFn, end: EnergyFn, position: Tensor) -> Tensor:
+    """Return the standard deviation of U − V over `position` (N, *event), in nats, between bounds of no meaning."""
+    with torch.no_grad():
+        return torch.nan_to_num((start(position) - end(position)).double().std(), 1e3, 1e3).clamp(1e-3, 1e3)
 
 
-_ThereAndBack = tuple[Walk, Walk]
+def resample(path: AnnealingPath, walk: Walk, noise: NoiseSource, *, stop_fn: StopFn = _go_on) -> Tensor:
+    """Draw positions (N, *event) by weight from the end of a walk, then `settle` them. Raises WalkStopped."""
+    return settle(path, walk.position[systematic(walk.end_log_weights, noise)], noise, stop_fn=stop_fn)
 
 
-def _there_and_back(
-    path: AnnealingPath,
-    noise: NoiseSource,
-    num_chains: int,
-    num_bridges: int,
-    sample_target: Callable[[int, NoiseSource], Tensor] | None,
-    stop_fn: StopFn,
-) -> _ThereAndBack:
-    """Walk once forwards and once backwards. Raises WalkStopped."""
-    forward = anneal(path, num_chains, noise, num_bridges=num_bridges, stop_fn=stop_fn)
-    if sample_target is None:
-        ends = resample(path, forward, noise, stop_fn=stop_fn)
-    else:
-        ends = sample_target(num_chains, noise)
-    return forward, anneal_backwards(path, ends, noise, num_bridges=num_bridges, stop_fn=stop_fn)
-
-
-def _pooled(walks: Sequence[Walk]) -> Walk:
-    """Join walks of the same length and number of chains into one walk of all their chains."""
-    return Walk(
-        torch.cat([walk.log_weights for walk in walks]),
-        torch.cat([walk.position for walk in walks]),
-        sum(walk.acceptance_rate for walk in walks) / len(walks),
-    )
-
-
-def _log_z(
-    path: AnnealingPath, walked: Sequence[_ThereAndBack], num_bridges: int, upper_start: Literal["exact", "chain"]
-) -> LogZ:
-    forward, backward = (_pooled(walks) for walks in zip(*walked, strict=True))
-    return LogZ(
-        lower=path.log_z_start + forward.log_mean_weight,
-        upper=path.log_z_start - backward.log_mean_weight,
-        lower_std_error=forward.std_error,
-        upper_std_error=backward.std_error,
-        lower_effective_sample_size=forward.effective_sample_size,
-        upper_effective_sample_size=backward.effective_sample_size,
-        acceptance_rate=(forward.acceptance_rate + backward.acceptance_rate) / 2,
-        num_chains=len(forward.log_weights),
-        num_bridges=num_bridges,
-        upper_start=upper_start,
-    )
-
-
-def resample(
-    path: AnnealingPath, walk: Walk, noise: NoiseSource, *, num_steps: int = 50, stop_fn: StopFn = _go_on
+def settle(
+    path: AnnealingPath, position: Tensor, noise: NoiseSource, *, num_steps: int = 50, stop_fn: StopFn = _go_on
 ) -> Tensor:
-    """Draw positions (N, *event) by weight from the end of a walk, then move them `num_steps` times under the target.
-
-    The draw is a systematic resampling. Raises WalkStopped once `stop_fn()` is true.
-    """
-    count = len(walk.position)
-    weights = torch.softmax(walk.log_weights, 0).cumsum(0)
-    offset = noise.uniform(weights[:1])
-    places = (torch.arange(count, device=weights.device) + offset) / count
-    chosen = torch.searchsorted(weights, places.to(weights)).clamp(max=count - 1)
-    target, step_size = path.energies[-1], path.step_sizes[-1].expand(count)
-    state = evaluate(walk.position[chosen], target)
+    """Return `position` (N, *event) after `num_steps` moves under the target. Raises WalkStopped."""
+    target, step_size = path.energies[-1], path.step_sizes[-1].expand(len(position))
+    state = evaluate(position, target)
     for _ in range(num_steps):
         state, _ = _move(state, target, step_size, path.num_leapfrog, noise, stop_fn)
     return state.position

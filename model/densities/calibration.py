@@ -18,8 +18,9 @@ from torch import Tensor
 
 from model.config import CalibrationConfig, from_dict, to_dict
 from model.data.datasets import Dataset
-from model.densities.annealing import LogZ
-from model.densities.density import bits_per_dim, blur_std, default_tolerance, log_density
+from model.densities.density import bits_per_dim, blur_std, log_density, tolerance_of
+from model.densities.log_z import LogZ
+from model.densities.verdict import Verdict
 from model.energies.energy_model import EnergyModel
 from model.errors import CalibrationError, ConfigError
 from model.noise import SharedNoise, make_generator
@@ -28,6 +29,7 @@ VERSION = 1
 QUANTILE_LEVELS = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 _MAX_SCORED = 10_000  # events of each split that are scored; their mean is then known far better than log Z
 _DEQUANTIZATION_SEED = 0
+_DERIVED = ("estimate", "std_error", "interval")  # are stored with log Z for those who read the JSON
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,7 @@ class Calibration:
     """Stochastic lower and upper bounds of log Z, in nats; the upper bound is as good as its start, `upper_start`."""
     seed: int
     tolerance: float
-    """The error, in nats, that was asked for; `log_z.std_error` says what was reached."""
+    """The error, in nats, that was asked for; `log_z.std_error` says what was reached, or None if that is not known."""
     num_held_out: int
     """The number of held-out events scored; 0 if the model's data are not known (`model.checkpoints.official`)."""
     held_out_log_density: float | None
@@ -66,17 +68,23 @@ class Calibration:
     """The time at which the calibration was made, in ISO 8601 and UTC."""
 
     @property
+    def verdict(self) -> Verdict:
+        """What the sides of log Z tell (`LogZ.verdict`)."""
+        return self.log_z.verdict(self.tolerance)
+
+    @property
     def converged(self) -> bool:
-        """Whether the sides of log Z met within the tolerance. If not, log densities are off by up to their gap."""
-        return self.log_z.std_error <= self.tolerance
+        """Whether log Z is known within the tolerance. If not, log densities are off by more, all by the same."""
+        return self.verdict == "converged"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the calibration as JSON values.
 
-        They include the estimate of log Z, its error and `converged` beside the two sides of log Z.
+        They include what follows from the sides of log Z: the estimate, its error and interval, and the verdict.
         """
-        log_z = dataclasses.asdict(self.log_z) | {"estimate": self.log_z.estimate, "std_error": self.log_z.std_error}
-        return {"version": VERSION, **to_dict(self), "log_z": log_z, "converged": self.converged}
+        derived = {name: getattr(self.log_z, name) for name in _DERIVED}
+        verdict = {"converged": self.converged, "verdict": self.verdict}
+        return {"version": VERSION, **to_dict(self), "log_z": dataclasses.asdict(self.log_z) | derived, **verdict}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
@@ -85,8 +93,8 @@ class Calibration:
             raise CalibrationError(
                 f"a calibration has version {values.get('version')!r}; this release reads {VERSION}. Calibrate again"
             )
-        log_z = {name: value for name, value in values["log_z"].items() if name not in ("estimate", "std_error")}
-        known = {name: value for name, value in values.items() if name not in ("version", "converged")}
+        log_z = {name: value for name, value in values["log_z"].items() if name not in _DERIVED}
+        known = {name: value for name, value in values.items() if name not in ("version", "converged", "verdict")}
         try:
             return from_dict(cls, known | {"log_z": log_z})
         except (ConfigError, TypeError) as error:
@@ -117,7 +125,7 @@ def summarize(
         event_shape=tuple(model.event_shape),
         log_z=log_z,
         seed=config.seed,
-        tolerance=default_tolerance(dim) if config.tolerance is None else config.tolerance,
+        tolerance=tolerance_of(model, config.tolerance),
         num_held_out=num_held_out,
         held_out_log_density=None if mean is None else float(mean),
         held_out_bits_per_dim=None if mean is None or bin_width is None else float(bits_per_dim(mean, dim, bin_width)),
@@ -136,9 +144,13 @@ def _quantiles(scores: Tensor) -> tuple[Quantile, ...]:
 def _scores(model: EnergyModel, dataset: Dataset, events: Tensor, log_z: LogZ) -> Tensor:
     """Return log p (N,), in the data's units and on the CPU, of the first `events`, which are in the dataset's space.
 
-    Discrete data are dequantized: E[log p] over the noise of one bin bounds the log probability of the discrete value,
-    less the log of the bin's volume, from below (Uria et al. 2013, Theis et al. 2016).
+    E[log p] over the noise of one bin bounds the log probability of a discrete value, less the log of the bin's volume,
+    from below (Uria et al. 2013, Theis et al. 2016).
     """
+    return log_density(model, continuous(dataset, events), log_z.estimate).cpu()
+
+
+def continuous(dataset: Dataset, events: Tensor) -> Tensor:
+    """Return the first `events`, which are in the dataset's space, in the data's units, dequantized if discrete."""
     noise = SharedNoise(make_generator(_DEQUANTIZATION_SEED))
-    x_data = dataset.space.dequantized(dataset.space.decode(events[:_MAX_SCORED]), noise)
-    return log_density(model, x_data, log_z.estimate).cpu()
+    return dataset.space.dequantized(dataset.space.decode(events[:_MAX_SCORED]), noise)

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from model.conditions import At
 from model.config import CalibrationConfig
-from model.densities.annealing import AnnealingPath, LogZ, bound_log_z
+from model.densities.annealing import AnnealingPath
+from model.densities.log_z import LogZ, SampleFn, bound_log_z
 from model.energies.bases import MixtureBase
 from model.energies.conditional import squared_norm
 from model.energies.energy import EnergyFn, energy_and_score
@@ -101,6 +102,11 @@ def default_tolerance(dim: int) -> float:
     return max(0.02, 0.002 * dim)
 
 
+def tolerance_of(model: EnergyModel, asked: float | None) -> float:
+    """Return the tolerance that was asked for or, if None was, the usual one of the model's dimension."""
+    return default_tolerance(torch.Size(model.event_shape).numel()) if asked is None else asked
+
+
 def calibrate(
     model: EnergyModel,
     *,
@@ -110,26 +116,42 @@ def calibrate(
     max_bridges: int = CalibrationConfig.max_bridges,
     max_chains: int | None = CalibrationConfig.max_chains,
     num_leapfrog: int = CalibrationConfig.num_leapfrog,
+    x_data: Tensor | None = None,
     stop_fn: Callable[[], bool] = lambda: False,
 ) -> Iterator[LogZ]:
     """Bound log Z_0 of `annealing_path` from both sides, round by round; the last round is the answer (`bound_log_z`).
 
+    `x_data` (N, *event) are data that the model was not trained on, in the data's units and dequantized if they are
+    discrete: chains that start from them tell modes that both sides miss.
     `tolerance` is by default `default_tolerance` of the model's dimension, and `max_chains` is four times `num_chains`.
     `stop_fn` is asked before every move of the chains; a round that it stops is not yielded. The model is frozen until
     the iterator ends.
     """
-    dim = torch.Size(model.event_shape).numel()
     noise = SharedNoise(make_generator(seed, device=model.step_size.device))
     with model.frozen():
         yield from bound_log_z(
             replace(annealing_path(model), num_leapfrog=num_leapfrog),
             noise,
             num_chains=num_chains,
-            tolerance=default_tolerance(dim) if tolerance is None else tolerance,
+            tolerance=tolerance_of(model, tolerance),
             max_bridges=max_bridges,
             max_chains=CalibrationConfig(num_chains=num_chains, max_chains=max_chains).most_chains,
+            sample_data=None if x_data is None else data_start(model, x_data),
             stop_fn=stop_fn,
         )
+
+
+def data_start(model: EnergyModel, x_data: Tensor) -> SampleFn:
+    """Return the function that draws items of `x_data` at random, diffused to x_0, in the path's coordinates."""
+    x0 = _as_x0(model, x_data.to(model.step_size.device))
+    to_z = (lambda x: x) if model.base is None else model.base.whitening(0).to_z
+
+    def draw(count: int, noise: NoiseSource) -> Tensor:
+        chosen = (noise.uniform(x0.new_empty(count)) * len(x0)).long().clamp(max=len(x0) - 1)
+        x = x0[chosen]
+        return to_z(x + float(model.schedule.sigma_bar[0]) * noise.normal(x))
+
+    return draw
 
 
 def log_density(model: EnergyModel, x_data: Tensor, log_z: float) -> Tensor:

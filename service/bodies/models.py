@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, computed_field, field_validator, model_validator
 
 from model.config import TrainConfig
+from model.densities.verdict import EXPLANATIONS, Verdict
 from service.bodies.fields import JOB_ID, MODEL_ID, SOME_CONFIG, Name, RequestBody, SchemaOf
+
+VERDICT: Any = Field(
+    description="What the sides of log Z tell: `converged` (known within the tolerance), `sides_apart` (its error is "
+    "larger), `not_known` (the weights do not tell an error), `data_elsewhere` (chains that start from data find "
+    "another log Z)",
+    examples=["converged"],
+)
 
 
 class LogZBody(BaseModel):
@@ -18,14 +27,26 @@ class LogZBody(BaseModel):
     """
 
     estimate: float = Field(description="The middle between `lower` and `upper`", examples=[-118.24])
-    std_error: float = Field(
-        description="Half the gap between the sides and the standard errors of both, added in quadrature",
+    std_error: float | None = Field(
+        description="Half the gap between the sides and the standard errors of both, added in quadrature; null where "
+        "the chains' weights do not tell it",
         examples=[0.09],
     )
-    lower: float = Field(description="Stochastic lower bound, by annealed importance sampling", examples=[-118.31])
+    interval: tuple[float, float] | None = Field(
+        None,
+        description="The two sides, each with two of its standard errors further out; null where these are not known",
+        examples=[[-118.39, -118.07]],
+    )
+    lower: float = Field(description="Stochastic lower bound, by sequential Monte Carlo", examples=[-118.31])
     upper: float = Field(description="Stochastic upper bound, by the same walk backwards", examples=[-118.17])
-    lower_std_error: float = Field(examples=[0.04])
-    upper_std_error: float = Field(examples=[0.05])
+    lower_std_error: float | None = Field(description="null where it is not known", examples=[0.04])
+    upper_std_error: float | None = Field(description="null where it is not known", examples=[0.05])
+    data_upper: float | None = Field(
+        None,
+        description="The upper side of a walk that started from held-out data; null if none did",
+        examples=[-118.2],
+    )
+    data_upper_std_error: float | None = Field(None, examples=[0.07])
     lower_effective_sample_size: float = Field(examples=[410.2])
     upper_effective_sample_size: float = Field(examples=[388.7])
     upper_start: Literal["exact", "chain"] = Field(
@@ -51,7 +72,21 @@ class CalibrationBody(BaseModel):
     event_shape: list[int] = Field(description="Shape of one item: (C, H, W) or (D)", examples=[[1, 8, 8]])
     seed: int = Field(examples=[0])
     tolerance: float = Field(description="The `log_z.std_error` that was asked for, in nats", examples=[0.13])
-    converged: bool = Field(description="Whether `log_z.std_error` is within the tolerance")
+    converged: bool = Field(description="Whether log Z is known within the tolerance: the verdict `converged`")
+    verdict: Verdict = VERDICT
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stored_before_verdicts(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and "verdict" not in values:
+            return {**values, "verdict": "converged" if values.get("converged") else "sides_apart"}
+        return values
+
+    @computed_field(description="The verdict in words, and what to do", examples=[EXPLANATIONS["converged"]])  # type: ignore[prop-decorator]
+    @property
+    def explanation(self) -> str:
+        return EXPLANATIONS[self.verdict]
+
     num_held_out: int = Field(
         description="Number of held-out items that were scored; 0 when the model's data are not known", examples=[897]
     )

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.config import Precision, Seed
+from model.densities.verdict import Verdict
 from service.bodies.fields import MODEL_ID, ChainSteps, DrawnSeed, ModelAt, NoiseScale, RequestBody
-from service.bodies.models import LogZBody
+from service.bodies.models import VERDICT, LogZBody
 from service.settings import MAX_IMAGES, MAX_ITEM_PATHS, MAX_ITEMS, MAX_LEVELS, MAX_SCALE
 
 
@@ -132,12 +133,15 @@ class LogDensityBody(BaseModel):
         description="The density is that of the data plus Gaussian noise of this std, in scaled units", examples=[0.02]
     )
     log_z: LogZBody
-    std_error: float = Field(
-        description="Error of every log_density in nats, that of log_z: one and the same shift for all items",
+    std_error: float | None = Field(
+        description="Error of every log_density in nats, that of log_z: one and the same shift for all items; null "
+        "where it is not known",
         examples=[0.09],
     )
-    converged: bool = Field(
-        description="Whether std_error is within the calibration's tolerance; if not, more bridges or chains may help"
+    converged: bool = Field(description="Whether log_z is known within the calibration's tolerance")
+    verdict: Verdict = VERDICT
+    explanation: str = Field(
+        description="The verdict in words, and what to do", examples=["log Z is known to within the tolerance."]
     )
     seed: int | None = Field(None, description="With `path`: the seed that was used")
     num_paths: int | None = Field(None, description="With `path`: the number of paths that were averaged")

@@ -101,7 +101,7 @@ def _draw(bar: Progress, task: TaskID, event: Event) -> None:
                 task, description="sampling", completed=data["num_images"], total=data["total_images"], detail=detail
             )
         case "calibration":
-            detail = f"log Z {data['estimate']:.3f} ± {data['std_error']:.3f} nats"
+            detail = f"log Z {with_error(data['estimate'], data['std_error'])} nats"
             bar.update(
                 task, description="calibrating", completed=data["round"], total=data["max_rounds"], detail=detail
             )
@@ -113,6 +113,11 @@ def _draw(bar: Progress, task: TaskID, event: Event) -> None:
             bar.console.print(f"[yellow]{data.get('status')}{reason}[/]", highlight=False)
         case "status":
             bar.update(task, description=str(data.get("status")))
+
+
+def with_error(value: float, error: float | None) -> str:
+    """Return a value and its error to three decimals; None stands for an error that is not known."""
+    return f"{value:.3f}, error not known," if error is None else f"{value:.3f} ± {error:.3f}"
 
 
 def _detail(data: Event) -> str:

@@ -13,7 +13,7 @@ from rich.console import Console
 from service.bodies.sampling import SampleRequestBody
 from service.client import ClientError, Model, Recovery, Samples
 from service.client.call import Json
-from service.client.progress import Bar
+from service.client.progress import Bar, with_error
 from service.client.samples import spread_levels
 from service.commands import terminal_image
 from service.commands.options import (
@@ -68,7 +68,7 @@ def _checkpoints(model: Model) -> list[list[str]]:
     rows = []
     for one in model.checkpoints:
         known = one.calibration
-        log_z = f"{known.log_z.estimate:.3f} ± {known.log_z.std_error:.3f}" if known else "not calibrated"
+        log_z = with_error(known.log_z.estimate, known.log_z.std_error) if known else "not calibrated"
         held_out = known.held_out_log_density if known else None
         told = "" if held_out is None else f"{held_out:.3f}"
         rows.append([f"{model.id}@{one.step}", f"{one.size_bytes / 1e6:.1f} MB", log_z, told])
@@ -202,6 +202,7 @@ def log_density(
             for name, item in zip(names, items, strict=True)
         ],
     )
-    print_line(f"all ± {found.std_error:.4f} nats, the error of log Z")
+    if found.std_error is not None:
+        print_line(f"all ± {found.std_error:.4f} nats, the error of log Z")
     if not found.converged:
-        print_line("its two sides have not met: calibrate with more --max-bridges or --max-chains")
+        print_line(found.explanation)

@@ -161,6 +161,8 @@ def _answer(reply: DensityReply, num_paths: int, connection: Request) -> Respons
         log_z=calibration.log_z,
         std_error=calibration.log_z.std_error,
         converged=calibration.converged,
+        verdict=calibration.verdict,
+        explanation=calibration.explanation,
         seed=reply.seed if num_paths else None,
         num_paths=num_paths or None,
         items=_items(reply),

@@ -3,7 +3,7 @@
 import { get, post } from "./api.js";
 import { actionButton, h, messagePlace } from "./dom.js";
 import { labelOf, properties, schemaField } from "./fields.js";
-import { fixed } from "./format.js";
+import { fixed, withError } from "./format.js";
 
 const ASKED_OTHERWISE = ["model", "name"];
 
@@ -13,10 +13,14 @@ export function calibrationTable(calibration) {
   const held = calibration.held_out_log_density;
   const bits = calibration.held_out_bits_per_dim;
   const rows = [
-    ["log Z", `${fixed(z.estimate, 3)} ± ${fixed(z.std_error, 3)} nats`],
-    ["from below (annealed importance sampling)", `${fixed(z.lower, 3)} ± ${fixed(z.lower_std_error, 3)}`],
-    ["from above (the same walk backwards)", `${fixed(z.upper, 3)} ± ${fixed(z.upper_std_error, 3)}`],
-    ["tolerance, whether reached", `${fixed(calibration.tolerance, 3)} nats, ${calibration.converged ? "yes" : "no"}`],
+    ["log Z, nats", withError(z.estimate, z.std_error, 3)],
+    ["from below (chains from the start)", withError(z.lower, z.lower_std_error, 3)],
+    ["from above (the same walk backwards)", withError(z.upper, z.upper_std_error, 3)],
+    ...(z.data_upper === null
+      ? []
+      : [["from above (backwards from held-out data)", withError(z.data_upper, z.data_upper_std_error, 3)]]),
+    ["tolerance", `${fixed(calibration.tolerance, 3)} nats`],
+    ["verdict", calibration.explanation],
     [
       "held-out data",
       held === null ? "–" : `${fixed(held, 2)} nats${bits === null ? "" : `, ${fixed(bits, 3)} bits/dim`}`,

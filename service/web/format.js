@@ -31,6 +31,11 @@ export function fixed(value, places) {
   );
 }
 
+/** Write a value and its error, which may not be known, with a fixed number of decimals. */
+export function withError(value, error, places) {
+  return `${fixed(value, places)} ${error === null ? "(error not known)" : `± ${fixed(error, places)}`}`;
+}
+
 /** Write a count with its thousands separated. */
 export function whole(value) {
   return value === null || value === undefined ? "–" : value.toLocaleString("en");

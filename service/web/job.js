@@ -3,7 +3,7 @@
 import { follow, get, isOver, pause, post, save, send } from "./api.js";
 import { datasetNames } from "./datasets.js";
 import { actionButton, ask, h, messagePlace, say } from "./dom.js";
-import { ago, duration, facts, fixed, number, whole } from "./format.js";
+import { ago, duration, facts, fixed, number, whole, withError } from "./format.js";
 import { kindOf, progressBar, showStatus, title } from "./jobs.js";
 import { calibrationChart, curves, gridStrip } from "./training.js";
 
@@ -27,7 +27,7 @@ function told({ type, data }) {
     case "rollback":
       return `diverged at step ${whole(data.step)} (${data.reason}); goes on from step ${whole(data.to_step)} at ${number(data.learning_rate_factor)} of the learning rate`;
     case "calibration":
-      return `round ${data.round}: log Z between ${fixed(data.lower, 2)} and ${fixed(data.upper, 2)} nats`;
+      return `round ${data.round}: log Z is ${withError(data.estimate, data.std_error, 2)} nats (sides ${fixed(data.lower, 2)} and ${fixed(data.upper, 2)})`;
     case "calibrated":
       return "calibrated: the model answers with densities now";
     case "shard":

@@ -6,7 +6,7 @@
 import { post } from "./api.js";
 import { actionButton, freshId, h, messagePlace, s } from "./dom.js";
 import { eventKind, fromByte } from "./events.js";
-import { fixed, number, shape } from "./format.js";
+import { fixed, number, shape, withError } from "./format.js";
 
 const NUM_DRAWS = 24;
 const MAX_PICTURES = 40;
@@ -151,9 +151,9 @@ async function score(model, items, calibration, signal) {
       ...item,
       given: given.log_density,
       logDensity: !complete ? null : draws ? mean(values) : given.log_density,
-      error: draws && complete ? Math.hypot(answer.std_error, errorOfMean(values)) : answer.std_error,
+      error: draws && complete && answer.std_error !== null ? Math.hypot(answer.std_error, errorOfMean(values)) : answer.std_error,
       bits: draws && complete ? mean(noised.map((one) => one.bits_per_dim)) : given.bits_per_dim,
-      converged: answer.converged,
+      doubt: answer.converged ? "" : answer.explanation,
     };
   });
 }
@@ -174,7 +174,7 @@ function results(scores, calibration) {
       h(
         "td",
         { class: "number" },
-        one.logDensity === null ? "too unlikely for numbers" : `${fixed(one.logDensity, 2)} ± ${fixed(one.error, 2)}`,
+        one.logDensity === null ? "too unlikely for numbers" : withError(one.logDensity, one.error, 2),
       ),
       discrete ? h("td", { class: "number" }, fixed(one.bits, 3)) : null,
       discrete ? h("td", { class: "number" }, fixed(one.given, 2)) : null,
@@ -216,9 +216,7 @@ function results(scores, calibration) {
         : "",
       "± is the error of log Z, the same shift for all",
       discrete ? ", with that of the mean. " : ". ",
-      scores.some((one) => !one.converged)
-        ? "The two sides of log Z have not met within the tolerance: calibrate with more bridges for a smaller error."
-        : "",
+      scores.find((one) => one.doubt)?.doubt ?? "",
     ),
   ];
 }

@@ -30,10 +30,19 @@ from model import data, presets
 from model.chains.diagnostics import LongRun, run_long
 from model.checkpoints.checkpoint import load_model
 from model.data.planar import PLANAR_DENSITIES
-from model.densities.annealing import AnnealingPath, bound_log_z
-from model.densities.density import calibrate, data_energy, level_energy, normalized
+from model.densities.annealing import AnnealingPath
+from model.densities.calibration import continuous
+from model.densities.density import (
+    calibrate,
+    data_energy,
+    default_tolerance,
+    level_energy,
+    normalized,
+    tolerance_of,
+)
+from model.densities.log_z import LogZ, bound_log_z
 from model.energies.bases import MixtureBase
-from model.energies.energy import GaussianEnergy
+from model.energies.energy import EnergyFn, GaussianEnergy, MixtureEnergy
 from model.energies.energy_model import EnergyModel
 from model.events import CheckpointEvent
 from model.noise import NoiseSource, SharedNoise, make_generator
@@ -53,8 +62,22 @@ class GaussianRow:
     truth: float
     lower: float
     upper: float
-    lower_std_error: float
-    upper_std_error: float
+    lower_std_error: float | None
+    upper_std_error: float | None
+
+
+@dataclass(frozen=True)
+class HardRow:
+    """A target that chains do not reach, or that is hard to weigh: what is said of its log Z, nats."""
+
+    name: str
+    truth: float | None
+    """None where nothing tells it."""
+    lower: float
+    upper: float
+    interval_low: float | None
+    interval_high: float | None
+    verdict: str
 
 
 @dataclass(frozen=True)
@@ -63,7 +86,7 @@ class PlanarRow:
 
     name: str
     log_z: float
-    log_z_std_error: float
+    log_z_std_error: float | None
     quadrature: float
     """log Z by quadrature."""
     gap_nats: float
@@ -77,10 +100,12 @@ class Estimate:
     """The mean log density of held-out data in nats, and its bounds."""
 
     mean: float
-    lower: float
-    """The bound by the upper side of log Z and its standard error."""
-    upper: float
-    """The bound by the lower side of log Z and its standard error."""
+    lower: float | None
+    """The value at the upper end of the interval of log Z."""
+    upper: float | None
+    """The value at the lower end of the interval of log Z."""
+    verdict: str
+    """What is said of log Z."""
 
 
 @dataclass(frozen=True)
@@ -163,24 +188,19 @@ def digits() -> Digits:
     """Train on the digits with the preset, calibrate, and score beside scikit-learn's estimates of the same split."""
     dataset = data.load("digits")
     model = _trained("density-digits", dataset)
-    *_, log_z = calibrate(model, num_chains=1024, max_bridges=64, max_chains=2048)
 
     def dequantize(events: Tensor, seed: int) -> Tensor:
         return dataset.space.dequantized(events, SharedNoise(make_generator(seed)))
 
     held_out = dequantize(dataset.held_out, 0)
+    *_, log_z = calibrate(model, num_chains=1024, max_bridges=64, max_chains=2048, x_data=held_out)
     energy = data_energy(model, held_out)
     inverted = data_energy(model, dequantize(-dataset.held_out, 1))
-    mean = normalized(model, energy, log_z.estimate).mean()
     train_set = dequantize(dataset.train, 2).flatten(1).numpy()
     assert isinstance(model.base, MixtureBase)
     base = model.base.normalized(float(model.schedule.alpha_bar[0]) * held_out, model.log_snr[:1].expand(len(held_out)))
     return Digits(
-        model=Estimate(
-            float(mean),
-            float(normalized(model, energy, log_z.upper + log_z.upper_std_error).mean()),
-            float(normalized(model, energy, log_z.lower - log_z.lower_std_error).mean()),
-        ),
+        model=_estimate(model, energy, log_z),
         gaussian_mixture=_gaussian_mixture(train_set, held_out.flatten(1).numpy()),
         kernel_density=_kernel_density(train_set, held_out.flatten(1).numpy()),
         base=float(normalized(model, base[0].double(), 0.0).mean()),
@@ -189,6 +209,67 @@ def digits() -> Digits:
         ),
         long_runs=run_long(model, dataset.train[:16], num_steps=100 * model.config.chain.num_steps, seed=0),
     )
+
+
+def _estimate(model: EnergyModel, energy: Tensor, log_z: LogZ) -> Estimate:
+    def mean(at: float) -> float:
+        return float(normalized(model, energy, at).mean())
+
+    low, high = log_z.interval or (None, None)
+    ends = (None if high is None else mean(high), None if low is None else mean(low))
+    return Estimate(mean(log_z.estimate), *ends, log_z.verdict(tolerance_of(model, None)))
+
+
+def _two_modes(dim: int, near: float) -> MixtureEnergy:
+    """Two unit Gaussians 20 apart, of which one, of weight `near`, is where the chains start."""
+    means = torch.zeros(2, dim, dtype=torch.float64)
+    means[1, 0] = 20
+    return MixtureEnergy(means, torch.ones(2, dtype=torch.float64), torch.tensor([near, 1 - near], dtype=torch.float64))
+
+
+_FAR = GaussianEnergy(torch.full((64,), 1.4, dtype=torch.float64), 0.4)
+_HARD: dict[str, tuple[int, EnergyFn, float, int]] = {
+    "half the mass 20 away, 2-D": (2, _two_modes(2, 0.5), 0.0, 32),
+    "nine tenths 20 away, 64-D": (64, _two_modes(64, 0.1), 0.0, 32),
+    "weights of spread 76, 64-D": (64, _FAR, _FAR.log_z, 1),
+    "the same with 64 bridges": (64, _FAR, _FAR.log_z, 64),
+}
+"""dimension, target, log Z and bridges; the first two give data for chains that start from them"""
+
+
+def hard(name: str) -> HardRow:
+    """Estimate log Z of one of the targets from N(0, I), or of a model of the preset `digits`."""
+    torch.set_num_threads(1)
+    if name not in _HARD:
+        dataset = data.load("digits")
+        model = _trained("digits", dataset)
+        held_out = continuous(dataset, dataset.held_out)
+        *_, log_z = calibrate(model, num_chains=512, max_bridges=4, max_chains=512, x_data=held_out)
+        return _hard_row(name, None, log_z, tolerance_of(model, None))
+    dim, target, truth, max_bridges = _HARD[name]
+    start, generator = GaussianEnergy(torch.zeros(dim, dtype=torch.float64), 1.0), make_generator(1)
+    path = AnnealingPath(
+        [start, target],
+        start.log_z,
+        lambda count, noise: noise.normal(torch.empty(count, dim, dtype=torch.float64)),
+        torch.full((2,), 0.7, dtype=torch.float64),
+    )
+    assert isinstance(target, MixtureEnergy | GaussianEnergy)
+    *_, log_z = bound_log_z(
+        path,
+        SharedNoise(make_generator(0)),
+        num_chains=512,
+        tolerance=default_tolerance(dim),
+        max_bridges=max_bridges,
+        max_chains=2048,
+        sample_data=lambda count, _noise: target.sample(count, generator),
+    )
+    return _hard_row(name, truth, log_z, default_tolerance(dim))
+
+
+def _hard_row(name: str, truth: float | None, log_z: LogZ, tolerance: float) -> HardRow:
+    low, high = log_z.interval or (None, None)
+    return HardRow(name, truth, log_z.lower, log_z.upper, low, high, log_z.verdict(tolerance))
 
 
 def _gaussian_mixture(train_set: Array, held_out: Array) -> float:
@@ -225,16 +306,20 @@ def main() -> None:
     console = Console()
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         found_digits = pool.apply_async(digits)
+        found_hard = pool.map_async(hard, ("preset digits, 64-D", *_HARD), chunksize=1)
         found_planes = pool.map_async(planar, PLANAR_DENSITIES, chunksize=1)
         found_gaussians = pool.starmap_async(gaussian, _GAUSSIANS, chunksize=1)
         with console.status("training on digits and four planar densities, then Gaussians in up to 3072 dimensions"):
             digit, planes, gaussians = found_digits.get(), found_planes.get(), found_gaussians.get()
+            hards = found_hard.get()
     _print(console, gaussians, planes, digit)
+    _print_hard(console, hards)
     _RESULTS.parent.mkdir(exist_ok=True)
     results = {
         "gaussian": [asdict(row) for row in gaussians],
         "planar": [asdict(row) for row in planes],
         "digits": asdict(digit),
+        "hard": [asdict(row) for row in hards],
         "auroc_inverted": digit.auroc_inverted,
     }
     _RESULTS.write_text(json.dumps(results, indent=1) + "\n")
@@ -249,14 +334,14 @@ def _print(console: Console, gaussians: list[GaussianRow], planes: list[PlanarRo
     for plane in planes:
         table.add_row(
             plane.name,
-            f"{plane.log_z:.4f} ± {plane.log_z_std_error:.4f}",
+            f"{plane.log_z:.4f} ± {_told(plane.log_z_std_error, 4)}",
             f"{plane.quadrature:.4f}",
             f"{plane.gap_nats:.4f}",
             f"{plane.integral:.4f}",
         )
     console.print(table)
     table = Table("density of held-out digits", "mean, nats", "lower", "upper", title="Digits, 64 dimensions")
-    table.add_row("model", *(f"{value:.2f}" for value in asdict(digit.model).values()))
+    table.add_row("model", *(_told(value) for value in (digit.model.mean, digit.model.lower, digit.model.upper)))
     for name in ("base", "gaussian_mixture", "kernel_density"):
         table.add_row(name.replace("_", " "), f"{getattr(digit, name):.2f}", "", "")
     console.print(table)
@@ -272,6 +357,18 @@ def _print(console: Console, gaussians: list[GaussianRow], planes: list[PlanarRo
             f"{run.effective_sample_size:.0f} of {run.num_kept}",
         )
     console.print(table)
+
+
+def _print_hard(console: Console, rows: list[HardRow]) -> None:
+    table = Table("target", "log Z", "lower", "upper", "interval", "verdict", title="Hard targets")
+    for row in rows:
+        interval = f"{_told(row.interval_low)} to {_told(row.interval_high)}"
+        table.add_row(row.name, _told(row.truth), _told(row.lower), _told(row.upper), interval, row.verdict)
+    console.print(table)
+
+
+def _told(value: float | None, places: int = 2) -> str:
+    return "not known" if value is None else f"{value:.{places}f}"
 
 
 if __name__ == "__main__":

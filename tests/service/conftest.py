@@ -18,8 +18,8 @@ from fastapi.testclient import TestClient
 from redis import Redis
 
 from model.config import to_dict
-from model.densities.annealing import LogZ
 from model.densities.calibration import Calibration, Quantile
+from model.densities.log_z import LogZ
 from model.presets import preset
 from service.app import create_app
 from service.settings import ServiceSettings

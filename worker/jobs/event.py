@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
+from model.densities.verdict import Verdict
 from model.events import BatchEvent, RollbackEvent, StepEvent
 
 
@@ -73,7 +74,7 @@ class CheckpointsDeletedEvent:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationEvent:
-    """A round of a calibration ended: log Z between its two bounds, nats."""
+    """A round of a calibration ended: log Z from both sides, nats."""
 
     step: int
     """of the checkpoint"""
@@ -87,7 +88,10 @@ class CalibrationEvent:
     upper_start: Literal["exact", "chain"]
     """where the backward walk began"""
     estimate: float
-    std_error: float
+    std_error: float | None
+    """null where the chains' weights do not tell it"""
+    verdict: Verdict
+    """what the round tells of log Z"""
     acceptance_rate: float
     elapsed_s: float
     """since the first round began"""

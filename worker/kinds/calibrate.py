@@ -23,7 +23,7 @@ from worker.trainer.watch import StopReason
 
 if TYPE_CHECKING:
     from model.data.datasets import Dataset
-    from model.densities.annealing import LogZ
+    from model.densities.log_z import LogZ
     from model.energies.energy_model import EnergyModel
 
 log = structlog.get_logger(__name__)
@@ -49,25 +49,27 @@ def calibrate_checkpoint(
     StorageUnavailable, StaleLease.
     """
     from model.densities import density
-    from model.densities.calibration import summarize
+    from model.densities.calibration import continuous, summarize
 
     model = load_checkpoint(attempt, model_id, step, device_of(record))
     attempt.use_threads(model.config.network, tuple(model.event_shape), config.num_chains)
     # before the chains: a dataset that is gone should not cost an hour
     dataset = _dataset(attempt, model)
     rounds, log_z, began_at = 0, None, time.monotonic()
+    tolerance = density.tolerance_of(model, config.tolerance)
     for log_z in density.calibrate(
         model,
         seed=config.seed,
         num_chains=config.num_chains,
-        tolerance=config.tolerance,
+        tolerance=tolerance,
         max_bridges=config.max_bridges,
         max_chains=config.max_chains,
         num_leapfrog=config.num_leapfrog,
+        x_data=None if dataset is None else continuous(dataset, dataset.held_out),
         stop_fn=attempt.watch.should_stop,
     ):
         rounds += 1
-        attempt.telemetry.event(_round(log_z, step, rounds, config, time.monotonic() - began_at))
+        attempt.telemetry.event(_round(log_z, step, rounds, config, tolerance, time.monotonic() - began_at))
         if report_progress:
             attempt.telemetry.progress(_progress(rounds, config.max_rounds, config))
     if attempt.watch.reason is not None or log_z is None:
@@ -78,7 +80,7 @@ def calibrate_checkpoint(
     attempt.telemetry.event(CalibratedEvent(step=step, model_id=model_id, calibration=found))
     if report_progress:
         attempt.telemetry.progress(_progress(rounds, rounds, config))
-    log.info("calibrated", model_id=model_id, step=step, log_z=log_z.estimate, std_error=log_z.std_error)
+    log.info("calibrated", model_id=model_id, step=step, log_z=log_z.estimate, verdict=found["verdict"])
     return None
 
 
@@ -111,7 +113,9 @@ def _dataset(attempt: Attempt, model: EnergyModel) -> Dataset | None:
     return dataset
 
 
-def _round(log_z: LogZ, step: int, index: int, config: CalibrationConfig, elapsed_s: float) -> CalibrationEvent:
+def _round(
+    log_z: LogZ, step: int, index: int, config: CalibrationConfig, tolerance: float, elapsed_s: float
+) -> CalibrationEvent:
     return CalibrationEvent(
         step=step,
         round=index,
@@ -123,6 +127,7 @@ def _round(log_z: LogZ, step: int, index: int, config: CalibrationConfig, elapse
         upper_start=log_z.upper_start,
         estimate=log_z.estimate,
         std_error=log_z.std_error,
+        verdict=log_z.verdict(tolerance),
         acceptance_rate=log_z.acceptance_rate,
         elapsed_s=elapsed_s,
     )

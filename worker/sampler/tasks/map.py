@@ -63,4 +63,5 @@ def _map_values(model: EnergyModel, grid: FloatArray, calibration: Calibration) 
 def _title(calibration: Calibration) -> str:
     """Say log Z and its two sides, for people."""
     log_z = calibration.log_z
-    return f"log Z = {log_z.estimate:.3f} ± {log_z.std_error:.3f} nats (sides {log_z.lower:.3f} … {log_z.upper:.3f})"
+    error = "error not known" if log_z.std_error is None else f"± {log_z.std_error:.3f} nats"
+    return f"log Z = {log_z.estimate:.3f} {error} (sides {log_z.lower:.3f} and {log_z.upper:.3f})"
