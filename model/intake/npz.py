@@ -44,13 +44,14 @@ def store_npz(
     """
     with open_archive(source, name, limits) as archive:
         headers = _headers(archive)
-        labels = label_column or next((one for one in LABEL_NAMES if one in headers), None)
+        known = next((one for one in LABEL_NAMES if one in headers), None)
+        labels = label_column or (known if len(headers) > 1 else None)
         if labels is not None and labels not in headers:
             raise DataError(f"{name} has no array {shortened(labels)!r}; there are {_told(headers)}")
-        items = _items(name, {one: header for one, header in headers.items() if one not in (labels, CLASSES)}, headers)
+        about_labels = {labels, CLASSES} if labels else set()
+        items = _items(name, {one: headers[one] for one in headers if one not in about_labels}, headers)
         summary = _store_member(archive, items, target, limits, image_size)
-        kept = {items, labels, CLASSES if labels else None}
-        if left_out := [one for one in headers if one not in kept]:
+        if left_out := [one for one in headers if one not in about_labels | {items}]:
             summary = replace(summary, notes=(f"Arrays left out: {_told(left_out)}",))
         if labels is None:
             return summary

@@ -185,6 +185,12 @@ def test_of_several_arrays_the_only_one_of_images_is_taken_and_the_others_are_to
         stored(tmp_path / "x.npz")
 
 
+@pytest.mark.parametrize("name", ["y", "classes"])
+def test_an_only_array_is_the_items_whatever_it_is_called(name: str, tmp_path: Path) -> None:
+    summary, items, labels = stored(arrays(tmp_path / "x.npz", **{name: ROWS}))
+    assert (items.shape, labels, summary.notes) == ((6, 2), None, ())
+
+
 def test_labelled_images_are_brought_to_a_size_with_their_labels(tmp_path: Path) -> None:
     pictures = np.repeat(np.arange(6, dtype=np.uint8), 64).reshape(6, 8, 8)
     _, items, labels = stored(arrays(tmp_path / "x.npz", x=pictures, y=[1, 0, 1, 0, 0, 1]), image_size=(4, 4))
