@@ -25,7 +25,7 @@ def stored(source: Path, **options: Any) -> tuple[Summary, np.ndarray[Any, Any],
     summary = normalize(source, target, **options)
     items, labels = read_stored(target)
     assert [path.name for path in source.parent.iterdir() if path.name.startswith("stored")] == ["stored"]
-    return summary, items, labels and [labels.names[code] for code in labels.codes]
+    return summary, items, [labels.names[code] for code in labels.codes] if labels else None
 
 
 def picture(value: int) -> bytes:
