@@ -34,6 +34,9 @@ ScoreMatchingForm = Literal["recovery", "marginal", "dual"]
 Precision = Literal["float32", "bfloat16"]
 AUTO_BATCH_SIZES = (64, 256)
 """The least and the largest number that `batch_size` 'auto' becomes, which are those of DRL's experiments."""
+_ADJUSTED_ACCEPTANCE = 0.7
+"""What `target_acceptance` 'auto' is for adjusted kernels: somewhat above the optima for many dimensions, 0.57 of MALA
+(Roberts and Rosenthal 1998) and 0.65 of HMC (Beskos et al. 2013)."""
 
 _LogSnr = Annotated[float, Interval(ge=-20, le=20)]
 _Width = Annotated[int, Interval(ge=0, le=4096)]
@@ -42,6 +45,7 @@ _BatchSize = Annotated[int, Interval(ge=1, le=65_536)]
 _Steps = Annotated[int, Interval(ge=1, le=100_000_000)]
 _Side = Annotated[int, Interval(ge=MIN_SIDE, le=MAX_SIDE)]
 _LearningRate = Annotated[float, Interval(ge=1e-8, le=1.0)]
+_Acceptance = Annotated[float, Interval(ge=0.1, le=0.99)]
 _Weight = Annotated[float, Interval(ge=0.0, le=1e6)]
 Seed = Annotated[int, Interval(ge=0, lt=2**63)]
 
@@ -134,17 +138,29 @@ class ChainConfig(Config):
     start: ChainStart = "neighbour"
     """Where a chain starts: at y = x_{t+1} (`neighbour`, DRL), or at one draw from the Gaussian that the score at
     x_{t+1} predicts (`predictor`)."""
-    target_acceptance: Annotated[float, Interval(ge=0.1, le=0.99)] | None = None
+    target_acceptance: _Acceptance | Literal["auto"] | None = "auto"
     """The acceptance rate to which training adapts the step size of every level; unset keeps `step_size`. `mala` and
-    `hmc` only."""
+    `hmc` only, for which `auto` is 0.7."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.target_acceptance is not None and self.kernel == "langevin":
+        if self.kernel == "langevin" and self.target_acceptance not in (None, "auto"):
             raise ConfigError(
                 "chain.target_acceptance is set but kernel 'langevin' accepts every step; use 'mala'",
                 field="chain.target_acceptance",
             )
+
+    @property
+    def is_adjusted(self) -> bool:
+        """Whether the chain has steps, each of which a Metropolis test accepts or rejects."""
+        return self.kernel != "langevin" and self.num_steps > 0
+
+    @property
+    def adapts_to(self) -> float | None:
+        """The acceptance rate to which step sizes are adapted, with `auto` decided; None if they stay as they are."""
+        if not self.is_adjusted:
+            return None
+        return _ADJUSTED_ACCEPTANCE if self.target_acceptance == "auto" else self.target_acceptance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,9 +339,9 @@ class CalibrationConfig(Config):
     max_chains: Annotated[int, Interval(ge=16, le=1_000_000)] | None = None
     """The largest number of chains in total: once all temperatures are used, every round doubles the chains up to it;
     four times `num_chains` when absent."""
-    num_leapfrog: Annotated[int, Interval(ge=1, le=64)] = 1
-    """The number of gradient evaluations per move: 1 is MALA, about 5 (HMC) reach further in thousands of
-    dimensions."""
+    num_leapfrog: Annotated[int, Interval(ge=1, le=64)] | None = None
+    """The number of gradient evaluations per move: 1 is MALA, several (HMC) reach further in many dimensions; when
+    absent, 1 up to 16 dimensions and 5 above."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

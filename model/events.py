@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 Phase = Literal["score_matching", "recovery"]
 PerLevel = list[float | None]
+HealthLevel = Literal["green", "amber", "red"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,19 @@ class RollbackEvent:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HealthEvent:
+    """How healthy the training is, as `model.health` judges; told when it becomes worse, and at the end."""
+
+    step: int
+    """step after which it was judged"""
+    level: HealthLevel
+    reason: str
+    """what was measured, in words"""
+    remedy: str | None = None
+    """what to do; None if nothing"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DoneEvent:
     """Training ended. This is always the last event, and comes after a CheckpointEvent of the same step."""
 
@@ -93,4 +107,4 @@ class DoneEvent:
     """whether `stop_fn` ended the run before its last step"""
 
 
-TrainEvent = BatchEvent | StepEvent | SampleEvent | CheckpointEvent | RollbackEvent | DoneEvent
+TrainEvent = BatchEvent | StepEvent | SampleEvent | CheckpointEvent | RollbackEvent | HealthEvent | DoneEvent

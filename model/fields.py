@@ -19,6 +19,7 @@ from annotated_types import Interval, Len
 from model.errors import ConfigError
 
 C = TypeVar("C")
+_NUMBERS = {int: "an integer", float: "a number"}
 
 
 class Config:
@@ -99,7 +100,7 @@ def _typed(hint: Any, value: Any, path: str) -> Any:
         return float(value) if abs(value) < 1 << 1000 else math.inf
     if isinstance(hint, type) and not dataclasses.is_dataclass(hint) and type(value) is hint:
         return value
-    expected = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}.get(hint)
+    expected = {**_NUMBERS, bool: "true or false", str: "a string"}.get(hint)
     raise ConfigError(
         f"{path} is {value!r}; expected {expected or ('a list' if origin is tuple else 'an object or a name')}",
         field=path,
@@ -128,8 +129,8 @@ def _range_problem(hint: Any, value: Any, path: str) -> ConfigError | None:
         if not (words and isinstance(value, str)):
             return _range_problem(plain, value, path)
         if value not in words:
-            between = typing.get_args(plain)[1]
-            expected = f"an integer from {between.ge} to {between.le}, or {words[0]!r}"
+            number, between = typing.get_args(plain)
+            expected = f"{_NUMBERS[number]} from {between.ge} to {between.le}, or {words[0]!r}"
             return ConfigError(f"{path} is {value!r}; expected {expected}", field=path)
     return None
 

@@ -21,7 +21,8 @@ class Keys(str):
 # Jobs. The scripts of worker/jobs/lua.py write most of these keys; nobody outside worker/jobs/ reads them.
 
 JOB = Keys("job:")
-"""Hash, `job:{job id}`: version, status, fence, cancel, record (JSON), progress (JSON), last_loss, last_checkpoint.
+"""Hash, `job:{job id}`: version, status, fence, cancel, record (JSON), progress (JSON), last_loss, last_checkpoint,
+health (JSON).
 
 It stays for ever. The record store writes and reads it.
 """

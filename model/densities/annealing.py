@@ -266,15 +266,18 @@ def tune(
     noise: NoiseSource,
     *,
     target_acceptance: float = 0.7,
-    num_steps: int = 60,
+    num_steps: int | None = None,
     stop_fn: StopFn = _go_on,
 ) -> AnnealingPath:
     """Return the path with every energy's step size adapted to `target_acceptance`, and its spreads measured.
 
-    `count` chains make a pilot walk, whose weights are not used, of `num_steps` moves for every energy. The first half
+    `count` chains make a pilot walk, whose weights are not used, of `num_steps` moves for every energy: of 60 MALA
+    moves unless told, or of 30 moves of several leaps. The first half
     of the moves goes over bridges and lets the step size only shrink: chains that are still on their way down accept
     everything, and would leave a step that is far too long.
     """
+    if num_steps is None:
+        num_steps = 60 if path.num_leapfrog == 1 else 30
     position, step_sizes = path.sample_start(count, noise), path.step_sizes.clone()
     spreads = torch.zeros(len(path.energies) - 1, 2, dtype=torch.float64)
     for index, energy in enumerate(path.energies):
@@ -310,12 +313,10 @@ def resample(path: AnnealingPath, walk: Walk, noise: NoiseSource, *, stop_fn: St
     return settle(path, walk.position[systematic(walk.end_log_weights, noise)], noise, stop_fn=stop_fn)
 
 
-def settle(
-    path: AnnealingPath, position: Tensor, noise: NoiseSource, *, num_steps: int = 50, stop_fn: StopFn = _go_on
-) -> Tensor:
-    """Return `position` (N, *event) after `num_steps` moves under the target. Raises WalkStopped."""
+def settle(path: AnnealingPath, position: Tensor, noise: NoiseSource, *, stop_fn: StopFn = _go_on) -> Tensor:
+    """Return `position` (N, *event) after 50 leaps, or 10 moves, under the target. Raises WalkStopped."""
     target, step_size = path.energies[-1], path.step_sizes[-1].expand(len(position))
     state = evaluate(position, target)
-    for _ in range(num_steps):
+    for _ in range(max(10, 50 // path.num_leapfrog)):
         state, _ = _move(state, target, step_size, path.num_leapfrog, noise, stop_fn)
     return state.position

@@ -36,6 +36,7 @@ from model.noise import NoiseSource
 SampleFn = Callable[[int, NoiseSource], Tensor]
 """Draws `count` positions (count, *event)."""
 _PILOT_CHAINS = 64  # enough to know the mean acceptance to 0.05
+_LARGEST_DRIFT = 0.1  # nats a dimension; held-out data of a good model drift by a few hundredths
 _WORTH_MORE_CHAINS = 1.0  # the gap, in nats, up to which more chains may tell an error that is not known yet
 
 
@@ -62,6 +63,9 @@ class LogZ:
     data_upper: float | None = None
     """the upper side of a walk that started from data; None if there was none"""
     data_upper_std_error: float | None = None
+    data_drift: float | None = None
+    """by how much the mean energy of chains that start from data changes while they move under the target, in nats a
+    dimension: near 0 if the data are like the target's own samples"""
 
     @property
     def estimate(self) -> float:
@@ -95,10 +99,12 @@ class LogZ:
     def verdict(self, tolerance: float) -> Verdict:
         """Say what the sides tell, where log Z is wanted to an error of `tolerance` nats.
 
-        `converged`: it is known to that error. `not_known`: the weights do not tell an error. `data_elsewhere`: a walk
-        from data has another upper side, so that the data lie where the chains do not go. `sides_apart`: the error is
-        larger than the tolerance.
+        `data_elsewhere`: chains that start from data leave them for much lower energies, or find another upper side,
+        so that log Z is not that of the data. `not_known`: the weights do not tell an error. `sides_apart`: the error
+        is larger than the tolerance. `converged`: log Z is known to that error.
         """
+        if self.data_drift is not None and abs(self.data_drift) > _LARGEST_DRIFT:
+            return "data_elsewhere"
         if self.std_error is None or not math.isfinite(self.estimate):
             return "not_known"
         apart = self.std_error > tolerance
@@ -211,9 +217,13 @@ class _Bounds:
         if self.sample_data is None:
             return log_z
         position = self.sample_data(self.num_chains, self.noise)
-        walk = self._back(settle(self.path, position, self.noise, stop_fn=self.stop_fn), log_z.num_bridges)
+        settled = settle(self.path, position, self.noise, stop_fn=self.stop_fn)
+        walk = self._back(settled, log_z.num_bridges)
+        with torch.no_grad():
+            before, after = (self.path.energies[-1](x).double().mean() for x in (position, settled))
         return replace(
             log_z,
+            data_drift=float(after - before) / position[0].numel(),
             data_upper=self.path.log_z_start - walk.log_mean_weight,
             data_upper_std_error=walk.std_error,
         )

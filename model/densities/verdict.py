@@ -20,9 +20,9 @@ EXPLANATIONS: Mapping[Verdict, str] = MappingProxyType(
             "items only: calibrate with more max_bridges and max_chains."
         ),
         "data_elsewhere": (
-            "The data lie where the chains do not go: chains that start from data find another log Z, so that log "
-            "densities serve for comparing items only. More bridges may help the chains; if not, the energies are "
-            "wrong away from the data: train longer, or with a preset made for densities."
+            "The data lie where the chains do not go: chains that start from data leave them or find another log Z, so "
+            "that log densities serve for comparing items only. More bridges may help the chains; if not, the energies "
+            "are wrong away from the data: train longer, or with a preset made for densities."
         ),
     }
 )

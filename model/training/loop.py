@@ -33,6 +33,7 @@ from model.energies.energy_model import EnergyModel
 from model.errors import ConfigError, DivergenceError, ShapeError
 from model.event_kinds.images import IMAGES
 from model.events import BatchEvent, CheckpointEvent, DoneEvent, RollbackEvent, SampleEvent, TrainEvent
+from model.health import Health
 from model.networks.freezing import iterate_power
 from model.noise import SharedNoise, derive_seed, make_generator
 from model.training.memory import with_batch_size
@@ -70,7 +71,8 @@ def train(
 
     Events come in the order of steps: a StepEvent every `log_every`, a SampleEvent every `sample_every`, a
     CheckpointEvent every `checkpoint_every` and at the end, and a DoneEvent last. A BatchEvent comes before all others
-    if the batch was measured. After a RollbackEvent the order starts over from its `to_step`. `earlier_fn(step)` finds
+    if the batch was measured. A HealthEvent comes when the training becomes less healthy, and at `config.steps` if
+    there is a verdict. After a RollbackEvent the order starts over from its `to_step`. `earlier_fn(step)` finds
     the stored checkpoint to go back to if `snapshot` was taken between two regular ones; without it the run goes back
     to `snapshot`.
 
@@ -83,7 +85,7 @@ def train(
         yield decision
     state = resume(snapshot, config, device, ranks) if snapshot else start(config, dataset, device, ranks)
     good, events = snapshot, dataset.train.to(device)
-    meter = Meter(state.model.num_levels, device)
+    meter, health = Meter(state.model.num_levels, device), Health(config, state.step)
     while state.step < config.steps and not ranks.any(stop_fn()):
         phase = state.phase
         try:
@@ -91,18 +93,23 @@ def train(
         except DivergenceError as error:
             good = _last_regular(config, error.step, good, earlier_fn)
             state = _roll_back(state, good, dataset, device, error)
-            meter = Meter(state.model.num_levels, device)
+            meter, health = Meter(state.model.num_levels, device), Health(config, state.step)
             yield _told(state, error)
             continue
         last = state.step == config.steps
         if state.step % config.log_every == 0 or last:
-            yield meter.report(ranks, step=state.step, total_steps=config.steps, phase=phase)
+            report = meter.report(ranks, step=state.step, total_steps=config.steps, phase=phase)
+            yield report
+            if (worse := health.add(report)) is not None:
+                yield worse
         if (state.step % config.sample_every == 0 or last) and ranks.leads:
             yield SampleEvent(step=state.step, samples=_preview(state))
             meter.restart_clock()
         if state.step % config.checkpoint_every == 0 and not last:
             good = state.snapshot()
             yield CheckpointEvent(step=state.step, write=good.write)
+    if state.step == config.steps and (verdict := health.verdict()) is not None:
+        yield verdict
     yield CheckpointEvent(step=state.step, write=state.snapshot().write)
     yield DoneEvent(step=state.step, stopped=state.step < config.steps)
 
@@ -218,18 +225,16 @@ def _accumulate_gradient(state: TrainState, x_data: Tensor, level: Tensor, noise
         if part.levels is not None:
             meter.add_levels(rows.of(level), part.levels)
             acceptance += sums_by_level(part.levels[-1], rows.of(level), model.num_levels)
-    if state.config.chain.target_acceptance is not None and phase == "recovery":
-        _adapt_step_sizes(model, *ranks.sum(acceptance))
+    if (target := state.config.chain.adapts_to) is not None and phase == "recovery":
+        _adapt_step_sizes(model, *ranks.sum(acceptance), target=target)
     return float(ranks.sum(loss))
 
 
-def _adapt_step_sizes(model: EnergyModel, acceptance: Tensor, count: Tensor) -> None:
+def _adapt_step_sizes(model: EnergyModel, acceptance: Tensor, count: Tensor, *, target: float) -> None:
     """Adapt the step sizes of the levels that had chains.
 
     `acceptance` (T,) is the sum of `count` (T,) acceptance rates.
     """
-    target = model.config.chain.target_acceptance
-    assert target is not None
     adapted = adapt_step_size(model.step_size, acceptance / count.clamp(min=1), target=target)
     model.step_size.copy_(torch.where(count > 0, adapted, model.step_size))
 

@@ -22,9 +22,8 @@ from worker.ids import ULID_PATTERN
 
 JOB_ID = "01JD3Z6M3Q4R5S6T7V8W9X0Y1Z"
 MODEL_ID = "01JD3Z6M3QMDE0N5K7C2B8F4GH"
-_SOME_CHAIN = replace(PRESETS["digits"].chain, target_acceptance=0.7)
 SOME_CONFIG: dict[str, Any] = json.loads(
-    json.dumps(to_dict(replace(PRESETS["digits"], chain=_SOME_CHAIN, microbatch_size=64, image_size=(8, 8))))
+    json.dumps(to_dict(replace(PRESETS["digits"], microbatch_size=64, image_size=(8, 8))))
 )
 """An example in which no field is null, because FastAPI leaves nulls out of the document."""
 _RANDOM_SEEDS = 2**32

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from model.config import CalibrationConfig, TrainConfig
+from model.events import HealthEvent
 from model.presets import ALIASES, PRESET_SUMMARIES
 from service.bodies.datasets import DATASET_NAMES
 from service.bodies.fields import (
@@ -214,6 +215,14 @@ class ProgressBody(BaseModel):
     )
 
 
+_SOME_HEALTH = {
+    "step": 4900,
+    "level": "amber",
+    "reason": "chains accepted 0.21 to 0.33 (levels 0–2) of their moves over 100 steps; expected 0.4 to 0.95",
+    "remedy": "set chain.target_acceptance to 'auto', which adapts the step of each level",
+}
+
+
 class JobBody(BaseModel):
     """A job and its state."""
 
@@ -245,6 +254,11 @@ class JobBody(BaseModel):
     progress: ProgressBody
     last_loss: float | None = Field(examples=[0.0123])
     last_checkpoint: int | None = Field(description="Step of the newest committed checkpoint", examples=[2000])
+    health: HealthEvent | None = Field(
+        description="The latest verdict on a training: how healthy it is, why, and what to do; null before the first "
+        "one, and where no chains are adjusted",
+        examples=[_SOME_HEALTH],
+    )
     error: Annotated[str, AfterValidator(redact)] | None = Field(
         description="One sentence on why the job failed, or what ended its latest attempt", examples=[None]
     )

@@ -47,6 +47,12 @@ class LogZBody(BaseModel):
         examples=[-118.2],
     )
     data_upper_std_error: float | None = Field(None, examples=[0.07])
+    data_drift: float | None = Field(
+        None,
+        description="By how much the mean energy of chains that start from held-out data changes while they move, in "
+        "nats a dimension; near 0 if the data are like the model's own samples",
+        examples=[-0.01],
+    )
     lower_effective_sample_size: float = Field(examples=[410.2])
     upper_effective_sample_size: float = Field(examples=[388.7])
     upper_start: Literal["exact", "chain"] = Field(

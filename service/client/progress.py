@@ -62,6 +62,12 @@ def show(events: Iterable[E], console: Console) -> list[E]:
     return seen
 
 
+def health_in_words(verdict: Mapping[str, Any]) -> str:
+    """Return a verdict on a training as one line."""
+    remedy = f" — {verdict['remedy']}" if verdict.get("remedy") else ""
+    return f"{verdict['level']}: {verdict['reason']}{remedy}"
+
+
 def _tenth(event: Event) -> int:
     total = event["data"].get("total_steps") if event["type"] == "step" else None
     return 10 * int(event["data"]["step"]) // int(total) if total else 0
@@ -108,6 +114,8 @@ def _draw(bar: Progress, task: TaskID, event: Event) -> None:
         case "rollback":
             told = f"diverged at step {data['step']}; on from step {data['to_step']} with a lower learning rate"
             bar.console.print(f"[yellow]{told}[/]", highlight=False)
+        case "health" if data["level"] != "green":
+            bar.console.print(f"[yellow]health {health_in_words(data)}[/]", highlight=False)
         case "status" if data.get("status") not in ("queued", "running", "succeeded"):
             reason = f": {data['error']}" if data.get("error") else ""
             bar.console.print(f"[yellow]{data.get('status')}{reason}[/]", highlight=False)

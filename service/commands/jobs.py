@@ -14,7 +14,7 @@ from rich.console import Console
 from service.bodies.jobs import CalibrateRequest, TrainRequest
 from service.client import ClientError, Job, Recovery, RefusedError
 from service.client.call import Json
-from service.client.progress import Bar
+from service.client.progress import Bar, health_in_words
 from service.commands import terminal_image
 from service.commands.options import (
     JOBS_PANEL,
@@ -126,6 +126,8 @@ def _row(job: Job) -> list[str]:
 def _fields(job: Job) -> list[list[str]]:
     """Return (name, value) rows of a job's fields without its configuration, which --json shows."""
     found = job.model_dump(mode="json", exclude={"config", "progress"}, exclude_none=True)
+    if job.health is not None:
+        found["health"] = health_in_words(found["health"])
     done = job.progress.model_dump(exclude_none=True)
     return [[name, str(value)] for name, value in (found | done).items()]
 

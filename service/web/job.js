@@ -26,6 +26,8 @@ function told({ type, data }) {
       return `samples drawn at step ${whole(data.step)}`;
     case "rollback":
       return `diverged at step ${whole(data.step)} (${data.reason}); goes on from step ${whole(data.to_step)} at ${number(data.learning_rate_factor)} of the learning rate`;
+    case "health":
+      return `health ${inWords(data)}`;
     case "calibration":
       return `round ${data.round}: log Z is ${withError(data.estimate, data.std_error, 2)} nats (sides ${fixed(data.lower, 2)} and ${fixed(data.upper, 2)})`;
     case "calibrated":
@@ -37,6 +39,11 @@ function told({ type, data }) {
     default:
       return type === "step" || type === "sampling" ? null : type;
   }
+}
+
+/** Return a verdict on a training as one line. */
+function inWords({ level, reason, remedy }) {
+  return `${level}: ${reason}${remedy ? ` — ${remedy}` : ""}`;
 }
 
 function eventLog() {
@@ -121,6 +128,7 @@ export async function view(root, { id, signal }) {
   const about = h("p", { class: "about" });
   const bar = progressBar();
   const reason = h("p", { class: "problem", hidden: true });
+  const health = h("p", { class: "health", hidden: true });
   const actions = h("div", { class: "row" });
   const { element: message, report } = messagePlace();
   const charts = job.kind === "train" ? curves() : null;
@@ -160,6 +168,9 @@ export async function view(root, { id, signal }) {
     bar.update(job);
     say(reason, job.error ?? "");
     reason.hidden = !job.error;
+    say(health, job.health ? `Health ${inWords(job.health)}` : "");
+    health.className = `health ${job.health?.level ?? ""}`;
+    health.hidden = !job.health;
     const state = `${job.status} ${job.cancel_requested} ${job.last_checkpoint !== null}`;
     if (state === drawn) return;
     drawn = state;
@@ -250,6 +261,7 @@ export async function view(root, { id, signal }) {
     about,
     bar.element,
     reason,
+    health,
     message,
     actions,
     h(

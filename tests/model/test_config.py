@@ -49,6 +49,8 @@ def test_a_preset_survives_json(name: str) -> None:
         ({"energy_penalty": -0.1}, "energy_penalty is -0.1"),
         ({"energy_penalty": 0.1, "energy": "gaussian"}, "step_size"),
         ({"chain": {"target_acceptance": 0.7}}, "mala"),
+        ({"chain": {"target_acceptance": "high"}}, "is 'high'; expected a number from 0.1 to 0.99, or 'auto'"),
+        ({"chain": {"target_acceptance": 1.0}}, "target_acceptance is 1.0; expected a number from 0.1 to 0.99"),
         ({"score_matching": {"steps": 200_000}}, "at most steps"),
         ({"schedule": {"kind": "log_snr", "log_snr_max": -8}}, "log_snr_min"),
     ],
@@ -71,6 +73,36 @@ def test_a_range_holds_whoever_makes_the_configuration(values: dict[str, Any]) -
         ChainConfig(**values)
     with pytest.raises(ConfigError, match="expected"):
         replace(ChainConfig(), **values)
+
+
+@pytest.mark.parametrize(
+    ("values", "target"),
+    [
+        ({"kernel": "mala"}, 0.7),
+        ({"kernel": "hmc"}, 0.7),
+        ({"kernel": "mala", "target_acceptance": 0.6}, 0.6),
+        ({"kernel": "mala", "target_acceptance": None}, None),
+        ({"kernel": "mala", "num_steps": 0}, None),
+        ({"kernel": "langevin"}, None),
+    ],
+)
+def test_steps_are_adapted_where_the_kernel_is_adjusted_unless_the_configuration_says_otherwise(
+    values: dict[str, Any], target: float | None
+) -> None:
+    assert from_dict(ChainConfig, values).adapts_to == target
+
+
+def test_a_fixed_step_stays_fixed_when_stored() -> None:
+    """As versions before `auto` stored every configuration that did not state a target."""
+    stored = {**to_dict(preset("digits")), "chain": {**to_dict(preset("digits").chain), "target_acceptance": None}}
+    assert from_dict(TrainConfig, json.loads(json.dumps(stored))).chain.adapts_to is None
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_with_an_adjusted_kernel_adapt_its_steps(name: str) -> None:
+    chain = preset(name).chain
+    assert chain.adapts_to == (None if chain.kernel == "langevin" else 0.7)
+    assert replace(chain, kernel="mala", num_steps=5).adapts_to == 0.7
 
 
 def test_an_unknown_preset_lists_the_known_ones() -> None:

@@ -15,12 +15,15 @@ from typing import Any
 import pytest
 import typer
 
+from model.events import HealthEvent
 from service.cli import application, main
 from service.commands.request_options import complete_setting
 from service.door.keys import Scope
 from tests.servers import free_ports
 from tests.service.conftest import store_model
 from tests.service.serving import ROOT, Serving, with_key
+from worker.jobs.kinds import JobKind
+from worker.jobs.records import RecordStore
 from worker.storage.artifacts import Artifacts
 
 
@@ -212,6 +215,19 @@ def test_the_address_is_given_or_of_the_environment_or_of_the_file_or_of_the_fol
     assert place(home, tmp_path) == urls[2]
     assert place(home, tmp_path, RECOVERY_URL=urls[1]) == urls[1]
     assert place(home, tmp_path, "--url", urls[0], RECOVERY_URL=urls[1]) == urls[0]
+
+
+def test_a_job_is_shown_with_its_verdict_in_words(
+    environment: dict[str, str], store: RecordStore, tmp_path: Path
+) -> None:
+    job_id = store.create(JobKind.train, {"config": {}}).id
+    lease = store.acquire_lease(job_id, "a worker")
+    assert lease is not None
+    store.report_health(lease, HealthEvent(step=100, level="red", reason="0.02 (level 0)", remedy="a shorter step"))
+    with Serving(environment, tmp_path / "log") as serving:
+        shown = run("jobs", job_id, "--url", serving.url, COLUMNS="200")
+
+    assert "red: 0.02 (level 0) — a shorter step" in shown.stdout
 
 
 @pytest.mark.parametrize(

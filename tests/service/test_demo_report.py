@@ -98,6 +98,18 @@ def test_the_progress_bar_shows_loss_rate_and_time_left() -> None:
     assert "loss 0.5 · 2.0 steps/s · ETA 0:00" in text.getvalue()
 
 
+def test_a_verdict_that_is_not_green_is_a_line() -> None:
+    text = io.StringIO()
+    green = {"step": 100, "level": "green", "reason": "all is well"}
+    amber = {"step": 200, "level": "amber", "reason": "0.3 (level 1)", "remedy": "a shorter step"}
+
+    events = [{"id": f"{n}-0", "type": "health", "data": data} for n, data in enumerate((green, amber))]
+    progress.show(events, Console(file=text, width=120))
+
+    assert "health amber: 0.3 (level 1) — a shorter step" in text.getvalue()
+    assert "all is well" not in text.getvalue()
+
+
 def test_progress_in_a_file_is_a_line_now_and_then() -> None:
     text = io.StringIO()
 

@@ -9,6 +9,8 @@ import pytest
 from fastapi.testclient import TestClient
 from redis import Redis
 
+from model.config import ChainConfig, from_dict
+from model.events import HealthEvent
 from worker.ids import new_id
 from worker.jobs.record import JobRecord, JobStatus, Lease
 from worker.jobs.records import RecordStore
@@ -301,7 +303,7 @@ def test_a_calibration_is_queued_for_the_newest_checkpoint(
     assert (body["kind"], body["status"], body["name"]) == ("calibrate", "queued", "log Z")
     assert (body["model_id"], body["model_step"], body["seed"]) == (model_id, 100, 4)
     spec = store.get(body["id"]).spec
-    chains = {"num_chains": 64, "max_chains": None, "max_bridges": 32, "num_leapfrog": 1}
+    chains = {"num_chains": 64, "max_chains": None, "max_bridges": 32, "num_leapfrog": None}
     assert spec["config"] == {"seed": 4, "tolerance": None, **chains}
     assert client.get("/jobs", params={"kind": "calibrate"}).json()["jobs"][0]["id"] == body["id"]
 
@@ -324,6 +326,28 @@ def test_a_bulk_sampling_is_queued_with_the_seed_that_it_will_draw_with(
         "num_steps": 2,
         "noise_scale": None,
     }
+
+
+def test_a_job_says_how_healthy_its_training_is(client: TestClient, store: RecordStore) -> None:
+    job_id = start(client)["id"]
+    lease = take(store, job_id)
+    assert client.get(f"/jobs/{job_id}").json()["health"] is None
+
+    store.report_health(lease, HealthEvent(step=100, level="amber", reason="0.3", remedy="shorter"))
+
+    (listed,) = client.get("/jobs").json()["jobs"]
+    assert listed["health"] == {"step": 100, "level": "amber", "reason": "0.3", "remedy": "shorter"}
+
+
+def test_an_adjusted_kernel_adapts_its_steps_unless_the_request_says_otherwise(client: TestClient) -> None:
+    def chain(**changes: Any) -> ChainConfig:
+        found = start(client, preset="digits-t6", config={"chain": changes})["config"]["chain"]
+        return from_dict(ChainConfig, found)
+
+    assert chain(kernel="mala").adapts_to == 0.7
+    assert chain(kernel="hmc", target_acceptance=0.6).adapts_to == 0.6
+    assert chain(kernel="mala", target_acceptance=None).adapts_to is None
+    assert chain().adapts_to is None
 
 
 def test_a_job_of_a_later_version_is_shown_and_can_be_cancelled(client: TestClient, store: RecordStore) -> None:

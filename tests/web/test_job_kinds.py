@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from model.events import HealthEvent
 from tests.service.serving import Serving
 from tests.web.visitor import Visitor
 from worker.ids import new_id
+from worker.jobs.event import data_of
 from worker.jobs.kinds import JobKind
 from worker.jobs.record import Lease, Progress
 from worker.jobs.records import RecordStore
@@ -62,6 +64,20 @@ def test_a_bulk_sampling_shows_its_files_once_all_are_there(store: RecordStore, 
     visitor.button("00000.npy (90)").wait_for()
     visitor.page.reload()
     visitor.button("00000.npy (90)").wait_for()
+
+
+def test_a_training_shows_its_verdict_in_one_line_and_in_its_log(store: RecordStore, visitor: Visitor) -> None:
+    job = store.create(JobKind.train, {"config": {}}, name="watched")
+    lease = taken(store, job.id)
+    verdict = HealthEvent(step=100, level="amber", reason="0.30 (level 2)", remedy="a shorter step")
+    store.append_event(job.id, "health", data_of(verdict), lease.token)
+    store.report_health(lease, verdict)
+    visitor.go(f"/jobs/{job.id}")
+
+    line = "amber: 0.30 (level 2) — a shorter step"
+    visitor.page.locator("p.health.amber", has_text=f"Health {line}").wait_for()
+    visitor.page.get_by_text("What happened").click()
+    visitor.page.locator(".log li", has_text=f"health {line}").wait_for()
 
 
 def test_a_kind_that_the_page_does_not_know_has_a_name_a_progress_and_events(

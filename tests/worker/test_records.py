@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
+from model.events import HealthEvent
 from tests.worker.conftest import make_job
 from worker.ids import InvalidId, new_id
 from worker.jobs.kinds import JobKind
@@ -196,6 +197,32 @@ def test_progress_shows_in_the_record_and_reaches_storage_with_the_next_transiti
     store.succeed(lease)
     saved = _saved(s3, record.id)
     assert (saved.status, saved.progress.step, saved.last_checkpoint) == (JobStatus.succeeded, 7, 5)
+
+
+def test_a_verdict_stays_with_the_job_when_it_is_resumed(store: RecordStore, s3: Artifacts) -> None:
+    record, lease = make_job(store, JobStatus.running)
+    assert lease is not None
+    assert record.health is None
+    verdict = HealthEvent(step=100, level="amber", reason="chains accepted 0.30", remedy="a shorter step")
+    store.report_health(lease, verdict)
+    assert store.get(record.id).health == verdict
+    store.fail(lease, "why")
+    assert _saved(s3, record.id).health == verdict
+    store.resume(record.id)
+    again = store.acquire_lease(record.id, "second")
+    assert again is not None
+    assert store.get(record.id).health == verdict
+    store.report_health(again, HealthEvent(step=200, level="green", reason="chains accepted 0.70"))
+    with pytest.raises(StaleLease):
+        store.report_health(lease, verdict)
+    healed = store.succeed(again).health
+    assert (healed and healed.level, healed and healed.remedy) == ("green", None)
+
+
+def test_a_record_without_a_verdict_is_read(store: RecordStore) -> None:
+    """As versions before verdicts wrote all of them."""
+    record, _ = make_job(store, JobStatus.running)
+    assert JobRecord.model_validate(record.model_dump(mode="json", exclude={"health"})) == record
 
 
 def test_pages_list_the_newest_first_and_filter(store: RecordStore) -> None:

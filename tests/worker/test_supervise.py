@@ -12,7 +12,8 @@ import psutil
 import pytest
 import torch
 
-from model.config import OptimizerConfig
+from model.config import ChainConfig, OptimizerConfig
+from model.events import HealthEvent
 from tests.conftest import environment_of
 from tests.servers import SeaweedFS, wait_until
 from tests.worker.conftest import Attempt, calibration_spec, tiny_spec
@@ -80,6 +81,18 @@ def test_a_bfloat16_training_says_where_the_processor_is_slow_at_it(store: Recor
     has = torch.cpu.get_capabilities()
     slow = has["architecture"] == "x86_64" and not has["amx_bf16"]
     assert ["no AMX" in text for text in notices] == ([True] if slow else [])
+
+
+def test_a_training_whose_chains_reject_nearly_all_says_so_in_its_events_and_its_record(store: RecordStore) -> None:
+    chain = ChainConfig(kernel="mala", num_steps=1, step_size=10.0, target_acceptance=None)
+    record = _training(store, chain=chain, steps=110)
+    ended = Attempt(store).end()
+    assert ended is not None
+    assert ended.status is JobStatus.succeeded
+    told = [event.data for event in store.read_events(record.id) if event.type == "health"]
+    assert [(data["step"], data["level"]) for data in told] == [(100, "red"), (110, "red")]
+    assert "target_acceptance" in told[-1]["remedy"]
+    assert ended.health == HealthEvent(**told[-1])
 
 
 def test_cancel_stops_a_training_at_a_checkpoint_that_resume_goes_on_from(store: RecordStore, s3: Artifacts) -> None:

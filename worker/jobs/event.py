@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict
 
 from model.densities.verdict import Verdict
-from model.events import BatchEvent, RollbackEvent, StepEvent
+from model.events import BatchEvent, HealthEvent, RollbackEvent, StepEvent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +143,7 @@ EventData: TypeAlias = (
     | CheckpointStoredEvent
     | CheckpointsDeletedEvent
     | RollbackEvent
+    | HealthEvent
     | CalibrationEvent
     | CalibratedEvent
     | SamplingEvent
@@ -159,6 +160,7 @@ EVENTS: dict[str, type[EventData]] = {
     "checkpoint": CheckpointStoredEvent,
     "deleted": CheckpointsDeletedEvent,
     "rollback": RollbackEvent,
+    "health": HealthEvent,
     "calibration": CalibrationEvent,
     "calibrated": CalibratedEvent,
     "sampling": SamplingEvent,

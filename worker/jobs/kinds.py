@@ -16,7 +16,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from model.config import CalibrationConfig, TrainConfig, from_dict, to_dict
 from model.errors import ConfigError
-from model.events import BatchEvent, RollbackEvent, StepEvent
+from model.events import BatchEvent, HealthEvent, RollbackEvent, StepEvent
 from worker.jobs.event import (
     CalibratedEvent,
     CalibrationEvent,
@@ -145,6 +145,7 @@ KINDS = (
             CheckpointStoredEvent,
             CheckpointsDeletedEvent,
             RollbackEvent,
+            HealthEvent,
             CalibrationEvent,
             CalibratedEvent,
         ),

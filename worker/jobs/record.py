@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from model.events import HealthEvent
 from worker.ids import ULID_PATTERN
 from worker.jobs.kinds import KindName
 
@@ -128,6 +129,8 @@ class JobRecord(BaseModel):
     last_loss: float | None = None
     last_checkpoint: int | None = None
     """Step of the newest committed checkpoint."""
+    health: HealthEvent | None = None
+    """The latest verdict on a training."""
     error: str | None = None
     """In words: why it failed, or what ended its latest attempt."""
 

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
+from pydantic import TypeAdapter
 from redis import Redis
 
+from model.events import HealthEvent
 from worker.ids import checked_id
 from worker.jobs.event import JobEvent
 from worker.jobs.event_stream import EventLog
@@ -16,6 +18,9 @@ from worker.jobs.record import JobNotFound, JobPage, JobRecord, JobStatus, Lease
 from worker.redis_keys import JOB, JOBS_ALL, JOBS_BY_STATUS, JOBS_RESTORED, JOBS_UNSAVED, JOBS_WAITING, LEASE
 from worker.settings import Settings
 from worker.storage.artifacts import Artifacts
+
+HEALTH = TypeAdapter(HealthEvent)
+"""Reads and writes the verdict beside a record."""
 
 
 class RecordReader:
@@ -128,7 +133,7 @@ class RecordReader:
     def _read(self, job_ids: Iterable[str]) -> Sequence[JobRecord | None]:
         pipeline = self.redis.pipeline(transaction=False)
         for job_id in job_ids:
-            pipeline.hmget(JOB.of(job_id), ["record", "progress", "last_loss", "last_checkpoint"])
+            pipeline.hmget(JOB.of(job_id), ["record", "progress", "last_loss", "last_checkpoint", "health"])
         return [_record_from_hash(*fields) for fields in pipeline.execute()]
 
 
@@ -139,7 +144,11 @@ def _required(job_id: str, record: JobRecord | None) -> JobRecord:
 
 
 def _record_from_hash(
-    record: bytes | None, progress: bytes | None, last_loss: bytes | None, last_checkpoint: bytes | None
+    record: bytes | None,
+    progress: bytes | None,
+    last_loss: bytes | None,
+    last_checkpoint: bytes | None,
+    health: bytes | None,
 ) -> JobRecord | None:
     if record is None:
         return None
@@ -150,6 +159,8 @@ def _record_from_hash(
         update["last_loss"] = float(last_loss)
     if last_checkpoint is not None:
         update["last_checkpoint"] = int(last_checkpoint)
+    if health is not None:
+        update["health"] = HEALTH.validate_json(health)
     return JobRecord.model_validate_json(record).model_copy(update=update)
 
 

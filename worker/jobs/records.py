@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 from redis import Redis
 
+from model.events import HealthEvent
 from worker.connect import redis_client
 from worker.ids import new_id
 from worker.jobs import lua
@@ -36,6 +37,7 @@ from worker.jobs.record import (
     require_held,
     resumed,
 )
+from worker.jobs.record_reader import HEALTH
 from worker.jobs.record_writer import Conflict, LeaseAlive, RecordWriter, copy_key
 from worker.redis_keys import JOB, JOBS_RESTORED
 from worker.settings import Settings
@@ -165,6 +167,10 @@ class RecordStore(RecordWriter):
     def report_checkpoint(self, lease: Lease, step: int) -> None:
         """Note the newest committed checkpoint. Raises StaleLease."""
         self._report(lease, {"last_checkpoint": str(step)})
+
+    def report_health(self, lease: Lease, verdict: HealthEvent) -> None:
+        """Note the latest verdict on a training. Raises StaleLease."""
+        self._report(lease, {"health": HEALTH.dump_json(verdict).decode()})
 
     def append_event(self, job_id: str, type_: str, data: Mapping[str, Any], token: int) -> str:
         """Add to the job's stream; returns the event's id. Raises StaleLease."""

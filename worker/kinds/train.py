@@ -19,7 +19,16 @@ from redis.exceptions import RedisError
 
 from model.config import CalibrationConfig, TrainConfig
 from model.errors import CheckpointError
-from model.events import BatchEvent, CheckpointEvent, DoneEvent, RollbackEvent, SampleEvent, StepEvent, TrainEvent
+from model.events import (
+    BatchEvent,
+    CheckpointEvent,
+    DoneEvent,
+    HealthEvent,
+    RollbackEvent,
+    SampleEvent,
+    StepEvent,
+    TrainEvent,
+)
 from worker.datasets.names import fetch_dataset
 from worker.jobs.deletion import Deletions, Retention
 from worker.jobs.event import CheckpointsDeletedEvent, CheckpointStoredEvent, GridEvent, NoticeEvent, StartedEvent
@@ -126,6 +135,9 @@ class Run(Attempt):
             case RollbackEvent():
                 log.warning("training_diverged", step=event.step, to_step=event.to_step, reason=event.reason)
                 self.telemetry.event(event)
+            case HealthEvent():
+                log.info("training_judged", **asdict(event))
+                self.telemetry.health(event)
             case DoneEvent():
                 # Asked to stop after the last step was done: there is nothing left to stop.
                 self._stop_reason = self.watch.reason if event.stopped else None

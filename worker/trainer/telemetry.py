@@ -14,6 +14,7 @@ from collections.abc import Callable
 import structlog
 from redis.exceptions import RedisError
 
+from model.events import HealthEvent
 from worker.jobs.event import CheckpointStoredEvent, EventData, data_of, type_of
 from worker.jobs.record import Lease, Progress, StaleLease
 from worker.jobs.records import RecordStore
@@ -56,6 +57,11 @@ class Telemetry:
     def progress(self, progress: Progress, last_loss: float | None = None) -> None:
         """Update the progress in the job's record."""
         self._put(lambda: self._store.report_progress(self._lease, progress, last_loss=last_loss))
+
+    def health(self, verdict: HealthEvent) -> None:
+        """Note in the record how healthy the training is, and append the event that tells of it."""
+        self._put(lambda: self._store.report_health(self._lease, verdict))
+        self.event(verdict)
 
     def checkpoint(self, event: CheckpointStoredEvent) -> None:
         """Note in the record that a checkpoint is committed, and append the event that tells of it."""

@@ -28,7 +28,15 @@ from model.data.datasets import Dataset, load
 from model.energies.energy import MixtureEnergy, energy_and_score
 from model.energies.energy_model import EnergyModel
 from model.errors import DivergenceError
-from model.events import CheckpointEvent, DoneEvent, RollbackEvent, SampleEvent, StepEvent, TrainEvent
+from model.events import (
+    CheckpointEvent,
+    DoneEvent,
+    HealthEvent,
+    RollbackEvent,
+    SampleEvent,
+    StepEvent,
+    TrainEvent,
+)
 from model.noise import SharedNoise
 from model.spaces.affine import AffineSpace
 from model.training.loop import train
@@ -325,6 +333,45 @@ def test_a_run_interrupted_before_or_after_it_went_back_ends_with_the_same_weigh
     last.write(tmp_path / "resumed")
     for file in ("ema.safetensors", "state.safetensors", "config.json"):
         assert (tmp_path / "resumed" / file).read_bytes() == (tmp_path / "60" / file).read_bytes()
+
+
+_PLANAR = replace(
+    _UNSTABLE,
+    optimizer=OptimizerConfig(),
+    chain=ChainConfig(kernel="mala", num_steps=2, step_size=1.0),
+    steps=210,
+    log_every=10,
+    checkpoint_every=1000,
+)
+
+
+@pytest.mark.parametrize(
+    ("chain", "verdicts", "remedy"),
+    [
+        ({}, [(210, "green")], None),
+        ({"kernel": "hmc"}, [(210, "green")], None),
+        ({"target_acceptance": None, "step_size": 0.01}, [(100, "amber"), (210, "amber")], "target_acceptance"),
+        ({"target_acceptance": None, "step_size": 10.0}, [(100, "red"), (210, "red")], "target_acceptance"),
+        ({"step_size": 0.01}, [(200, "amber"), (210, "amber")], "larger chain.step_size"),
+        ({"kernel": "langevin"}, [], None),
+    ],
+)
+def test_a_training_tells_of_steps_that_are_far_too_long_or_short_once_and_at_its_end(
+    chain: dict[str, object], verdicts: list[tuple[int, str]], remedy: str | None
+) -> None:
+    config = replace(_PLANAR, chain=replace(_PLANAR.chain, **chain))  # type: ignore[arg-type]
+    told = [event for event in train(config, load("eight_gaussians")) if isinstance(event, HealthEvent)]
+    assert [(event.step, event.level) for event in told] == verdicts
+    assert all((event.remedy is None) if remedy is None else (remedy in (event.remedy or "")) for event in told)
+
+
+def test_a_resumed_run_ends_with_its_own_verdict(tmp_path: Path) -> None:
+    config = replace(
+        _PLANAR, chain=replace(_PLANAR.chain, target_acceptance=None, step_size=10.0), checkpoint_every=100
+    )
+    _run(config, load("eight_gaussians"), tmp_path)
+    resumed = train(config, load("eight_gaussians"), snapshot=read_snapshot(tmp_path / "100"))
+    assert [event.step for event in resumed if isinstance(event, HealthEvent)] == [200, 210]
 
 
 _MIXTURE = MixtureEnergy(
