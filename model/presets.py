@@ -21,11 +21,35 @@ from model.config import (
 from model.errors import ConfigError
 from model.event_kinds.images import IMAGES
 from model.event_kinds.vectors import VECTORS
-from model.intake.limits import Summary
+from model.intake.limits import ClassCount, Summary
 
+
+def _labelled(event_shape: tuple[int, ...], **counts: int) -> Summary:
+    labels = tuple(ClassCount(name=name, count=count) for name, count in counts.items())
+    return Summary(kind=IMAGES.name, count=sum(counts.values()), event_shape=event_shape, labels=labels)
+
+
+_DIGIT_COUNTS = (178, 182, 177, 183, 181, 182, 181, 179, 174, 180)
+_EMOJI_COUNTS = {
+    "Activities": 85,
+    "Animals & Nature": 159,
+    "Component": 5,
+    "Flags": 270,
+    "Food & Drink": 131,
+    "Objects": 264,
+    "People & Body": 2261,
+    "Smileys & Emotion": 169,
+    "Symbols": 224,
+    "Travel & Places": 218,
+}
 _PLANAR = Summary(kind=VECTORS.name, count=100_000, event_shape=(2,))
+EMOJI_FOLDER = "node_modules/emoji-datasource-twitter"
+"""Where `npm install` puts the pictures of the dataset `emoji`."""
 BUILT_IN_DATASETS: dict[str, Summary] = {
-    "digits": Summary(kind=IMAGES.name, count=1797, event_shape=(1, 8, 8)),
+    "digits": _labelled((1, 8, 8), **{str(digit): count for digit, count in enumerate(_DIGIT_COUNTS)}),
+    "mnist5k": _labelled((1, 28, 28), **{str(digit): 500 for digit in range(10)}),
+    "photo-crops": Summary(kind=IMAGES.name, count=10_000, event_shape=(3, 16, 16)),
+    "emoji": _labelled((3, 64, 64), **_EMOJI_COUNTS),
     "eight_gaussians": _PLANAR,
     "two_moons": _PLANAR,
     "checkerboard": _PLANAR,

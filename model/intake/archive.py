@@ -64,7 +64,18 @@ class Archive:
         except _UNREADABLE as error:
             if isinstance(error, DataError):
                 raise
-            raise DataError(f"{shortened(name)} in {self.name} cannot be unpacked: {error}") from error
+            raise self._damaged(name, error) from error
+
+    def head(self, name: str, num_bytes: int) -> bytes:
+        """Unpack the first bytes of a member and no more. Raises DataError."""
+        try:
+            with self._zip.open(self._members[name]) as file:
+                return file.read(num_bytes)
+        except _UNREADABLE as error:
+            raise self._damaged(name, error) from error
+
+    def _damaged(self, name: str, error: Exception) -> DataError:
+        return DataError(f"{shortened(name)} in {self.name} cannot be unpacked: {error}")
 
     def _count(self, name: str, num_bytes: int, is_bomb: bool) -> None:
         self._unpacked_bytes += num_bytes

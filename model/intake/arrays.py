@@ -1,4 +1,4 @@
-"""Reads arrays in .npy and .npz files: the header is judged before any data are read, and nothing is ever unpickled."""
+"""Reads arrays in .npy files: the header is judged before any data are read, and nothing is ever unpickled."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import IO, Any
 import numpy as np
 
 from model.errors import DataError, DataTooLarge
-from model.intake.archive import Archive, open_archive
+from model.intake.framing import ImageSize, frame_stored
+from model.intake.labels import refuse_label_column
 from model.intake.layouts import Array, layout_of
 from model.intake.limits import ReadLimits, Summary, require_bytes, require_count, require_variation, shortened
 from model.intake.writer import ArrayWriter
 
 _MAGIC = b"\x93NUMPY"
-_MAX_HEADER_BYTES = 10_000
+MAX_HEADER_BYTES = 10_000
 _MAX_ITEM_BYTES = 8
 _BLOCK_BYTES = 2**24
 """The bytes of an array that are converted at once."""
-_MEMBERS = ("data", "images", "x")
 # numpy reads a header as Python does, and falls back to its tokenizer.
 _UNREADABLE = (
     ValueError,
@@ -48,8 +48,17 @@ class Header:
     """The length of the header itself, in bytes."""
 
 
-def store_npy(source: Path, target: Path, *, name: str, limits: ReadLimits) -> Summary:
+def store_npy(
+    source: Path,
+    target: Path,
+    *,
+    name: str,
+    limits: ReadLimits,
+    image_size: ImageSize | None = None,
+    label_column: str | None = None,
+) -> Summary:
     """Check the array of a .npy file and write it to `target` as bytes or float32. Raises DataError, DataTooLarge."""
+    refuse_label_column(name, label_column)
     with source.open("rb") as file:
         header = read_header(file, name)
     _require_numbers(name, header.dtype)
@@ -62,44 +71,8 @@ def store_npy(source: Path, target: Path, *, name: str, limits: ReadLimits) -> S
         )
     order = "F" if header.is_fortran else "C"
     array: Array = np.memmap(source, header.dtype, "r", header.size_bytes, header.shape, order)  # type: ignore[call-overload]
-    return store_array(array, target, name=name)
-
-
-def store_npz(source: Path, target: Path, *, name: str, limits: ReadLimits) -> Summary:
-    """Write the only array of a .npz file, or the one named `data`, `images` or `x`, to `target`.
-
-    The other arrays are not stored, but none of them may be pickled either. Raises DataError, DataTooLarge.
-    """
-    with open_archive(source, name, limits) as archive:
-        members = [member.removesuffix(".npy") for member in archive.names({".npy"})]
-        wanted = members if len(members) == 1 else [member for member in _MEMBERS if member in members]
-        if not wanted:
-            told = ", ".join(map(shortened, members[:10])) or "no arrays"
-            raise DataError(f"{name} holds {told}; expected one array, or one named {', '.join(_MEMBERS)}")
-        for member in members:
-            if member != wanted[0]:
-                _unpacked_header(archive, member)
-        return _store_member(archive, wanted[0], target, limits)
-
-
-def _store_member(archive: Archive, member: str, target: Path, limits: ReadLimits) -> Summary:
-    unpacked = target.with_name(f"{target.name}.member")
-    try:
-        with unpacked.open("wb") as file:
-            archive.unpack(f"{member}.npy", file)
-        return store_npy(unpacked, target, name=_in(archive, member), limits=limits)
-    finally:
-        unpacked.unlink(missing_ok=True)
-
-
-def _unpacked_header(archive: Archive, member: str) -> None:
-    header = read_header(io.BytesIO(archive.read(f"{member}.npy")), _in(archive, member))
-    if header.dtype.hasobject:
-        raise _pickled(_in(archive, member))
-
-
-def _in(archive: Archive, member: str) -> str:
-    return f"{shortened(member)}.npy in {archive.name}"
+    summary = store_array(array, target, name=name)
+    return summary if image_size is None else frame_stored(target, summary, image_size, name=name, limits=limits)
 
 
 def read_header(file: IO[bytes], name: str) -> Header:
@@ -116,8 +89,8 @@ def read_header(file: IO[bytes], name: str) -> Header:
             f"{name} is not a plain numpy array file: its format {start[6]}.{start[7]} is not known. Use numpy.save"
         )
     (length,) = struct.unpack(form, length_field)
-    if length > _MAX_HEADER_BYTES:
-        raise DataTooLarge(f"{name} has a header of {length:,} bytes; expected at most {_MAX_HEADER_BYTES:,}")
+    if length > MAX_HEADER_BYTES:
+        raise DataTooLarge(f"{name} has a header of {length:,} bytes; expected at most {MAX_HEADER_BYTES:,}")
     text = length_field + file.read(length)
     read = np.lib.format.read_array_header_1_0 if start[6] == 1 else np.lib.format.read_array_header_2_0
     try:
@@ -132,14 +105,15 @@ def read_header(file: IO[bytes], name: str) -> Header:
 
 def _require_numbers(name: str, dtype: np.dtype[Any]) -> None:
     if dtype.hasobject:
-        raise _pickled(name)
+        raise pickled(name)
     if dtype.kind not in "fiu" or dtype.itemsize > _MAX_ITEM_BYTES:
         raise DataError(
             f"{name} has dtype {shortened(str(dtype))}; expected numbers: uint8 images, float images or rows"
         )
 
 
-def _pickled(name: str) -> DataError:
+def pickled(name: str) -> DataError:
+    """The refusal of an array that would have to be unpickled."""
     return DataError(f"{name} holds pickled objects, which are never unpickled; expected an array of plain numbers")
 
 

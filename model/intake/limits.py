@@ -34,13 +34,25 @@ class ReadLimits:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClassCount:
+    """A class of a labelled dataset, and how many of its events are of it."""
+
+    name: str
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What a dataset holds: the kind, the number and the shape of its events."""
+    """What a dataset holds: the kind, the number and the shape of its events, and their classes."""
 
     kind: KindName
     count: int
     event_shape: tuple[int, ...]
     """(C, H, W) for images, (D,) for vectors"""
+    labels: tuple[ClassCount, ...] = ()
+    """The classes in natural order, "2" before "10"; none if the dataset has no labels."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of how the data were read, a sentence each."""
 
 
 def require_count(name: str, count: int, limits: ReadLimits) -> None:

@@ -77,13 +77,17 @@ class Calls(Generic[J, M]):
         file_name: str | None = None,
         name: str | None = None,
         image_size: str | None = None,
+        label_column: str | None = None,
     ) -> Call[Dataset]:
         """Upload a .zip of images, .npy, .npz or .csv, or a folder of images; its id is what trainings take.
 
         An open file, read once from its beginning, needs a `file_name`. `image_size`, "64" or "48x64" (height x width),
-        crops and resizes images. Raises OSError for what cannot be read.
+        crops and resizes images. `label_column` names the column of a .csv, or the array of a .npz, that holds the
+        class of each item; images in a folder for each class are labelled by it. Raises OSError for what cannot be
+        read.
         """
-        return parsed(Dataset, (yield from requests.upload(source, file_name, name=name, image_size=image_size)))
+        fields = {"name": name, "image_size": image_size, "label_column": label_column}
+        return parsed(Dataset, (yield from requests.upload(source, file_name, **fields)))
 
     @described
     def datasets(self) -> Call[list[Dataset]]:

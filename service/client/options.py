@@ -15,8 +15,9 @@ class TrainOptions(TypedDict, total=False):
     """Fields of the configuration, nested as in the answer's `config`; absent fields have the preset's values, or the
     defaults when there is no preset."""
     dataset: str | None
-    """A built-in dataset (digits, eight_gaussians, two_moons, checkerboard, rings), the id of an uploaded one (POST
-    /datasets), `s3://bucket/prefix`, `hf://owner/name:split/column`, or a path below the server's dataset folder."""
+    """A built-in dataset (digits, mnist5k, photo-crops, emoji, eight_gaussians, two_moons, checkerboard, rings), the id
+    of an uploaded one (POST /datasets), `s3://bucket/prefix`, `hf://owner/name:split/column/labels`, or a path below
+    the server's dataset folder."""
     name: str | None
     """A name for people."""
     seed: int | None
@@ -62,8 +63,8 @@ class CalibrateOptions(TypedDict, total=False):
     """The largest number of chains in total: once all temperatures are used, every round doubles the chains up to it;
     four times `num_chains` when absent."""
     num_leapfrog: int | None
-    """The number of gradient evaluations per move: 1 is MALA, about 5 (HMC) reach further in thousands of
-    dimensions."""
+    """The number of gradient evaluations per move: 1 is MALA, several (HMC) reach further in many dimensions; when
+    absent, 1 up to 16 dimensions and 5 above."""
     device: Literal["auto", "cpu", "cuda"] | None
     """Where to compute; `auto` takes a GPU when the trainer has one."""
 

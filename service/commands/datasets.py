@@ -36,13 +36,19 @@ DatasetId = Annotated[
 
 
 @application.command(
-    epilog=examples("recovery datasets upload pictures/ --name cats", "recovery datasets upload points.csv --json")
+    epilog=examples(
+        "recovery datasets upload pictures/ --name cats", "recovery datasets upload points.csv --label-column kind"
+    )
 )
 def upload(
     path: Annotated[Path, typer.Argument(help="A folder or .zip of images, a .npy, .npz or .csv", exists=True)],
     name: Annotated[str | None, typer.Option(help="A name for people")] = None,
     image_size: Annotated[
         str | None, typer.Option(help="Crop images around their centre and resize them: 64, or 48x64 (height x width)")
+    ] = None,
+    label_column: Annotated[
+        str | None,
+        typer.Option(help="The column of a .csv, or the array of a .npz, that holds the class of each item"),
     ] = None,
     as_json: AsJson = False,
     url: Url = None,
@@ -62,12 +68,15 @@ def upload(
             file_name=f"{path.resolve().name}{'.zip' if is_folder else ''}",
             name=name,
             image_size=image_size,
+            label_column=label_column,
         )
     if as_json:
         print_json(found)
     else:
         print_line(found.id)
         print_note(f"{found.count} {found.kind} of shape {_shape(found)}, sha256 {found.sha256}")
+        for note in found.notes:
+            print_note(note)
 
 
 @application.command("list")
@@ -78,8 +87,11 @@ def list_datasets(as_json: AsJson = False, url: Url = None, api_key: ApiKey = No
     if as_json:
         print_json(found)
         return
-    rows = [[one.id, one.name or "", one.source, one.kind or "", str(one.count or ""), _shape(one)] for one in found]
-    print_table(["id", "name", "source", "kind", "items", "shape"], rows)
+    rows = [
+        [one.id, one.name or "", one.source, one.kind or "", str(one.count or ""), _shape(one), _num_classes(one)]
+        for one in found
+    ]
+    print_table(["id", "name", "source", "kind", "items", "shape", "classes"], rows)
 
 
 @application.command("show")
@@ -90,7 +102,11 @@ def show_dataset(dataset_id: DatasetId, as_json: AsJson = False, url: Url = None
     if as_json:
         print_json(found)
         return
-    known = found.model_dump(mode="json", exclude_none=True) | {"shape": _shape(found)}
+    known = found.model_dump(mode="json", exclude_none=True) | {
+        "shape": _shape(found),
+        "labels": ", ".join(f"{one.name} ({one.count})" for one in found.labels or []) or "none",
+        "notes": "; ".join(found.notes),
+    }
     print_table(["field", "value"], [[name, str(value)] for name, value in known.items()])
 
 
@@ -103,6 +119,10 @@ def delete(dataset_id: DatasetId, as_json: AsJson = False, url: Url = None, api_
         print_json({"deleted": dataset_id})
     else:
         print_line(f"deleted {dataset_id}")
+
+
+def _num_classes(found: Dataset) -> str:
+    return str(len(found.labels)) if found.labels else ""
 
 
 def _shape(found: Dataset) -> str:

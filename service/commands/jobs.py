@@ -87,6 +87,8 @@ def train(
             found = client.upload_dataset(upload)
             options["dataset"] = found.id
             print_note(f"uploaded {found.count} {found.kind} as dataset {found.id}")
+            for note in found.notes:
+                print_note(note)
         job = client.train(preset, config=changes or None, **options)
         _started(job, wait=wait, as_json=as_json)
 

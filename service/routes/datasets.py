@@ -30,9 +30,10 @@ _FORM_SCHEMA = {
         "file": {
             "type": "string",
             "format": "binary",
-            "description": "A .zip of images, of one size unless `image_size` is given; a .npy or .npz array: "
-            "(N, H, W[, C]) uint8 or (N, C, H, W) float images in [−1, 1], or (N, D) rows; or a .csv of numbers, with "
-            "or without a line of headings",
+            "description": "A .zip of images, of one size unless `image_size` is given, labelled where they lie in a "
+            "folder for each class; a .npy or .npz array: (N, H, W[, C]) uint8 or (N, C, H, W) float images in "
+            "[−1, 1], or (N, D) rows, in a .npz with `labels` or `y` (N,); or a .csv of numbers, with or without a "
+            "line of headings",
         },
         "name": {"type": "string", "minLength": 1, "maxLength": MAX_NAME, "description": "A name for people"},
         "image_size": {
@@ -41,6 +42,14 @@ _FORM_SCHEMA = {
             "description": "A side, or height x width, in pixels: images are cropped around their centre to these "
             "proportions and resized",
             "examples": ["64", "48x64"],
+        },
+        "label_column": {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": MAX_NAME,
+            "description": "The column of a .csv that holds the class of each row and is no number of it, by heading, "
+            "or by number from 1 where there are no headings; or the array of a .npz",
+            "examples": ["species"],
         },
     },
 }
@@ -81,8 +90,7 @@ async def upload_dataset(request: Request, response: Response, stores: StoresDep
         )
     with room_on_disk():
         async with request.form(max_files=1, max_fields=4) as form:
-            file, name, image_size = read_form(form)
-            work = functools.partial(store_upload, stores, file, name, image_size)
+            work = functools.partial(store_upload, stores, read_form(form))
             stored, is_new = await to_thread.run_sync(work, limiter=stores.decoding)
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"{DATASETS_PATH}/{stored.id}"

@@ -156,10 +156,11 @@ export function save(blob, name) {
 }
 
 /** Upload a dataset; `onProgress` gets a share from 0 to 1, which fetch() could not tell. */
-export async function upload(file, name, onProgress, signal) {
+export async function upload(file, { name, labelColumn }, onProgress, signal) {
   const form = new FormData();
   form.append("file", file);
   if (name) form.append("name", name);
+  if (labelColumn) form.append("label_column", labelColumn);
   for (;;) {
     const { status, text } = await posted("/datasets", form, onProgress, signal);
     if (status === 200 || status === 201) return JSON.parse(text);

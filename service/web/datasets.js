@@ -6,6 +6,7 @@ import { EVENT_KINDS } from "./events.js";
 import { ago, bytes, extension } from "./format.js";
 
 const KINDS = ["zip", "npy", "npz", "csv"];
+const SHOWN_CLASSES = 5;
 
 /** Return the name under which a dataset is shown. */
 export function title(dataset) {
@@ -26,13 +27,20 @@ export async function datasetNames(signal) {
 /** Say in words what a dataset holds. */
 export function contents(dataset) {
   if (dataset.count === null) return "read when a training starts";
-  return EVENT_KINDS[dataset.kind].contents(dataset);
+  return [EVENT_KINDS[dataset.kind].contents(dataset), classes(dataset)].filter(Boolean).join(", ");
+}
+
+/** Say which classes a dataset has, if it has some. */
+function classes({ labels }) {
+  if (!labels?.length) return null;
+  const named = labels.slice(0, SHOWN_CLASSES).map((one) => one.name);
+  return `${labels.length} classes: ${named.join(", ")}${labels.length > SHOWN_CLASSES ? ", …" : ""}`;
 }
 
 /** A form that uploads a file; `onUploaded` gets the dataset. */
 export function uploadForm(onUploaded, signal) {
   const { element: message, report } = messagePlace();
-  const [fileId, nameId] = [freshId("upload"), freshId("upload-name")];
+  const [fileId, nameId, labelsId] = [freshId("upload"), freshId("upload-name"), freshId("upload-labels")];
   const input = h("input", {
     id: fileId,
     type: "file",
@@ -40,13 +48,14 @@ export function uploadForm(onUploaded, signal) {
     class: "visually-hidden",
   });
   const name = h("input", { id: nameId, maxlength: 100, autocomplete: "off", placeholder: "the file's name" });
+  const labels = h("input", { id: labelsId, maxlength: 100, autocomplete: "off" });
   const bar = h("progress", { max: 1, value: 0, hidden: true, "aria-label": "Upload" });
   const done = h("p", { class: "done", role: "status" });
   const zone = h(
     "label",
     { for: fileId, class: "drop" },
     h("strong", {}, "Drop a file here"),
-    h("span", {}, "or choose one: a .zip of pictures of one size, a .npy or .npz array, a .csv of numbers"),
+    h("span", {}, "or choose one: a .zip of pictures of one size, a .npy or .npz array, a .csv of numbers; pictures in a folder for each class are labelled by it"),
   );
 
   const send = async (file) => {
@@ -57,9 +66,10 @@ export function uploadForm(onUploaded, signal) {
     bar.hidden = false;
     input.disabled = true;
     try {
-      const dataset = await upload(file, name.value.trim(), (share) => (bar.value = share), signal);
-      say(done, `${title(dataset)}: ${contents(dataset)}.`);
-      name.value = "";
+      const fields = { name: name.value.trim(), labelColumn: labels.value.trim() };
+      const dataset = await upload(file, fields, (share) => (bar.value = share), signal);
+      say(done, [`${title(dataset)}: ${contents(dataset)}.`, ...dataset.notes.map((note) => `${note}.`)].join(" "));
+      name.value = labels.value = "";
       onUploaded(dataset);
     } catch (error) {
       if (error.name !== "AbortError") report(error);
@@ -85,6 +95,12 @@ export function uploadForm(onUploaded, signal) {
     "div",
     { class: "upload" },
     h("div", { class: "field" }, h("label", { for: nameId }, "Name for the upload ", h("small", {}, "optional")), name),
+    h(
+      "div",
+      { class: "field" },
+      h("label", { for: labelsId }, "Column of labels ", h("small", {}, "optional: of a .csv, or the array of a .npz")),
+      labels,
+    ),
     input,
     zone,
     bar,

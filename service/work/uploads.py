@@ -11,7 +11,7 @@ import hashlib
 import re
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -25,16 +25,27 @@ from service.stores import Stores
 from worker.storage.datasets import StoredDataset, Upload
 
 MAX_NAME = 100
-_FIELDS = {"file", "name", "image_size"}
+_FIELDS = {"file", "name", "image_size", "label_column"}
 IMAGE_SIZE_PATTERN = r"[0-9]{1,4}(x[0-9]{1,4})?"
 _PIECE_BYTES = 2**20
 
 
-def read_form(form: FormData) -> tuple[UploadFile, str | None, ImageSize | None]:
-    """Return the file, the name for people, and the size that images are to have. Raises Problem 415 or 422."""
+@dataclass(frozen=True, kw_only=True)
+class UploadForm:
+    """What a client asks: a file, its name for people, and how it is to be read."""
+
+    file: UploadFile
+    name: str | None
+    image_size: ImageSize | None
+    label_column: str | None
+
+
+def read_form(form: FormData) -> UploadForm:
+    """Read the fields of a form. Raises Problem 415 or 422."""
     if unknown := sorted(set(form) - _FIELDS):
         raise field_problem(
-            ["body", shortened(unknown[0])], "unknown field; expected `file`, and `name` and `image_size` if you like"
+            ["body", shortened(unknown[0])],
+            "unknown field; expected `file`, and `name`, `image_size` and `label_column` if you like",
         )
     file = form.get("file")
     if not isinstance(file, UploadFile) or not file.filename:
@@ -45,16 +56,22 @@ def read_form(form: FormData) -> tuple[UploadFile, str | None, ImageSize | None]
             "unsupported-media-type",
             f"{shortened(file.filename)} ends in none of {', '.join(FORMATS)}; send a zip of images, an array or a CSV",
         )
-    return file, _read_name(form.getlist("name")), _read_image_size(form.getlist("image_size"))
+    return UploadForm(
+        file=file,
+        name=_read_text(form, "name"),
+        image_size=_read_image_size(form.getlist("image_size")),
+        label_column=_read_text(form, "label_column"),
+    )
 
 
-def _read_name(given: list[UploadFile | str]) -> str | None:
+def _read_text(form: FormData, field: str) -> str | None:
+    given = form.getlist(field)
     if not given:
         return None
-    name = given[0]
-    if len(given) > 1 or not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME or not name.isprintable():
-        raise field_problem(["body", "name"], f"expected one text of 1 to {MAX_NAME} characters on one line")
-    return name
+    text = given[0]
+    if len(given) > 1 or not isinstance(text, str) or not 1 <= len(text) <= MAX_NAME or not text.isprintable():
+        raise field_problem(["body", field], f"expected one text of 1 to {MAX_NAME} characters on one line")
+    return text
 
 
 def _read_image_size(given: list[UploadFile | str]) -> ImageSize | None:
@@ -72,21 +89,27 @@ def _read_image_size(given: list[UploadFile | str]) -> ImageSize | None:
     )
 
 
-def store_upload(
-    stores: Stores, file: UploadFile, name: str | None, image_size: ImageSize | None
-) -> tuple[StoredDataset, bool]:
-    """Store an upload; return the dataset and whether it is new, since the same file at the same size is stored once.
+def store_upload(stores: Stores, form: UploadForm) -> tuple[StoredDataset, bool]:
+    """Store an upload; return the dataset and whether it is new, since a file that is read the same is stored once.
 
     This takes processor time. Raises DataError, DataTooLarge, StorageUnavailable, Problem 507.
     """
     datasets = stores.datasets
     with room_on_disk(), tempfile.TemporaryDirectory(prefix="recovery-upload-") as directory:
-        source, target = Path(directory) / "upload", Path(directory) / "data.npy"
-        upload = replace(_received(file.file, source, file.filename or "", name), image_size=image_size)
-        if (existing := datasets.find_upload(upload.sha256, image_size)) is not None:
+        source, target = Path(directory) / "upload", Path(directory) / "data"
+        received = _received(form.file.file, source, form.file.filename or "", form.name)
+        upload = replace(received, image_size=form.image_size, label_column=form.label_column)
+        if (existing := datasets.find_upload(upload)) is not None:
             return existing, False
         limits = stores.settings.read_limits
-        summary = normalize(source, target, name=upload.file_name, limits=limits, image_size=image_size)
+        summary = normalize(
+            source,
+            target,
+            name=upload.file_name,
+            limits=limits,
+            image_size=upload.image_size,
+            label_column=upload.label_column,
+        )
         datasets.remove_abandoned()
         return datasets.add(target, summary, upload), True
 

@@ -185,9 +185,9 @@ def test_defaults_are_the_paper_s_but_for_what_was_measured_to_be_better() -> No
 
 
 def test_the_built_in_names_are_those_that_load() -> None:
-    from model.data.planar import PLANAR_DENSITIES
+    from model.data.built_in import BUILT_IN
 
-    assert set(BUILT_IN_DATASETS) == {"digits", *PLANAR_DENSITIES}
+    assert BUILT_IN.keys() == BUILT_IN_DATASETS.keys()
 
 
 def test_configurations_need_no_torch() -> None:

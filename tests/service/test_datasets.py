@@ -22,6 +22,7 @@ from service.app import create_app
 from service.client.folder_zip import zipped
 from service.settings import ServiceSettings
 from tests.service.hostile_files import npy, npz, picture, rows
+from tests.service.hostile_files import zip_of as zipped_all
 from tests.service.hostile_files import zipped as zip_of
 from worker.datasets.names import fetch_dataset
 from worker.ids import new_id
@@ -66,6 +67,11 @@ def test_a_zip_of_images_becomes_one_array_of_bytes(
         "kind": "images",
         "count": 3,
         "shape": [1, 8, 8],
+        "labels": [],
+        "notes": [
+            "Not labelled by folders: pictures.zip has images at several places; expected all in folders side by "
+            "side, one for each class"
+        ],
         "sha256": hashlib.sha256(data).hexdigest(),
         "file_name": "pictures.zip",
         "size_bytes": len(data),
@@ -121,6 +127,57 @@ def test_the_same_rows_in_any_form_are_the_same_float32(
     np.testing.assert_array_equal(stored_array(dataset, service_settings, s3), rows().astype(np.float32))
 
 
+def test_images_in_class_folders_are_labelled_and_the_trainer_gets_the_labels(
+    client: TestClient, service_settings: ServiceSettings, s3: Artifacts
+) -> None:
+    pictures = [(f"pets/{index % 2 + 9}/{index}.png", picture(10 * index)) for index in range(20)]
+    dataset = post(client, zipped_all(*pictures), "pets.zip").json()
+    assert dataset["labels"] == [{"name": "9", "count": 10}, {"name": "10", "count": 10}]
+    assert dataset["notes"] == ["Labelled by folders: 2 classes"]
+    assert client.get(f"/datasets/{dataset['id']}").json() == dataset
+    assert client.get("/datasets").json()["datasets"][0] == dataset
+
+    loaded = load(fetch_dataset(dataset["id"], service_settings, s3))
+    assert loaded.labels is not None
+    assert loaded.labels.names == ("9", "10")
+    for events, codes in ((loaded.train, loaded.labels.train), (loaded.held_out, loaded.labels.held_out)):
+        pixels = ((events[:, 0, 0, 0] + 1) * 127.5).round().int() // 10
+        assert (pixels % 2).tolist() == codes.tolist()
+
+    assert client.delete(f"/datasets/{dataset['id']}").status_code == 204
+    assert list(s3.list_keys("datasets/")) == []
+
+
+def test_a_column_is_labels_only_where_it_is_named_and_that_makes_another_dataset(client: TestClient) -> None:
+    table = b"size,kind\n1,0\n2,1\n3,0\n4,1\n"
+    plain = post(client, table, "x.csv").json()
+    labelled = post(client, table, "x.csv", label_column="kind")
+    again = post(client, table, "x.csv", label_column="kind")
+    assert (plain["shape"], plain["labels"]) == ([2], [])
+    assert (labelled.json()["shape"], labelled.json()["labels"]) == (
+        [1],
+        [{"name": "0", "count": 2}, {"name": "1", "count": 2}],
+    )
+    assert (again.status_code, again.json()) == (200, labelled.json())
+    refused = post(client, table, "x.csv", label_column="colour")
+    assert (refused.status_code, refused.json()["type"]) == (422, "urn:recovery:problem:invalid-dataset")
+    assert refused.json()["detail"] == "x.csv has no column 'colour'; there are size, kind"
+    assert post(client, table, "x.csv", label_column="").status_code == 422
+
+
+def test_a_file_that_was_uploaded_before_there_were_labels_is_read_again(client: TestClient, s3: Artifacts) -> None:
+    data = npz(x=rows(), y=np.arange(20) % 2)
+    dataset_id = post(client, data, "x.npz").json()["id"]
+    key = f"datasets/{dataset_id}/manifest.json"
+    older = s3.get_json(key) | {"version": 1}
+    s3.put_json(key, {name: older[name] for name in older if name not in ("label_column", "labels", "notes")})
+    found = client.get(f"/datasets/{dataset_id}").json()
+    assert (found["count"], found["labels"], found["notes"]) == (20, [], [])
+    again = post(client, data, "x.npz")
+    assert again.status_code == 201
+    assert len(again.json()["labels"]) == 2
+
+
 def test_arrays_of_images_keep_their_pixels(
     client: TestClient, service_settings: ServiceSettings, s3: Artifacts
 ) -> None:
@@ -156,15 +213,14 @@ def test_the_list_has_uploaded_built_in_and_folder_datasets(client: TestClient) 
     old, new = (post(client, npy(rows() + shift), "x.npy").json()["id"] for shift in (0, 1))
     found = client.get("/datasets").json()["datasets"]
     assert [one["id"] for one in found] == [new, old, *BUILT_IN_DATASETS, "pictures"]
-    assert [one["source"] for one in found] == ["uploaded"] * 2 + ["built-in"] * 5 + ["folder"]
+    assert [one["source"] for one in found] == ["uploaded"] * 2 + ["built-in"] * len(BUILT_IN_DATASETS) + ["folder"]
 
 
 @pytest.mark.parametrize("name", BUILT_IN_DATASETS)
-def test_what_is_said_of_built_in_datasets_is_true(name: str, client: TestClient) -> None:
-    told, dataset = client.get(f"/datasets/{name}").json(), load(name)
-    assert told["shape"] == list(dataset.event_shape)
-    assert told["count"] == len(dataset.train) + len(dataset.held_out)
-    assert told["kind"] == ("images" if len(told["shape"]) == 3 else "vectors")
+def test_what_is_known_of_built_in_datasets_is_said(name: str, client: TestClient) -> None:
+    told, known = client.get(f"/datasets/{name}").json(), BUILT_IN_DATASETS[name]
+    assert (told["kind"], told["count"], told["shape"]) == (known.kind, known.count, list(known.event_shape))
+    assert [(one["name"], one["count"]) for one in told["labels"]] == [(one.name, one.count) for one in known.labels]
 
 
 def test_a_half_uploaded_dataset_is_never_offered(client: TestClient, s3: Artifacts) -> None:

@@ -24,20 +24,25 @@ def test_data_of_ones_own_are_uploaded_and_named_in_the_form(
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for index in range(20):
-            archive.writestr(f"{index}.png", encode_png(rng.uniform(-1, 1, (1, 8, 8)).astype(np.float32)))
+            archive.writestr(f"{index % 2}/{index}.png", encode_png(rng.uniform(-1, 1, (1, 8, 8)).astype(np.float32)))
     good, bad = tmp_path / "noise.zip", tmp_path / "bad.csv"
     good.write_bytes(packed.getvalue())
     bad.write_text("a,b\n1,2\n3,n/a\n")
-    visitor.go("/datasets")
+    visitor.open("/#/datasets")
     file = page.get_by_label("Drop a file here")
     file.set_input_files(_named(tmp_path, "letter.txt"))
     page.get_by_text("letter.txt cannot be a dataset; expected a file that ends in .zip").wait_for()
     with visitor.refused():
         file.set_input_files(bad)
         page.get_by_text("'n/a' is not a number").wait_for()
+    with visitor.refused():
+        page.get_by_label("Column of labels").fill("kind")
+        file.set_input_files(good)
+        page.get_by_text("label_column is for .csv and .npz files").wait_for()
+    page.get_by_label("Column of labels").fill("")
     page.get_by_label("Name for the upload").fill(HOSTILE)
     file.set_input_files(good)
-    page.get_by_text(f"{HOSTILE}: 20 images, 8×8 grey.").wait_for()
+    page.get_by_text(f"{HOSTILE}: 20 images, 8×8 grey, 2 classes: 0, 1. Labelled by folders: 2 classes.").wait_for()
     card = page.locator(".card", has_text=HOSTILE)
     card.wait_for()
     assert visitor.faults() == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import time
@@ -15,10 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from model.data.datasets import load
 from model.errors import DataError, DataTooLarge
 from model.intake.limits import Summary
+from model.presets import EMOJI_FOLDER
 from tests.servers import BUCKET
 from tests.service.hostile_files import npy, picture, rows
 from worker.datasets.cache import DatasetCache
@@ -64,6 +67,15 @@ def array_of(name: str, settings: Settings, s3: Bucket) -> np.ndarray[Any, Any]:
     return np.asarray(np.load(fetch_dataset(name, settings, s3), allow_pickle=False))
 
 
+def classes(location: str) -> dict[int, str]:
+    """The class of every image of a fetched dataset, by the value of its first pixel."""
+    dataset = load(location)
+    assert dataset.labels is not None
+    values = ((torch.cat([dataset.train, dataset.held_out])[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
+    codes = torch.cat([dataset.labels.train, dataset.labels.held_out]).tolist()
+    return {value: dataset.labels.names[code] for value, code in zip(values, codes, strict=True)}
+
+
 def test_an_upload_is_fetched_once_and_found_again(s3: Artifacts, settings: Settings, tmp_path: Path) -> None:
     dataset = add(s3, tmp_path / "x.npy")
     first = fetch_dataset(dataset.id, settings, s3)
@@ -72,6 +84,32 @@ def test_an_upload_is_fetched_once_and_found_again(s3: Artifacts, settings: Sett
     assert Path(first).name == f"{dataset.data_sha256}.npy"
     np.testing.assert_array_equal(np.load(first), rows().astype(np.float32))
     assert require_dataset(dataset.id, settings, s3) == Summary(kind="vectors", count=20, event_shape=(2,))
+
+
+def test_a_manifest_of_the_version_before_is_an_unlabelled_dataset(
+    s3: Artifacts, settings: Settings, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "x.npy", rows().astype(np.float32))
+    dataset_id, data = new_id(), (tmp_path / "x.npy").read_bytes()
+    older = {
+        "version": 1,
+        "id": dataset_id,
+        "name": None,
+        "kind": "vectors",
+        "count": 20,
+        "event_shape": [2],
+        "file_name": "x.npy",
+        "sha256": "0" * 64,
+        "size_bytes": 1,
+        "data_sha256": hashlib.sha256(data).hexdigest(),
+        "data_size_bytes": len(data),
+        "image_size": None,
+        "created_at": "2026-11-24T12:00:00Z",
+    }
+    s3.put_bytes(f"datasets/{dataset_id}/data.npy", data)
+    s3.put_json(f"datasets/{dataset_id}/manifest.json", older)
+    assert require_dataset(dataset_id, settings, s3) == Summary(kind="vectors", count=20, event_shape=(2,))
+    assert load(fetch_dataset(dataset_id, settings, s3)).labels is None
 
 
 def test_a_damaged_upload_is_never_trained_on(s3: Artifacts, settings: Settings, tmp_path: Path) -> None:
@@ -152,6 +190,21 @@ def test_a_prefix_of_images_in_an_allowed_bucket_is_a_dataset(
     pictures.put_bytes("sets/one/z.png", picture(70))
     assert array_of(name, settings, s3)[:, 0, 0, 0].tolist() == [10, 20, 0, 70]
     assert load(first).event_shape == (1, 8, 8)
+
+
+def test_images_in_class_folders_of_a_bucket_are_labelled(s3: Artifacts, settings: Settings, pictures: Bucket) -> None:
+    for index in range(6):
+        pictures.put_bytes(f"sets/pets/{'dog' if index % 2 else 'cat'}/{index}.png", picture(index))
+    location = fetch_dataset(f"s3://{PICTURES}/sets/pets", settings, s3)
+    assert fetch_dataset(f"s3://{PICTURES}/sets/pets", settings, s3) == location
+    assert (Path(location).suffix, classes(location)) == (
+        ".npz",
+        {0: "cat", 1: "dog", 2: "cat", 3: "dog", 4: "cat", 5: "dog"},
+    )
+    # Labels are part of what the cache's limit counts and removes.
+    cache = DatasetCache(settings.spool_dir / "datasets", max_bytes=10)
+    cache.fetch("other", lambda path: path.write_bytes(bytes(10)))
+    assert [path.name for path in (settings.spool_dir / "datasets").iterdir()] == ["other.npy"]
 
 
 def test_a_file_in_an_allowed_bucket_is_a_dataset(s3: Artifacts, settings: Settings, pictures: Bucket) -> None:
@@ -244,6 +297,54 @@ def test_a_column_of_images_is_brought_to_a_size_and_one_of_lists_is_not(
     assert np.load(fetch_dataset(f"{name}/picture", settings, s3, (5, 7))).shape == (6, 5, 7, 3)
     with pytest.raises(DataError, match="image_size is for images"):
         fetch_dataset(f"{name}/points", settings, s3, (5, 7))
+
+
+@pytest.fixture
+def labelled(settings: Settings) -> Path:
+    """Images with columns of classes, and one with a class that is missing."""
+    images = [{"bytes": picture(index), "path": None} for index in range(6)]
+    columns = {"picture": images, "animal": [0, 1, 0, 1, 0, 1], "label": ["x", "x", "x", "y", "y", "y"]}
+    features = {"picture": hub.Image(), "animal": hub.ClassLabel(names=["dog", "cat"]), "label": hub.Value("string")}
+    folder = (settings.datasets_dir or Path()) / "me" / "labelled"
+    table = hub.Dataset.from_dict(columns, features=hub.Features(features))
+    words = table.remove_columns("animal")
+    unknown = table.map(lambda row: row | {"animal": -1 if row["animal"] else 0}, features=table.features)
+    hub.DatasetDict(train=table, words=words, unknown=unknown).save_to_disk(str(folder))
+    return folder
+
+
+def test_a_column_of_classes_or_one_called_label_labels_a_column_of_images(
+    labelled: Path, s3: Artifacts, settings: Settings
+) -> None:
+    assert labelled.is_dir()
+    animals = {0: "dog", 1: "cat", 2: "dog", 3: "cat", 4: "dog", 5: "cat"}
+    words = {0: "x", 1: "x", 2: "x", 3: "y", 4: "y", 5: "y"}
+    for name, told in {
+        "hf://me/labelled": animals,
+        "hf://me/labelled:train/picture/animal": animals,
+        "hf://me/labelled:train/picture/label": words,
+        "hf://me/labelled:words": words,
+    }.items():
+        assert classes(fetch_dataset(name, settings, s3)) == told
+
+
+def test_a_class_that_is_missing_in_the_hub_is_said_where_it_was_asked_for(
+    labelled: Path, s3: Artifacts, settings: Settings
+) -> None:
+    assert labelled.is_dir()
+    with pytest.raises(DataError, match=r"column 'animal' of .* has no label in row 1"):
+        fetch_dataset("hf://me/labelled:unknown/picture/animal", settings, s3)
+    with pytest.raises(DataError, match="no column 'colour'"):
+        fetch_dataset("hf://me/labelled:train/picture/colour", settings, s3)
+    assert load(fetch_dataset("hf://me/labelled:unknown", settings, s3)).labels is None
+
+
+def test_emoji_may_lie_in_the_folder_of_datasets(s3: Artifacts, settings: Settings) -> None:
+    assert fetch_dataset("emoji", settings, s3) == "emoji"
+    assert settings.datasets_dir is not None
+    installed = settings.datasets_dir / EMOJI_FOLDER
+    installed.mkdir(parents=True)
+    assert fetch_dataset("emoji", settings, s3) == str(installed)
 
 
 def test_a_column_of_lists_is_a_dataset(saved: Path, s3: Artifacts, settings: Settings) -> None:

@@ -1,4 +1,7 @@
-"""Validated arrays on a worker's disk, `{digest}.npy`, kept for the next job until others need the room."""
+"""Validated datasets on a worker's disk, kept for the next job until others need the room.
+
+Their names are `{digest}.npy`, or `{digest}.npz` where the items have labels.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from model.intake.labels import stored_suffix
 from worker.storage.bucket import sha256_of
 
 _ABANDONED_S = 86_400.0
@@ -24,11 +28,11 @@ class DatasetCache:
 
     def fetch(self, digest: str, write_fn: Callable[[Path], object]) -> Path:
         """The file of that digest, written by `write_fn(path)` unless it is there. Raises what `write_fn` raises."""
-        path = self._directory / f"{digest}.npy"
-        if not path.exists():
-            return self._write(write_fn, lambda _path: digest)
-        path.touch()
-        return path
+        for path in (self._directory / f"{digest}.npy", self._directory / f"{digest}.npz"):
+            if path.exists():
+                path.touch()
+                return path
+        return self._write(write_fn, lambda _path: digest)
 
     def add(self, write_fn: Callable[[Path], object]) -> Path:
         """The file that `write_fn(path)` writes, under the digest of its content."""
@@ -37,9 +41,9 @@ class DatasetCache:
     def _write(self, write_fn: Callable[[Path], object], digest_fn: Callable[[Path], str]) -> Path:
         self._directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=self._directory) as partial:
-            written = Path(partial) / "data.npy"
+            written = Path(partial) / "data"
             write_fn(written)
-            path = written.replace(self._directory / f"{digest_fn(written)}.npy")
+            path = written.replace(self._directory / f"{digest_fn(written)}{stored_suffix(written)}")
         self._make_room(path)
         return path
 
@@ -49,7 +53,7 @@ class DatasetCache:
             with contextlib.suppress(OSError):  # its own process is quicker
                 if time.time() - partial.stat().st_mtime > _ABANDONED_S:
                     shutil.rmtree(partial)
-        files = sorted(self._directory.glob("*.npy"), key=_last_use, reverse=True)
+        files = sorted(self._directory.glob("*.np[yz]"), key=_last_use, reverse=True)
         total_bytes = newest.stat().st_size
         for path in files:
             if path == newest:

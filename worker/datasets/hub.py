@@ -1,4 +1,6 @@
-"""Datasets of the Hugging Face hub: `hf://owner/name[:split[/column]]`, a column of images or of lists of numbers.
+"""Datasets of the Hugging Face hub: `hf://owner/name[:split[/column[/labels]]]`, of images or of lists of numbers.
+
+Its labels are in the column that is named after it, or in the only one of classes, or in the one called `label`.
 
 A folder owner/name below the folder of datasets takes the hub's place, for machines without a way out: one that
 `datasets` saved, or one with files that it reads. Needs the extra `hf`. No code of a dataset is ever run: `datasets`
@@ -19,6 +21,7 @@ from model.errors import DataError
 from model.intake.arrays import store_npy
 from model.intake.framing import ImageSize, require_images
 from model.intake.images import store_images
+from model.intake.labels import LABEL_NAMES, Labels, store_labels
 from model.intake.limits import ReadLimits, Summary, require_bytes, require_count, shortened
 from model.intake.writer import ArrayWriter
 
@@ -27,10 +30,12 @@ if TYPE_CHECKING:
 
 SCHEME = "hf://"
 _NAME = re.compile(
-    r"hf://(?P<repository>\w[\w.-]{0,95}/\w[\w.-]{0,95})(:(?P<split>\w[\w.-]{0,95})(/(?P<column>[^/\0]{1,95}))?)?",
+    r"hf://(?P<repository>\w[\w.-]{0,95}/\w[\w.-]{0,95})(:(?P<split>\w[\w.-]{0,95})(/(?P<column>[^/\0]{1,95})"
+    r"(/(?P<labels>[^/\0]{1,95}))?)?)?",
     re.ASCII,
 )
 _NUMBERS = ("float", "int", "uint")
+_WORDS = ("string", "large_string", "int", "uint", "bool")
 _BATCH = 1024
 
 
@@ -41,31 +46,52 @@ class HubName:
     repository: str
     split: str | None
     column: str | None
+    labels: str | None
 
 
 def parse_hub_name(name: str) -> HubName:
     """The parts of a name `hf://…`. Raises DataError for a name that cannot be read."""
     found = _NAME.fullmatch(name)
     if found is None or ".." in found["repository"]:
-        raise DataError(f"dataset is {shortened(name)!r}; expected hf://owner/name, hf://owner/name:split/column")
-    return HubName(found["repository"], found["split"], found["column"])
+        raise DataError(
+            f"dataset is {shortened(name)!r}; expected hf://owner/name, hf://owner/name:split/column/labels"
+        )
+    return HubName(found["repository"], found["split"], found["column"], found["labels"])
 
 
 def store_hub_dataset(
     name: str, target: Path, *, mirror: Path | None, limits: ReadLimits, image_size: ImageSize | None = None
 ) -> Summary:
-    """Read a column and write it as a validated array, of images of `image_size` if there is one. Raises DataError."""
+    """Read a column and its labels, and write them as a validated dataset, of images of `image_size` if there is one.
+
+    Raises DataError.
+    """
     wanted = parse_hub_name(name)
     rows = _split(name, wanted, _load(name, wanted, mirror))
-    column = wanted.column or _only_column(name, rows)
-    if column not in rows.column_names:
-        raise DataError(f"{name} has no column {column!r}; there are {', '.join(rows.column_names)}")
+    column, labels = wanted.column or _only_column(name, rows), wanted.labels or _label_column(rows)
+    for one in (column, labels):
+        if one is not None and one not in rows.column_names:
+            raise DataError(f"{name} has no column {one!r}; there are {', '.join(rows.column_names)}")
     if _is_image(rows.features[column]):
-        return _store_images(name, rows, column, target, limits, image_size)
-    if _is_vector(rows.features[column]):
+        summary = _store_images(name, rows, column, target, limits, image_size)
+    elif _is_vector(rows.features[column]):
         require_images(name, image_size is None)
-        return _store_vectors(name, rows, column, target, limits)
-    raise DataError(f"column {column!r} of {name} holds {rows.features[column]}; expected images, or lists of numbers")
+        summary = _store_vectors(name, rows, column, target, limits)
+    else:
+        raise DataError(
+            f"column {column!r} of {name} holds {rows.features[column]}; expected images, or lists of numbers"
+        )
+    if labels is None:
+        return summary
+    return store_labels(
+        target,
+        summary,
+        lambda: _labels(name, rows, labels),
+        name=name,
+        source=f"column {labels!r}",
+        is_asked=wanted.labels is not None,
+        limits=limits,
+    )
 
 
 def _load(name: str, wanted: HubName, mirror: Path | None) -> Any:
@@ -125,6 +151,29 @@ def _is_vector(feature: Any) -> bool:
     return isinstance(feature, datasets.List | datasets.LargeList) and str(
         getattr(feature.feature, "dtype", "")
     ).startswith(_NUMBERS)
+
+
+def _label_column(rows: datasets.Dataset) -> str | None:
+    """The column that says it holds classes, if there is one and no other does."""
+    import datasets
+
+    fitting = [column for column, kind in rows.features.items() if isinstance(kind, datasets.ClassLabel)]
+    fitting = fitting or [column for column in rows.column_names if column in LABEL_NAMES]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def _labels(name: str, rows: datasets.Dataset, column: str) -> Labels:
+    """The classes in a column of classes, words, whole numbers or truth values. Raises DataError."""
+    import datasets
+
+    where, feature = f"column {column!r} of {name}", rows.features[column]
+    if not str(getattr(feature, "dtype", "")).startswith(_WORDS):
+        raise DataError(f"{where} holds {feature}; expected classes, words or whole numbers")
+    values, names = rows[column][:], feature.names if isinstance(feature, datasets.ClassLabel) else None
+    missing = (None, -1) if names else (None,)  # classes write −1 for a row that nobody has labelled
+    if (without := next((row for row, value in enumerate(values) if value in missing), None)) is not None:
+        raise DataError(f"{where} has no label in row {without}; fill it, or leave the row out")
+    return Labels.of_items(where, [names[value] if names else str(value) for value in values])
 
 
 def _store_images(

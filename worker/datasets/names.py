@@ -15,7 +15,7 @@ from model.errors import DataError
 from model.intake.framing import ImageSize
 from model.intake.limits import Summary
 from model.intake.normalize import FORMATS
-from model.presets import BUILT_IN_DATASETS
+from model.presets import BUILT_IN_DATASETS, EMOJI_FOLDER
 from worker.datasets import hub, s3
 from worker.datasets.cache import DatasetCache
 from worker.settings import Settings
@@ -48,8 +48,7 @@ def require_dataset(name: str, settings: Settings, bucket: Bucket) -> Summary | 
     if name in BUILT_IN_DATASETS:
         return BUILT_IN_DATASETS[name]
     if is_dataset_id(name):
-        stored = _stored(name, bucket)
-        return Summary(kind=stored.kind, count=stored.count, event_shape=stored.event_shape)
+        return _stored(name, bucket).summary
     if name.startswith(s3.SCHEME):
         s3.require_prefix(name, settings, bucket)
     elif name.startswith(hub.SCHEME):
@@ -64,6 +63,8 @@ def resolve_dataset(name: str, datasets_dir: Path | None) -> str:
 
     Raises DataError when there is no such dataset, or the path would leave the folder.
     """
+    if name == "emoji" and datasets_dir is not None and (installed := datasets_dir / EMOJI_FOLDER).is_dir():
+        return str(installed)
     if name in BUILT_IN_DATASETS:
         return name
     known = f"built in are {', '.join(BUILT_IN_DATASETS)}; GET /datasets lists those that were uploaded"

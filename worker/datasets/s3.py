@@ -12,9 +12,9 @@ from pathlib import Path, PurePosixPath
 
 from model.errors import DataError, DataTooLarge
 from model.intake.framing import ImageSize
-from model.intake.images import IMAGE_SUFFIXES, store_images
+from model.intake.images import IMAGE_SUFFIXES
 from model.intake.limits import ReadLimits, Summary, shortened
-from model.intake.normalize import FORMATS, LOCATIONS, normalize
+from model.intake.normalize import FORMATS, LOCATIONS, normalize, store_image_files
 from worker.datasets.cache import DatasetCache
 from worker.settings import Settings
 from worker.storage.bucket import ArtifactMissing, Bucket
@@ -22,6 +22,8 @@ from worker.storage.bucket import ArtifactMissing, Bucket
 SCHEME = "s3://"
 _URL = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(?P<path>[^/].*)", re.DOTALL)
 _DOWNLOADS = 8
+_READING = "with labels"
+"""What is read of the objects; another text leaves behind what older versions have cached."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ def fetch_prefix(
     bucket_name, path = _parse(name, settings)
     bucket, limits = own.other(bucket_name), settings.read_limits
     chosen = _chosen(name, _listing(name, bucket, path, limits))
-    digest = hashlib.sha256(repr((bucket_name, chosen, limits, image_size)).encode()).hexdigest()
+    asked = (_READING, bucket_name, chosen, limits, image_size)
+    digest = hashlib.sha256(repr(asked).encode()).hexdigest()
     return cache.fetch(digest, lambda target: _store(bucket, chosen, target, name, limits, image_size))
 
 
@@ -117,4 +120,4 @@ def _store(
             file_name = PurePosixPath(keys[0]).name
             return normalize(paths[0], target, name=file_name, limits=limits, image_size=image_size)
         read_fn: Callable[[int], bytes] = lambda index: paths[index].read_bytes()  # noqa: E731
-        return store_images(keys, read_fn, target, name=name, limits=limits, image_size=image_size)
+        return store_image_files(keys, read_fn, target, name=name, limits=limits, image_size=image_size)

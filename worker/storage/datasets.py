@@ -1,6 +1,6 @@
-"""Uploaded datasets in storage: one validated array each, committed by its manifest.
+"""Uploaded datasets in storage: one validated array each, with its labels if it has some, committed by its manifest.
 
-    datasets/{dataset_id}/data.npy   datasets/{dataset_id}/manifest.json
+    datasets/{dataset_id}/data.npy (or data.npz)   datasets/{dataset_id}/manifest.json
 
 The manifest is written last and removed first: without one there is no dataset, whatever else lies below its id. What a
 client called its file is in the manifest only, never in a key.
@@ -21,12 +21,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model.event_kinds.registry import KindName
 from model.intake.framing import ImageSize
-from model.intake.limits import Summary
+from model.intake.limits import ClassCount, Summary
 from worker.ids import ULID_PATTERN, checked_id, new_id
 from worker.storage.bucket import ArtifactDamaged, ArtifactError, ArtifactMissing, Bucket, sha256_of
 
 _ROOT = "datasets/"
-_MANIFEST, _DATA = "manifest.json", "data.npy"
+_MANIFEST, _DATA, _LABELLED_DATA = "manifest.json", "data.npy", "data.npz"
+_VERSION: Literal[2] = 2
+"""Version 1 did not look for labels."""
 _ID = re.compile(ULID_PATTERN)
 _ABANDONED = timedelta(days=1)
 """An upload to storage that has no manifest for so long has lost its process."""
@@ -39,7 +41,7 @@ class StoredDataset(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 1
     id: str
     name: str | None
     kind: KindName
@@ -51,7 +53,22 @@ class StoredDataset(BaseModel):
     data_sha256: str
     data_size_bytes: int
     image_size: tuple[int, int] | None = Field(None, description="(height, width) that its images were brought to")
+    label_column: str | None = Field(None, description="Column or array that the client named for the labels")
+    labels: tuple[ClassCount, ...] = Field((), description="Classes in natural order; none without labels")
+    notes: tuple[str, ...] = Field((), description="What a person should know of how the file was read")
     created_at: datetime
+
+    @property
+    def summary(self) -> Summary:
+        """What the array holds."""
+        return Summary(
+            kind=self.kind, count=self.count, event_shape=self.event_shape, labels=self.labels, notes=self.notes
+        )
+
+    @property
+    def data_key(self) -> str:
+        """The key of the array."""
+        return dataset_prefix(self.id) + (_LABELLED_DATA if self.labels else _DATA)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +80,7 @@ class Upload:
     sha256: str
     size_bytes: int
     image_size: ImageSize | None = None
+    label_column: str | None = None
 
 
 def dataset_prefix(dataset_id: str) -> str:
@@ -95,14 +113,22 @@ class DatasetStore:
         except ValidationError as error:
             raise ArtifactDamaged(f"{key} is no manifest of a dataset") from error
 
-    def find_upload(self, sha256: str, image_size: ImageSize | None) -> StoredDataset | None:
-        """The oldest dataset that came from a file with that digest, its images brought to the same size."""
-        wanted = sha256, image_size
-        return next((found for found in reversed(self.list()) if (found.sha256, found.image_size) == wanted), None)
+    def find_upload(self, upload: Upload) -> StoredDataset | None:
+        """The oldest dataset that came from the same file and was read in the same way."""
+        for found in reversed(self.list()):
+            if (found.version, found.sha256, found.image_size, found.label_column) == (
+                _VERSION,
+                upload.sha256,
+                upload.image_size,
+                upload.label_column,
+            ):
+                return found
+        return None
 
     def add(self, data: Path, summary: Summary, upload: Upload) -> StoredDataset:
         """Store a validated array; nothing is left behind when that fails."""
         dataset = StoredDataset(
+            version=_VERSION,
             id=new_id(),
             name=upload.name,
             kind=summary.kind,
@@ -112,13 +138,16 @@ class DatasetStore:
             sha256=upload.sha256,
             size_bytes=upload.size_bytes,
             image_size=upload.image_size,
+            label_column=upload.label_column,
+            labels=summary.labels,
+            notes=summary.notes,
             data_sha256=sha256_of(data),
             data_size_bytes=data.stat().st_size,
             created_at=datetime.now(UTC),
         )
         prefix = dataset_prefix(dataset.id)
         try:
-            self._bucket.upload_file(data, prefix + _DATA)
+            self._bucket.upload_file(data, dataset.data_key)
             self._bucket.put_json(prefix + _MANIFEST, dataset.model_dump(mode="json"))
         except ArtifactError:
             with contextlib.suppress(ArtifactError):  # then `remove_abandoned` does
@@ -129,16 +158,15 @@ class DatasetStore:
     def delete(self, dataset_id: str) -> None:
         """Remove a dataset; nothing happens when there is none."""
         prefix = dataset_prefix(dataset_id)
-        for name in (_MANIFEST, _DATA):
+        for name in (_MANIFEST, _DATA, _LABELLED_DATA):
             self._bucket.delete(prefix + name)
 
     def fetch(self, dataset_id: str, path: Path) -> StoredDataset:
         """Download the array to `path`. Raises ArtifactMissing, and ArtifactDamaged when its sha256 is another."""
         dataset = self.get(dataset_id)
-        key = dataset_prefix(dataset_id) + _DATA
-        self._bucket.download_file(key, path)
+        self._bucket.download_file(dataset.data_key, path)
         if sha256_of(path) != dataset.data_sha256:
-            raise ArtifactDamaged(f"{key} does not have the sha256 its manifest names")
+            raise ArtifactDamaged(f"{dataset.data_key} does not have the sha256 its manifest names")
         return dataset
 
     def remove_abandoned(self) -> None:
