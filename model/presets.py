@@ -87,16 +87,16 @@ _DIGITS = TrainConfig(
 )
 
 _DENSITY_2D = TrainConfig(
-    schedule=ScheduleConfig(kind="log_snr", num_levels=20, log_snr_max=10.0, log_snr_min=-4.0),
+    schedule=ScheduleConfig(kind="log_snr", num_levels=20, log_snr_max=11.0, log_snr_min=-4.0),
     network=NetworkConfig(
         kind="mlp",
         width=64,
-        num_blocks=1,
+        num_blocks=2,
         activation="silu",
         spectral_norm=False,
         level_width=64,
         fourier_features=64,
-        max_frequency=150.0,
+        max_frequency=8.0,
     ),
     energy="log_snr",
     chain=ChainConfig(kernel="mala", start="predictor", num_steps=10, step_size=0.7**0.5),
@@ -109,8 +109,8 @@ _DENSITY_2D = TrainConfig(
         batch_size=256,
         form="dual",
         learning_rate=4e-3,
-        low_noise_tilt=1.0,
-        noise_contrast=1.0,
+        low_noise_tilt=3.0,
+        noise_contrast=30.0,
         recovery_weight=1.0,
     ),
     dataset="eight_gaussians",
