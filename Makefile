@@ -59,7 +59,7 @@ SECONDS ?= 600
 soak: $(STAMP) ## mixed load with clients that leave, for SECONDS: memory, leaks, unanswered requests
 	$(BIN)/python -m tests.bench.soak $(SECONDS)
 
-chaos: $(STAMP) ## kill everything around 12 trainings, again and again, and check that none is harmed; 10 minutes at most
+chaos: $(STAMP) ## kill everything around 12 trainings, again and again, and check that none is harmed; minutes, and more on a busy machine
 	$(BIN)/python -m tests.chaos.run
 
 bench-train: $(STAMP) ## cost of a training step and of a sample beside a plain implementation; writes bench-results/

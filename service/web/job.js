@@ -140,12 +140,16 @@ export async function view(root, { id, signal }) {
   let drawn = "";
   let hasFiles = false;
 
-  const follow_ = () => keepFollowing().catch((error) => error.name !== "AbortError" && report(error));
+  let following;
+  const follow_ = () => {
+    following = keepFollowing().catch((error) => error.name !== "AbortError" && report(error));
+  };
 
   const remove = async () => {
     const kept = job.kind === "train" ? " The model stays, if it has a checkpoint." : "";
     const wanted = await ask(`Delete “${title(job)}”?`, `Its events, pictures and files are gone for good.${kept}`, "Delete the job");
     if (!wanted) return;
+    await following; // of a job that is over it ends by itself, and must not ask for what is gone
     await send(`/jobs/${id}`, { method: "DELETE", signal });
     location.hash = "#/jobs";
   };

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 _COLLECT_EVERY_S = 0.1
+Weights = Mapping[str, str]
+"""The sha256 of each file of a final checkpoint."""
 
 
 @dataclass
@@ -128,6 +130,12 @@ def gaps(attempts: Sequence[AttemptLog], commits: Sequence[Commit], total_steps:
     committed = {0, *(commit.step for commit in commits)}
     rootless = sum(a.started_at is not None and a.start_step not in committed for a in attempts)
     return len(set(range(1, total_steps + 1)) - done) + rootless
+
+
+def compared_weights(found: Sequence[Weights | None], expected: Sequence[Weights | None]) -> list[bool]:
+    """Return of each pair whether it is identical, without those of which either was never trained to its end."""
+    pairs = zip(found, expected, strict=True)
+    return [one == other for one, other in pairs if one is not None and other is not None]
 
 
 def _time(text: str) -> float:

@@ -52,6 +52,8 @@ class Faults:
     random: Random
     victim: str
     """The job whose training is killed `VICTIM_KILLS` times, whatever else happens to it."""
+    patience: float
+    """The factor on how long to wait for what a fault needs."""
     report_fn: Callable[[Blow], None]
     blows: list[Blow] = field(default_factory=list)
     refusals: Counter[str] = field(default_factory=Counter)
@@ -59,6 +61,7 @@ class Faults:
 
     def __post_init__(self) -> None:
         self._outages: list[threading.Event] = []
+        self._patience_s = self.patience * _PATIENCE_S
 
     def run(self) -> None:
         """Do everything in the plan, and return when all is up again."""
@@ -66,7 +69,7 @@ class Faults:
             time.sleep(self.random.uniform(*_PAUSE_S))
             self._do(what)
         for is_over in self._outages:
-            assert is_over.wait(_PATIENCE_S), "SeaweedFS did not come back"
+            assert is_over.wait(self._patience_s), "SeaweedFS did not come back"
 
     def _order(self) -> list[str]:
         """Return the faults shuffled, with the victim's kills among the first, before the victim is done."""
@@ -96,7 +99,7 @@ class Faults:
             attempts = self.collector.attempts(self.victim)
             return len(attempts[-1].steps) >= _VICTIM_STEPS and self._kill(self.victim) if attempts else False
 
-        wait_until(kill_in_the_midst, _PATIENCE_S, "the victim's training")
+        wait_until(kill_in_the_midst, self._patience_s, "the victim's training")
         return self.victim
 
     def _kill_training(self) -> str:
@@ -105,7 +108,7 @@ class Faults:
             job_id = self.random.choice(running) if running else None
             return job_id if job_id and self._kill(job_id) else None
 
-        return str(wait_until(kill_any, _PATIENCE_S, "a training"))
+        return str(wait_until(kill_any, self._patience_s, "a training"))
 
     def _kill(self, job_id: str) -> bool:
         try:
@@ -121,13 +124,13 @@ class Faults:
         return f"{name}, {'and all its processes' if whole else 'main process'}"
 
     def _kill_reaper_host(self) -> str:
-        return self._kill_worker(wait_until(self.stack.reaper_host, _PATIENCE_S, "a reaper"))
+        return self._kill_worker(wait_until(self.stack.reaper_host, self._patience_s, "a reaper"))
 
     def _stop_worker(self) -> str:
         name = self.random.choice(TRAINERS)
         worker = self.stack.workers[name]
         self.stack.killed += worker.family()
-        worker.stop(60)
+        worker.stop(self._patience_s)
         self.stack.restart_worker(name)
         return f"{name}, SIGTERM"
 

@@ -48,6 +48,7 @@ class Stack:
             reaper_every_s=0.5,
             kill_grace_s=15.0,
             attempt_limit=30,  # each kill uses up an attempt, and here they are many on purpose
+            keep_last=10_000,  # the judge reads the manifests of all
             visibility_timeout_s=20,
             spool_dir=directory / "spool",
         )

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.evidence import AttemptLog, Commit, duplicated_steps, gaps, read_log, stale_commits
+from tests.chaos.evidence import (
+    AttemptLog,
+    Commit,
+    compared_weights,
+    duplicated_steps,
+    gaps,
+    read_log,
+    stale_commits,
+)
 
 JOB = "01JD3Z6M3Q4R5S6T7V8W9X0Y1Z"
 
@@ -47,6 +55,12 @@ def test_steps_that_nobody_trained_and_beginnings_out_of_nowhere_are_gaps(start_
     attempts = [attempt(1, 0, 12, at=0), attempt(2, start_step, 30, at=20)]
 
     assert gaps(attempts, [Commit(10, 1, 10.5)], 30) == missing
+
+
+def test_weights_of_a_training_that_did_not_end_are_not_compared_rather_than_other_ones() -> None:
+    one, other = {"weights": "1"}, {"weights": "2"}
+
+    assert compared_weights([one, None, one, other], [one, one, None, one]) == [True, False]
 
 
 def test_a_log_that_a_kill_cut_off_is_read_up_to_there(tmp_path: Path) -> None:

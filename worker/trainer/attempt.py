@@ -78,13 +78,6 @@ class Attempt(ABC):
         May raise what `run` puts into words: ModelError, UndeliveredError, ArtifactError, StaleLease, RedisError.
         """
 
-    def interrupt(self) -> None:
-        """Have the work save what it has and end; if it hangs, this process ends without that, after a while."""
-        self.watch.interrupt()
-        timer = threading.Timer(self.settings.kill_grace_s, os._exit, [Exit.interrupted])
-        timer.daemon = True
-        timer.start()
-
     def run(self) -> Exit:
         """Do the work. Every ending is an exit code, with a reason in words where there is one."""
         if self.rank == 0:  # the others do as the leading rank does
@@ -154,7 +147,8 @@ def main(arguments: list[str]) -> int:
     lease = Lease(job_id=job_id, token=int(token), worker=worker)
     attempt = _run_of(name)(store, lease, Path(directory), rank=rank, num_ranks=num_ranks)
     # All ranks end after the same step: the leading one is told, and the others follow it.
-    signal.signal(signal.SIGTERM, (lambda *_: attempt.interrupt()) if rank == 0 else signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, (lambda *_: attempt.watch.interrupt()) if rank == 0 else signal.SIG_IGN)
+    end_after_sigterm(settings.kill_grace_s)
     code = attempt.run()
     # torchrun ends the other ranks at once when one returns anything but 0; how it ended is in its file.
     return Exit.succeeded if num_ranks > 1 and code.in_order else code
@@ -194,6 +188,25 @@ def die_with_parent(parent_pid: int, number: signal.Signals) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent_pid:
         raise SystemExit("the supervisor died before the work started")
+
+
+def end_after_sigterm(grace_s: float) -> None:
+    """Have this process end at most `grace_s` seconds after SIGTERM, without saving anything, if it still runs then.
+
+    Python calls a handler only when the main thread is back in Python, and a hung GPU or file system never lets it go;
+    the byte for the pipe is written at once.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+
+    def run() -> None:
+        while os.read(reading, 1) != bytes([signal.SIGTERM]):
+            pass
+        time.sleep(grace_s)
+        os._exit(Exit.interrupted)
+
+    threading.Thread(target=run, name="end", daemon=True).start()
 
 
 def _unexpected(error: Exception) -> str:
