@@ -343,9 +343,8 @@ class CalibrationConfig(Config):
     max_chains: Annotated[int, Interval(ge=16, le=1_000_000)] | None = None
     """The largest number of chains in total: once all temperatures are used, every round doubles the chains up to it;
     four times `num_chains` when absent."""
-    num_leapfrog: Annotated[int, Interval(ge=1, le=64)] | None = None
-    """The number of gradient evaluations per move: 1 is MALA, several (HMC) reach further in many dimensions; when
-    absent, 1 up to 16 dimensions and 5 above."""
+    num_leapfrog: Annotated[int, Interval(ge=1, le=64)] = 5
+    """The number of gradient evaluations per move: 1 is MALA, several (HMC) reach further."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -30,7 +30,6 @@ from model.noise import ChainNoise, NoiseSource, SharedNoise, make_generator
 
 _CHUNK = 4096  # events that are evaluated at once
 _TOP_SAMPLES = 4096
-_MALA_DIMENSIONS = 16  # above it, moves of several leaps are worth their evaluations
 _FIRST_STEP = 0.7  # the step size of a chain before it is tuned
 
 T = TypeVar("T")
@@ -116,7 +115,7 @@ def calibrate(
     tolerance: float | None = CalibrationConfig.tolerance,
     max_bridges: int = CalibrationConfig.max_bridges,
     max_chains: int | None = CalibrationConfig.max_chains,
-    num_leapfrog: int | None = CalibrationConfig.num_leapfrog,
+    num_leapfrog: int = CalibrationConfig.num_leapfrog,
     x_data: Tensor | None = None,
     stop_fn: Callable[[], bool] = lambda: False,
 ) -> Iterator[LogZ]:
@@ -124,14 +123,10 @@ def calibrate(
 
     `x_data` (N, *event) are data that the model was not trained on, in the data's units and dequantized if they are
     discrete: chains that start from them tell modes that both sides miss.
-    `tolerance` is by default `default_tolerance` of the model's dimension, `max_chains` is four times `num_chains`, and
-    `num_leapfrog` goes by the dimension (`CalibrationConfig`).
+    `tolerance` is by default `default_tolerance` of the model's dimension, and `max_chains` is four times `num_chains`.
     `stop_fn` is asked before every move of the chains; a round that it stops is not yielded. The model is frozen until
     the iterator ends.
     """
-    dim = torch.Size(model.event_shape).numel()
-    if num_leapfrog is None:
-        num_leapfrog = 1 if dim <= _MALA_DIMENSIONS else 5
     noise = SharedNoise(make_generator(seed, device=model.step_size.device))
     with model.frozen():
         yield from bound_log_z(

@@ -14,7 +14,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,7 +36,9 @@ from model.noise import NoiseSource
 SampleFn = Callable[[int, NoiseSource], Tensor]
 """Draws `count` positions (count, *event)."""
 _PILOT_CHAINS = 64  # enough to know the mean acceptance to 0.05
-_LARGEST_DRIFT = 0.1  # nats a dimension; held-out data of a good model drift by a few hundredths
+_LARGEST_DRIFT = (
+    0.25  # nats a dimension; −0.14 is what overfitting does to held-out digits, −0.9 energies that run away
+)
 _WORTH_MORE_CHAINS = 1.0  # the gap, in nats, up to which more chains may tell an error that is not known yet
 
 
@@ -96,6 +98,11 @@ class LogZ:
         """Whether the gap between the sides is within three of its standard errors."""
         return _agree(self.lower, self.lower_std_error, self.upper, self.upper_std_error)
 
+    @property
+    def data_leave(self) -> bool:
+        """Whether chains that start from data leave them for other energies; more bridges are then in vain."""
+        return self.data_drift is not None and abs(self.data_drift) > _LARGEST_DRIFT
+
     def verdict(self, tolerance: float) -> Verdict:
         """Say what the sides tell, where log Z is wanted to an error of `tolerance` nats.
 
@@ -103,7 +110,7 @@ class LogZ:
         so that log Z is not that of the data. `not_known`: the weights do not tell an error. `sides_apart`: the error
         is larger than the tolerance. `converged`: log Z is known to that error.
         """
-        if self.data_drift is not None and abs(self.data_drift) > _LARGEST_DRIFT:
+        if self.data_leave:
             return "data_elsewhere"
         if self.std_error is None or not math.isfinite(self.estimate):
             return "not_known"
@@ -141,22 +148,24 @@ def bound_log_z(
     (None: `num_chains`); at most `num_chains` are walked at once. More chains cannot close a gap that is not due to
     chance. Yields the result of every round; the last is the answer. Without `sample_target` the backward walk starts
     where the forward chains ended, resampled by weight and moved on. A round that would be the last also walks back
-    from `sample_data`, moved on in the same way. `stop_fn` is asked before every move; a round that it stops is lost.
+    from `sample_data`, moved on in the same way; if the data are left by these moves, the first round is the last.
+    `stop_fn` is asked before every move; a round that it stops is lost.
     """
     most = num_chains if max_chains is None else max_chains
     with contextlib.suppress(WalkStopped):
         path = tune(path, min(num_chains, _PILOT_CHAINS), noise, stop_fn=stop_fn)
-        bounds = _Bounds(path, noise, num_chains, sample_target, sample_data, stop_fn)
+        bounds = _Bounds(path, noise, num_chains, sample_target, stop_fn)
+        data = None if sample_data is None else bounds.settled(sample_data(num_chains, noise))
         num_bridges = 1
         walked = [bounds.there_and_back(num_bridges)]
         while True:
-            log_z = bounds.log_z(walked, num_bridges)
+            log_z = bounds.log_z(walked, num_bridges, data)
             more = 0
             if num_bridges == max_bridges and _worth_more_chains(log_z, tolerance):
                 more = max(0, min(len(walked), most // num_chains - len(walked)))
-            at_end = num_bridges == max_bridges and not more
-            if at_end or log_z.verdict(tolerance) == "converged":
-                log_z = bounds.with_data(log_z)
+            at_end = log_z.data_leave or (num_bridges == max_bridges and not more)
+            if data is not None and (at_end or log_z.verdict(tolerance) == "converged"):
+                log_z = bounds.with_data(log_z, data)
             yield log_z
             if at_end or log_z.verdict(tolerance) == "converged" or stop_fn():
                 return
@@ -176,6 +185,13 @@ def _worth_more_chains(log_z: LogZ, tolerance: float) -> bool:
 _ThereAndBack = tuple[Walk, Walk]
 
 
+class _Settled(NamedTuple):
+    """Data that moved on under the target, and the change of their mean energy, in nats a dimension."""
+
+    position: Tensor
+    drift: float
+
+
 @dataclass(frozen=True)
 class _Bounds:
     """The walks that bound log Z of a path."""
@@ -184,8 +200,14 @@ class _Bounds:
     noise: NoiseSource
     num_chains: int
     sample_target: SampleFn | None
-    sample_data: SampleFn | None
     stop_fn: StopFn
+
+    def settled(self, position: Tensor) -> _Settled:
+        """Return `position` (N, *event) moved on under the target. Raises WalkStopped."""
+        moved = settle(self.path, position, self.noise, stop_fn=self.stop_fn)
+        with torch.no_grad():
+            before, after = (self.path.energies[-1](x).double().mean() for x in (position, moved))
+        return _Settled(moved, float(after - before) / position[0].numel())
 
     def there_and_back(self, num_bridges: int) -> _ThereAndBack:
         """Walk once forwards and once backwards. Raises WalkStopped."""
@@ -196,8 +218,8 @@ class _Bounds:
             ends = self.sample_target(self.num_chains, self.noise)
         return forward, self._back(ends, num_bridges)
 
-    def log_z(self, walked: Sequence[_ThereAndBack], num_bridges: int) -> LogZ:
-        """Return the bounds that walks of the same number of bridges give together."""
+    def log_z(self, walked: Sequence[_ThereAndBack], num_bridges: int, data: _Settled | None) -> LogZ:
+        """Return the bounds that walks of the same number of bridges give together, with the drift of `data`."""
         forward, backward = (_pooled(walks) for walks in zip(*walked, strict=True))
         return LogZ(
             lower=self.path.log_z_start + forward.log_mean_weight,
@@ -210,23 +232,14 @@ class _Bounds:
             num_chains=len(forward.log_weights),
             num_bridges=num_bridges,
             upper_start="chain" if self.sample_target is None else "exact",
+            data_drift=None if data is None else data.drift,
         )
 
-    def with_data(self, log_z: LogZ) -> LogZ:
-        """Add the side of a walk from data, where there are any. Raises WalkStopped."""
-        if self.sample_data is None:
-            return log_z
-        position = self.sample_data(self.num_chains, self.noise)
-        settled = settle(self.path, position, self.noise, stop_fn=self.stop_fn)
-        walk = self._back(settled, log_z.num_bridges)
-        with torch.no_grad():
-            before, after = (self.path.energies[-1](x).double().mean() for x in (position, settled))
-        return replace(
-            log_z,
-            data_drift=float(after - before) / position[0].numel(),
-            data_upper=self.path.log_z_start - walk.log_mean_weight,
-            data_upper_std_error=walk.std_error,
-        )
+    def with_data(self, log_z: LogZ, data: _Settled) -> LogZ:
+        """Add the side of a walk from data. Raises WalkStopped."""
+        walk = self._back(data.position, log_z.num_bridges)
+        data_upper = self.path.log_z_start - walk.log_mean_weight
+        return replace(log_z, data_upper=data_upper, data_upper_std_error=walk.std_error)
 
     def _back(self, position: Tensor, num_bridges: int) -> Walk:
         return anneal_backwards(self.path, position, self.noise, num_bridges=num_bridges, stop_fn=self.stop_fn)

@@ -63,8 +63,7 @@ class CalibrateOptions(TypedDict, total=False):
     """The largest number of chains in total: once all temperatures are used, every round doubles the chains up to it;
     four times `num_chains` when absent."""
     num_leapfrog: int | None
-    """The number of gradient evaluations per move: 1 is MALA, several (HMC) reach further in many dimensions; when
-    absent, 1 up to 16 dimensions and 5 above."""
+    """The number of gradient evaluations per move: 1 is MALA, several (HMC) reach further."""
     device: Literal["auto", "cpu", "cuda"] | None
     """Where to compute; `auto` takes a GPU when the trainer has one."""
 

@@ -159,7 +159,9 @@ def planar(name: str) -> PlanarRow:
     """Train on one planar density with the preset, calibrate, and compare with the truth."""
     dataset = data.load(name)
     model = _trained("density-2d", dataset)
-    *_, log_z = calibrate(model, num_chains=4096, tolerance=0.008, max_bridges=4, max_chains=4096)
+    *_, log_z = calibrate(
+        model, num_chains=4096, tolerance=0.008, max_bridges=8, max_chains=4096, x_data=dataset.held_out
+    )
     points = dataset.held_out[:_TEST_POINTS]
     truth = PLANAR_DENSITIES[name]().log_density(points.double()).mean()
     served = normalized(model, data_energy(model, points), log_z.estimate).mean()

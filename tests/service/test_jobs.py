@@ -303,7 +303,7 @@ def test_a_calibration_is_queued_for_the_newest_checkpoint(
     assert (body["kind"], body["status"], body["name"]) == ("calibrate", "queued", "log Z")
     assert (body["model_id"], body["model_step"], body["seed"]) == (model_id, 100, 4)
     spec = store.get(body["id"]).spec
-    chains = {"num_chains": 64, "max_chains": None, "max_bridges": 32, "num_leapfrog": None}
+    chains = {"num_chains": 64, "max_chains": None, "max_bridges": 32, "num_leapfrog": 5}
     assert spec["config"] == {"seed": 4, "tolerance": None, **chains}
     assert client.get("/jobs", params={"kind": "calibrate"}).json()["jobs"][0]["id"] == body["id"]
 

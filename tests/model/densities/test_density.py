@@ -174,9 +174,9 @@ def test_bits_per_dim_of_eight_bit_data_is_the_usual_formula() -> None:
 
 @pytest.mark.slow
 def test_calibration_runs_until_the_sides_meet_and_repeats_with_its_seed(model: EnergyModel) -> None:
-    rounds = list(calibrate(model, seed=1, num_chains=400, tolerance=0.05, max_bridges=8))
-    again = list(calibrate(model, seed=1, num_chains=400, tolerance=0.05, max_bridges=8))
-    other = next(calibrate(model, seed=2, num_chains=400, max_bridges=1))
+    rounds = list(calibrate(model, num_leapfrog=1, seed=1, num_chains=400, tolerance=0.05, max_bridges=8))
+    again = list(calibrate(model, num_leapfrog=1, seed=1, num_chains=400, tolerance=0.05, max_bridges=8))
+    other = next(calibrate(model, num_leapfrog=1, seed=2, num_chains=400, max_bridges=1))
     assert [log_z.num_bridges for log_z in rounds] == [2**n for n in range(len(rounds))]
     assert known(rounds[-1].std_error) <= 0.05
     assert abs(rounds[-1].estimate - _log_z(model)) < 4 * known(rounds[-1].std_error)
@@ -187,7 +187,9 @@ def test_calibration_runs_until_the_sides_meet_and_repeats_with_its_seed(model: 
 
 def test_chains_that_start_from_data_find_the_same_log_z(model: EnergyModel) -> None:
     own = _DATA.sample(2000, torch.Generator().manual_seed(6)).float()
-    *_, told = calibrate(model, num_chains=256, tolerance=0.1, max_bridges=2, max_chains=256, x_data=own)
+    *_, told = calibrate(
+        model, num_leapfrog=1, num_chains=256, tolerance=0.1, max_bridges=2, max_chains=256, x_data=own
+    )
     assert told.verdict(0.1) == "converged"
     assert told.data_upper == pytest.approx(_log_z(model), abs=0.1)
 
@@ -205,7 +207,7 @@ def test_chains_start_from_data_as_x_0_in_the_coordinates_of_the_path(model: Ene
 
 @pytest.mark.slow
 def test_once_the_bridges_are_at_their_most_the_chains_double_and_are_pooled(model: EnergyModel) -> None:
-    rounds = list(calibrate(model, seed=1, num_chains=100, tolerance=1e-6, max_bridges=2))
+    rounds = list(calibrate(model, num_leapfrog=1, seed=1, num_chains=100, tolerance=1e-6, max_bridges=2))
     assert [log_z.num_bridges for log_z in rounds] == [1, 2, 2, 2]
     assert [log_z.num_chains for log_z in rounds] == [100, 100, 200, 400]
     config = CalibrationConfig(num_chains=100, max_bridges=2)
@@ -230,8 +232,8 @@ def test_chains_are_not_added_to_sides_that_disagree(model: EnergyModel) -> None
 @pytest.mark.slow
 def test_a_calibration_stops_before_its_next_move_and_forgets_the_round(model: EnergyModel) -> None:
     calls = itertools.count()
-    assert len(list(calibrate(model, num_chains=16, max_bridges=1, max_chains=16))) == 1
-    assert list(calibrate(model, num_chains=16, max_bridges=1, stop_fn=lambda: next(calls) >= 30)) == []
+    assert len(list(calibrate(model, num_leapfrog=1, num_chains=16, max_bridges=1, max_chains=16))) == 1
+    assert list(calibrate(model, num_leapfrog=1, num_chains=16, max_bridges=1, stop_fn=lambda: next(calls) >= 30)) == []
     assert next(calls) == 31  # the call that stopped it was the last
 
 
@@ -252,7 +254,7 @@ def _small_dataset(bin_width: float) -> Dataset:
 
 
 def test_a_calibration_scores_the_data_and_survives_json(model: EnergyModel) -> None:
-    (log_z,) = calibrate(model, num_chains=400, max_bridges=1, max_chains=400)
+    (log_z,) = calibrate(model, num_leapfrog=1, num_chains=400, max_bridges=1, max_chains=400)
     found = summarize(model, _dataset(), log_z, CalibrationConfig(num_chains=400, max_bridges=1), step=7)
     back = Calibration.from_dict(json.loads(json.dumps(found.to_dict())))
     assert back == found
@@ -267,7 +269,7 @@ def test_a_calibration_scores_the_data_and_survives_json(model: EnergyModel) -> 
 
 
 def test_discrete_data_are_dequantized_before_they_are_scored(model: EnergyModel) -> None:
-    (log_z,) = calibrate(model, num_chains=64, max_bridges=1, max_chains=64)
+    (log_z,) = calibrate(model, num_leapfrog=1, num_chains=64, max_bridges=1, max_chains=64)
     found = summarize(model, _small_dataset(bin_width=0.5), log_z, CalibrationConfig(), step=7)
     continuous = summarize(model, _small_dataset(bin_width=0.0), log_z, CalibrationConfig(), step=7)
     assert found.held_out_log_density is not None
@@ -279,7 +281,7 @@ def test_discrete_data_are_dequantized_before_they_are_scored(model: EnergyModel
 
 
 def test_a_model_of_unknown_data_is_calibrated_without_scores(model: EnergyModel) -> None:
-    (log_z,) = calibrate(model, num_chains=64, max_bridges=1, max_chains=64)
+    (log_z,) = calibrate(model, num_leapfrog=1, num_chains=64, max_bridges=1, max_chains=64)
     model.space = AffineSpace.discrete((2,), 0.5)
     found = summarize(model, None, log_z, CalibrationConfig(), step=7)
     assert (found.num_held_out, found.held_out_log_density, found.held_out_bits_per_dim) == (0, None, None)
@@ -293,6 +295,6 @@ def test_a_calibration_of_another_version_is_refused() -> None:
 
 
 def test_a_log_z_that_is_not_finite_is_an_error(model: EnergyModel) -> None:
-    (log_z,) = calibrate(model, num_chains=16, max_bridges=1, max_chains=16)
+    (log_z,) = calibrate(model, num_leapfrog=1, num_chains=16, max_bridges=1, max_chains=16)
     with pytest.raises(CalibrationError, match="expected a finite number"):
         summarize(model, _dataset(), replace(log_z, lower=math.nan), CalibrationConfig(), step=7)

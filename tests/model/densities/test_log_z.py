@@ -72,6 +72,19 @@ def test_modes_that_the_chains_reach_are_not_said_to_be_missed() -> None:
     assert found.data_upper == pytest.approx(0.0, abs=0.1)
 
 
+def test_data_that_their_chains_leave_end_it_after_the_first_round() -> None:
+    """Data three standard deviations off the target fall by 4 nats a dimension, whatever the sides say."""
+    target = GaussianEnergy(torch.zeros(16, dtype=torch.float64), 0.5)
+
+    def data(count: int, noise: NoiseSource) -> Tensor:
+        return 1.5 + 0.5 * noise.normal(torch.empty(count, 16, dtype=torch.float64))
+
+    path = path_to(target, 16)
+    (found,) = bound_log_z(path, _noise(4), num_chains=64, tolerance=1e-3, max_bridges=8, sample_data=data)
+    assert found.data_drift == pytest.approx(-4.5, abs=0.6)
+    assert found.verdict(1e9) == "data_elsewhere"
+
+
 def test_a_hopeless_walk_says_that_it_does_not_know() -> None:
     """The weights spread by hundreds of nats, and the truth is further away than any error of them says."""
     target = GaussianEnergy(torch.full((64,), 4.0, dtype=torch.float64), 0.3)
