@@ -54,7 +54,7 @@ class Settings(BaseSettings):
     keep_last: int = Field(default=10, ge=1)
     """Checkpoints of a training that are kept at least, its newest; a training may ask for another number."""
     keep_every: int = Field(default=10, ge=1)
-    """Of its older ones, every so manieth; 1 keeps them all. A training may ask for another number."""
+    """Of its older ones, one in this many; 1 keeps them all. A training may ask for another number."""
     deletion_grace_s: float = Field(default=60.0, ge=0)
     """What was deleted is swept once more after so long, for what a slow process may have written meanwhile."""
     event_limit: int = Field(default=20_000, ge=100)

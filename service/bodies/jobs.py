@@ -115,7 +115,7 @@ class TrainRequest(_OVERRIDES, _TrainingStart):  # type: ignore[misc]
         None,
         ge=1,
         le=100_000,
-        description="Of the older checkpoints, every so manieth is kept, by its step; 1 keeps them all, and the "
+        description="Of the older checkpoints, one in this many is kept, by its step; 1 keeps them all, and the "
         "service's own number holds when absent",
         examples=[10],
     )

@@ -42,7 +42,7 @@ class TrainOptions(TypedDict, total=False):
     """Checkpoints that are kept at least, the newest, as are calibrated ones and those that a job needs; the service's
     own number when absent."""
     keep_every: int | None
-    """Of the older checkpoints, every so manieth is kept, by its step; 1 keeps them all, and the service's own number
+    """Of the older checkpoints, one in this many is kept, by its step; 1 keeps them all, and the service's own number
     holds when absent."""
 
 
