@@ -28,7 +28,7 @@ ScheduleKind = Literal["published", "linear_betas", "log_snr"]
 NetworkKind = Literal["resnet", "mlp"]
 Activation = Literal["leaky_relu", "silu"]
 EnergyForm = Literal["step_size", "gaussian", "log_snr"]
-ChainStart = Literal["neighbour", "predictor"]
+ChainStart = Literal["neighbour", "predictor", "multistep"]
 KernelKind = Literal["langevin", "mala", "hmc"]
 ScoreMatchingForm = Literal["recovery", "marginal", "dual"]
 Precision = Literal["float32", "bfloat16"]
@@ -137,7 +137,8 @@ class ChainConfig(Config):
     is b widths of the conditional."""
     start: ChainStart = "neighbour"
     """Where a chain starts: at y = x_{t+1} (`neighbour`, DRL), or at one draw from the Gaussian that the score at
-    x_{t+1} predicts (`predictor`)."""
+    x_{t+1} predicts (`predictor`). In sampling, `multistep` extrapolates the prediction from the two last levels, to
+    second order; in training it is `predictor`."""
     target_acceptance: _Acceptance | Literal["auto"] | None = "auto"
     """The acceptance rate to which training adapts the step size of every level; unset keeps `step_size`. `mala` and
     `hmc` only, for which `auto` is 0.7."""

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.chains.kernels import KERNELS, Adjusted, Flight, State, choose
-from model.chains.sampling import denoising_point, expected_data
-from model.chains.starts import STARTS
+from model.chains.sampling import denoising_point
+from model.chains.starts import STARTS, expected_data
 from model.conditions import At
 from model.config import SamplingConfig, TrainConfig
 from model.energies.conditional import recovery_energy
@@ -105,14 +105,14 @@ class Descents:
         def rows(*shape: int) -> Tensor:
             return torch.zeros(capacity, *shape, device=device)
 
-        self._point, self._x_next, self._epsilon = (rows(*event) for _ in range(3))
+        self._point, self._x_next, self._epsilon, self._memory = (rows(*event) for _ in range(4))
         self._flight = Flight(State(rows(*event), rows(), rows(*event)), self._point, rows(*event), rows())
         self._precision, self._step_size, self._noise_scale = (rows() for _ in range(3))
         self._at = At(torch.zeros(capacity, dtype=torch.int64, device=device))
         self._level, self._num_steps, self._left, self._leaps = (np.zeros(capacity, np.int64) for _ in range(4))
         self._waiting = np.zeros(capacity, np.int64)
         self._tensors = (
-            *(self._x_next, self._precision, self._step_size, self._noise_scale, *self._at.tensors),
+            *(self._x_next, self._memory, self._precision, self._step_size, self._noise_scale, *self._at.tensors),
             *(*self._flight.origin, *self._flight[1:]),
         )
         self._counters = (self._level, self._num_steps, self._left, self._leaps, self._waiting)
@@ -128,6 +128,7 @@ class Descents:
             self._num_steps[row] = chain.settings.num_steps
             self._noise_scale[row] = 1.0 if isinstance(self._kernel, Adjusted) else chain.settings.noise_scale
         self._level[rows] = self.model.num_levels - 1
+        self._memory[rows] = 0.0
         x_top = self._noise.normal(rows)
         self._arrivals = [Arrivals(rows, np.full(len(rows), self.model.num_levels), x_top)]
         self._enter_level(rows, x_top)
@@ -168,7 +169,8 @@ class Descents:
         if len(rows := np.flatnonzero(waiting == Waiting.start)):
             self._answer(rows, here.score[rows])
         if len(rows := np.flatnonzero(waiting == Waiting.denoise)):
-            self._ended.append((rows, expected_data(self.model, self._x_next[rows], here.score[rows])))
+            level = self._at.level[rows]
+            self._ended.append((rows, expected_data(self.model, self._x_next[rows], here.score[rows], level)))
         if len(rows := np.flatnonzero(reached)):
             self._arrive(rows, ends[rows])
         return self._progress()
@@ -247,8 +249,10 @@ class Descents:
             self._begin_chain(rows[~asks], x_next[~asks])
 
     def _answer(self, rows: Rows, score: Tensor) -> None:
-        epsilon = self._noise.normal(rows)
-        y = self._start.answer(self.model, self._x_next[rows], self._conditions(rows), score, epsilon)
+        x_next, epsilon = self._x_next[rows], self._noise.normal(rows)
+        y, memory = self._start.answer(self.model, x_next, self._conditions(rows), score, epsilon, self._memory[rows])
+        if memory is not None:
+            self._memory[rows] = memory
         self._begin_chain(rows, y)
 
     def _begin_chain(self, rows: Rows, y: Tensor) -> None:

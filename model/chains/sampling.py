@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from model.chains.kernels import KERNELS, Adjusted
-from model.chains.starts import STARTS, begin
+from model.chains.starts import STARTS, Answer, begin, expected_data
 from model.conditions import At
 from model.config import ChainStart, Precision, SamplingConfig
 from model.energies.energy import energy_and_score
@@ -32,6 +32,8 @@ class Draw:
     """(B,) mean acceptance probability; 1 for unadjusted kernels"""
     gradient_evaluations: int
     """number of gradient evaluations that each chain took"""
+    memory: Tensor | None
+    """(B, *event) that of the start's answer, for the draw at the level below"""
 
 
 def _unwatched(_step: int, _position: Tensor) -> None:
@@ -46,21 +48,23 @@ def draw_conditional(
     *,
     num_steps: int,
     start: ChainStart,
+    memory: Tensor | None = None,
     noise_scale: float = 1.0,
     is_top: bool = False,
     watch_fn: Callable[[int, Tensor], None] = _unwatched,
 ) -> Draw:
     """Draw y ~ p(y | x_{t+1}) by `num_steps` of the model's kernel from `start`.
 
-    Without steps, y is what the start gives. The rows may be at different levels; `is_top` says that all of them are at
-    the top one, where a start may cost nothing. `noise_scale` multiplies the noise that the steps of an unadjusted
-    kernel inject. `watch_fn(step, position)` is called after every step. The caller freezes the model.
+    Without steps, y is what the start gives. `memory` is that of the draw at the level above, if there was one. The
+    rows may be at different levels; `is_top` says that all of them are at the top one, where a start may cost nothing.
+    `noise_scale` multiplies the noise that the steps of an unadjusted kernel inject. `watch_fn(step, position)` is
+    called after every step. The caller freezes the model.
     """
     kernel, way = KERNELS[model.config.chain.kernel], STARTS[start]
     asks, acceptance = way.asks(num_steps, is_top), torch.zeros(len(x_next), device=x_next.device)
-    y = begin(way, model, x_next, at, noise) if asks else x_next
+    y, memory = begin(way, model, x_next, at, noise, memory) if asks else Answer(x_next)
     if num_steps == 0:
-        return Draw(y, acceptance + 1, int(asks))
+        return Draw(y, acceptance + 1, int(asks), memory)
     target, step_size = model.conditional(x_next, at), model.step_size[at.level]
     injected = noise if noise_scale == 1 or isinstance(kernel, Adjusted) else ScaledNoise(noise, noise_scale)
     state = kernel.init(y, target)
@@ -68,7 +72,7 @@ def draw_conditional(
         state, info = kernel.step(state, target, step_size, injected)
         acceptance += info.acceptance_probability
         watch_fn(step, state.position)
-    return Draw(state.position, acceptance / num_steps, asks + kernel.num_evaluations(num_steps))
+    return Draw(state.position, acceptance / num_steps, asks + kernel.num_evaluations(num_steps), memory)
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,7 @@ def descend(
 ) -> Samples:
     """Run the progressive descent from `x_top` = x_T (B, *event) with the given noise (DRL algorithm 2)."""
     top = model.num_levels
-    x, evaluations = x_top, 0
+    x, memory, evaluations = x_top, None, 0
     kept = {top: x_top.cpu()} if top in levels else {}
     with model.frozen(precision):
         for t in range(top - 1, -1, -1):
@@ -155,10 +159,11 @@ def descend(
                 noise,
                 num_steps=settings.num_steps,
                 start=settings.start,
+                memory=memory,
                 noise_scale=settings.noise_scale,
                 is_top=t == top - 1,
             )
-            evaluations += draw.gradient_evaluations
+            evaluations, memory = evaluations + draw.gradient_evaluations, draw.memory
             x = draw.y / expand(model.schedule.scale[at.level], x)
             if t in levels:
                 kept[t] = x.cpu()
@@ -166,7 +171,8 @@ def descend(
                 progress_fn(t)
         if settings.denoise:
             point, at = denoising_point(model, x)
-            x, evaluations = expected_data(model, x, energy_and_score(model.marginal(at), point)[1]), evaluations + 1
+            _, score = energy_and_score(model.marginal(at), point)
+            x, evaluations = expected_data(model, x, score, at.level), evaluations + 1
     return Samples(model.space.decode(x).cpu(), kept, evaluations)
 
 
@@ -177,10 +183,3 @@ def denoising_point(model: EnergyModel, x: Tensor) -> tuple[Tensor, At]:
     """
     at = At.same(0, x)
     return expand(model.schedule.scale[at.level], x) * x, at
-
-
-def expected_data(model: EnergyModel, x: Tensor, score: Tensor) -> Tensor:
-    """Return E[x_data | x_0] = (x_0 + σ̄_0² ∇ log p(x_0))/ᾱ_0 (Tweedie), given the score −∇E_0 at `denoising_point`."""
-    schedule = model.schedule
-    marginal_score = schedule.scale[0].to(score) * score
-    return (x + schedule.sigma_bar[0].item() ** 2 * marginal_score) / schedule.alpha_bar[0].item()
