@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from model.chains.descent import Chain, Descents
-from model.chains.sampling import draw_conditional, sample
+from model.chains.sampling import descend, draw_conditional, sample
 from model.chains.starts import STARTS, begin
 from model.conditions import At
 from model.config import ChainConfig, ChainStart, KernelKind, NetworkConfig, SamplingConfig, ScheduleConfig, TrainConfig
@@ -43,9 +44,11 @@ class _Silent(nn.Module):
         return 0 * x.flatten(1).sum(1) + 0 * at.level
 
 
-def _model(schedule: str, kernel: KernelKind = "mala", sampling: SamplingConfig | None = None) -> EnergyModel:
+def _model(
+    schedule: str | ScheduleConfig, kernel: KernelKind = "mala", sampling: SamplingConfig | None = None
+) -> EnergyModel:
     config = TrainConfig(
-        schedule=_SCHEDULES[schedule],
+        schedule=_SCHEDULES[schedule] if isinstance(schedule, str) else schedule,
         network=NetworkConfig(kind="mlp", width=4, num_blocks=1, spectral_norm=False),
         energy="gaussian",
         chain=ChainConfig(kernel=kernel, num_steps=3, step_size=0.7),
@@ -88,6 +91,13 @@ class _Level:
         self.noise_variance = self.scale**2 * (1 - alpha_bar[t] ** 2)  # of y given the data
         self.next_mean = alpha_bar[t + 1] * _MEAN
         self.next_variance = alpha_bar[t + 1] ** 2 * _VARIANCE + 1 - alpha_bar[t + 1] ** 2
+        self.next_alpha_bar = alpha_bar[t + 1]
+        self.change = 0.0  # by which y follows the last change of the expected data
+        if t + 2 < len(alpha_bar) - 1:
+            signal_to_noise = alpha_bar[t : t + 3] / np.sqrt(1 - alpha_bar[t : t + 3] ** 2)
+            step, last_step = np.log(signal_to_noise[:2] / signal_to_noise[1:])
+            covered = 1 - math.exp(-2 * step)
+            self.change = self.scale * alpha_bar[t] * covered / 2 * step / last_step
 
     @property
     def tether(self) -> float:
@@ -98,28 +108,40 @@ class _Level:
         variance = 1 / (1 / self.variance + self.tether)
         return variance * self.tether, variance * self.mean / self.variance, variance
 
+    def expected_data(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return gain and offset of the expected data given x_{t+1}."""
+        gain = self.next_alpha_bar * _VARIANCE / self.next_variance
+        return gain, _MEAN - gain * self.next_mean
+
     def spread_given_data(self) -> float:
         """Return the variance of y given both x_{t+1} and the data."""
         return float(1 / (1 / self.noise_variance + self.tether))
 
     def started(self, start: ChainStart, num_steps: int) -> _Linear:
-        """Return the start of a chain."""
+        """Return the start of a chain, with the gains of x_{t+1} and of the memory: the expected data of before."""
         one, zero = np.ones(2), np.zeros(2)
+        if start != "neighbour" and self.is_top:
+            return np.stack([one, zero]), zero, zero
         if start == "predictor":
             gain, offset, _ = self.posterior()
-            return (one, zero, zero) if self.is_top else (gain, offset, self.spread_given_data() * one)
+            return np.stack([gain, zero]), offset, self.spread_given_data() * one
+        if start == "multistep":
+            (gain, offset, variance), (expected, rest) = self.started("predictor", 0), self.expected_data()
+            gain += self.change * np.stack([expected, -one])
+            return gain, offset + self.change * rest, variance
         if num_steps:
-            return one, zero, zero
+            return np.stack([one, zero]), zero, zero
         shift = self.sigma**2 / self.variance
-        return 1 - shift, shift * self.mean, self.sigma**2 * one
+        return np.stack([1 - shift, zero]), shift * self.mean, self.sigma**2 * one
 
     def moved(self, draw: _Linear, step: float) -> _Linear:
-        """Return `draw` after one step of unadjusted Langevin of step size `step`."""
+        """Return `draw`, a start, after one step of unadjusted Langevin of step size `step`."""
         gain, offset, variance = draw
         half = step**2 / 2
         keep = 1 - half * (1 / self.variance + self.tether)
         offset = keep * offset + half * self.mean / self.variance
-        return keep * gain + half * self.tether, offset, keep**2 * variance + step**2
+        pull = np.array([[half * self.tether], [0.0]])
+        return keep * gain + pull, offset, keep**2 * variance + step**2
 
 
 def _alpha_bar(schedule: str) -> np.ndarray:
@@ -147,8 +169,8 @@ def test_the_predictor_has_the_posterior_s_mean_and_the_spread_of_y_given_the_da
     model, noise, found = _model(schedule), SharedNoise(make_generator(0)), {}
     for t in range(model.num_levels):
         level, x_next = _Level(schedule, t), _x_next(schedule, t, noise)
-        y = begin(STARTS["predictor"], model, x_next, At.same(t, x_next), noise)
-        gain, offset, variance = level.started("predictor", 0)
+        y = begin(STARTS["predictor"], model, x_next, At.same(t, x_next), noise).y
+        (gain, _), offset, variance = level.started("predictor", 0)
         residual = _along_eigenvectors(y) - gain * _along_eigenvectors(x_next) - offset
         if level.is_top:
             assert np.abs(residual).max() < 1e-5
@@ -195,7 +217,7 @@ def _x_next(schedule: str, t: int, noise: SharedNoise) -> Tensor:
 _DESCENTS = [
     (schedule, start, kernel, num_steps)
     for schedule in _SCHEDULES
-    for start in ("neighbour", "predictor")
+    for start in get_args(ChainStart)
     for kernel, num_steps in (("mala", 0), ("langevin", 2))
 ]
 
@@ -212,11 +234,55 @@ def test_whole_descents_have_the_moments_of_their_linear_recursion(
     _compare(f"engine, {schedule}, {start}, K={num_steps}", _by_rows(model), expected)
 
 
+@pytest.mark.parametrize(("start", "order"), [("predictor", 1), ("multistep", 2)])
+def test_the_error_of_the_variance_falls_with_the_order_of_the_start(start: ChainStart, order: int) -> None:
+    """Doubled levels divide it by 2^order. The mean has no error, as the expected data are a martingale."""
+    errors = np.array([_errors(start, num_levels) for num_levels in (21, 41, 81)])
+    orders = -np.diff(np.log2(np.abs(errors)), axis=0)
+    sys.stdout.write(f"{start}: errors {errors.tolist()} of the orders {orders.tolist()}\n")
+    np.testing.assert_allclose(orders, order, atol=0.25)
+
+
+def _errors(start: ChainStart, num_levels: int) -> np.ndarray:
+    """Return the error of the variance (2,) of x_0, without that of chance, from x_{T−1} ~ N(0, I).
+
+    Every chain but one has a single 1 among its noise. As all is linear, its x_0 without that of the chain of no noise
+    is the standard deviation that this noise adds.
+    """
+    schedule = ScheduleConfig(kind="log_snr", num_levels=num_levels, log_snr_max=4.0, log_snr_min=-2.0)
+    model, noise = _model(schedule, sampling=SamplingConfig(num_steps=0, start=start)), _Impulses()
+    x_top = noise.normal(torch.empty(num_levels + 1, 2))
+    *moved, still = _along_eigenvectors(descend(model, x_top, noise, model.config.sampling).x)
+    (near, near_noise), (far, far_noise) = ((float(a), 1 - float(a) ** 2) for a in model.schedule.alpha_bar[[0, -2]])
+    far_variance = far**2 * _VARIANCE + far_noise
+    gain = (near * far * _VARIANCE + far / near * near_noise) / far_variance
+    np.testing.assert_allclose(still, (near - gain * far) * _MEAN, atol=1e-5)
+    exact = near**2 * _VARIANCE + near_noise + gain**2 * (1 - far_variance)
+    return np.asarray(((np.stack(moved) - still) ** 2).sum(0) - exact)
+
+
+class _Impulses:
+    """Noise that is 0 but in one row of each draw, which is the n-th row in the n-th draw."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def normal(self, like: Tensor) -> Tensor:
+        drawn = torch.zeros_like(like)
+        drawn[self._count] = _rotation() @ torch.ones(2)
+        self._count += 1
+        return drawn
+
+    def uniform(self, like: Tensor) -> Tensor:
+        raise AssertionError(f"nothing here draws uniforms, but {len(like)} were drawn")
+
+
 def _recursion(
     model: EnergyModel, schedule: str, start: ChainStart, num_steps: int
 ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """Return mean and variance of x_t at every level, and of the expected data as level −1."""
-    mean, variance = np.zeros(2), np.ones(2)
+    mean, covariance = np.zeros((2, 2)), np.zeros((2, 2, 2))  # of x_{t+1} and the memory, for each eigenvector
+    covariance[0, 0] = 1
     found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for t in range(model.num_levels - 1, -1, -1):
         level = _Level(schedule, t)
@@ -224,11 +290,16 @@ def _recursion(
         for _ in range(num_steps):
             draw = level.moved(draw, float(model.step_size[t]))
         gain, offset, own = draw
-        mean, variance = (gain * mean + offset) / level.scale, (gain**2 * variance + own) / level.scale**2
-        found[t] = mean, variance
+        expected, rest = level.expected_data()
+        matrix = np.stack([gain / level.scale, np.stack([expected, np.zeros(2)])])
+        mean = np.einsum("abe,be->ae", matrix, mean) + np.stack([offset / level.scale, rest])
+        covariance = np.einsum("abe,cde,bde->ace", matrix, matrix, covariance)
+        covariance[0, 0] += own / level.scale**2
+        found[t] = mean[0], covariance[0, 0]
     alpha_bar = _alpha_bar(schedule)[0]
     shrink = alpha_bar * _VARIANCE / (alpha_bar**2 * _VARIANCE + 1 - alpha_bar**2)
-    found[-1] = _MEAN + shrink * (mean - alpha_bar * _MEAN), shrink**2 * variance
+    mean_0, variance_0 = found[0]
+    found[-1] = _MEAN + shrink * (mean_0 - alpha_bar * _MEAN), shrink**2 * variance_0
     return found
 
 
