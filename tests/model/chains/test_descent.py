@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor
 from model.chains.descent import Chain, Descents, evaluations_per_sample
 from model.chains.sampling import sample
 from model.conditions import At
-from model.config import ChainConfig, NetworkConfig, SamplingConfig, ScheduleConfig, TrainConfig
+from model.config import ChainConfig, ChainStart, NetworkConfig, SamplingConfig, ScheduleConfig, TrainConfig
 from model.energies.energy_model import EnergyModel
 
 _CONFIG = TrainConfig(
@@ -46,7 +47,7 @@ def _finish(descents: Descents, names: list[int], found: dict[int, Tensor]) -> i
 CASES = [
     (kernel, start, num_steps, denoise)
     for kernel in ("langevin", "mala", "hmc")
-    for start in ("neighbour", "predictor")
+    for start in get_args(ChainStart)
     for num_steps, denoise in ((3, True), (1, False), (0, True))
 ]
 

@@ -52,7 +52,7 @@ def _assert_is_the_data(x: Tensor, extra_std: float) -> None:
 
 
 @pytest.mark.parametrize("kernel", ["mala", "hmc"])
-@pytest.mark.parametrize("start", ["neighbour", "predictor"])
+@pytest.mark.parametrize("start", ["neighbour", "predictor", "multistep"])
 def test_an_exact_model_gives_the_data_back(kernel: str, start: str) -> None:
     """x_0 of the exact energies is N(ᾱ_0 mean, ᾱ_0² std² + σ̄_0²): an index off by one level would show."""
     step_size = 0.9 if kernel == "mala" else 0.5
