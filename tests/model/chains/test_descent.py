@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import get_args
@@ -131,6 +132,25 @@ def test_removing_rows_disturbs_no_other(model: EnergyModel) -> None:
     assert sorted(names) == [1, 3, 4]
     while names:
         _finish(descents, names, found)
+    for name, x in found.items():
+        torch.testing.assert_close(x, whole[name], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("start", get_args(ChainStart))
+def test_a_chain_that_diverged_leaves_nothing_to_the_next_one_in_its_row(start: ChainStart) -> None:
+    model = _model(replace(_CONFIG, sampling=replace(_CONFIG.sampling, start=start)))
+    assert model.base is not None
+    whole, mean = sample(model, 3, seed=2).x, model.base.mean.clone()
+    found: dict[int, Tensor] = {}
+    with model.frozen():
+        descents = Descents(model, 3)
+        for broken in (True, False):
+            model.base.mean.copy_(mean * math.nan if broken else mean)
+            descents.add([Chain(2, i, model.config.sampling) for i in range(3)])
+            names = [0, 1, 2]
+            while names:
+                _finish(descents, names, found)
+            assert all(bool(x.isnan().all()) == broken for x in found.values())
     for name, x in found.items():
         torch.testing.assert_close(x, whole[name], atol=1e-5, rtol=1e-5)
 
