@@ -104,8 +104,8 @@ class Predictor:
 class Multistep(Predictor):
     """The predictor of second order, which extrapolates the expected data from the two last levels to the next.
 
-    It is SDE-DPM-Solver++(2M) (Lu et al. 2022) on the levels of the model, and remembers the expected data given
-    x_{t+1}. Without a level above to compare with, it is the predictor of first order.
+    It is SDE-DPM-Solver++(2M) (Lu et al. 2022) on the levels of the model, with the extrapolation integrated exactly,
+    and remembers the expected data given x_{t+1}. Without a level above, it is the predictor of first order.
     """
 
     def answer(
@@ -133,16 +133,17 @@ def predicted_std(schedule: Schedule, level: Tensor) -> Tensor:
 
 
 def extrapolation(schedule: Schedule) -> Tensor:
-    """Return the factor (T,) of the change of the expected data between two levels that moves y to second order.
+    """Return the factor (T,) of the last change of the expected data that is added to the mean of y for second order.
 
-    With h_t = λ_t − λ_{t+1}, the step in λ = log(ᾱ/σ̄), the expected data half a step below x_{t+1} differ by
-    h_t/(2 h_{t+1}) of their last change, and the mean of y gives the expected data the weight
-    ᾱ_{t+1} (1 − e^{−2h_t}) = ᾱ_{t+1} σ_{t+1}²/σ̄_{t+1}². The last step to x_T = pure noise is infinitely long, so that
-    the factor is 0 at level T−2; so it is at the top level, which has no level above.
+    With h_t = λ_t − λ_{t+1}, the step in λ = log(ᾱ/σ̄), and expected data that go on changing by 1/h_{t+1} of their last
+    change for each unit of λ, the integral over the step is ᾱ_{t+1} (h_t − (1 − e^{−2h_t})/2)/h_{t+1} of that change,
+    where 1 − e^{−2h_t} = σ_{t+1}²/σ̄_{t+1}². The last step to x_T = pure noise is infinitely long, so that the factor is
+    0 at level T−2; so it is at the top level, which has no level above.
     """
     step = -(schedule.alpha_bar / schedule.sigma_bar).log().diff()
-    weight = schedule.alpha_bar[1:-1] * (schedule.sigma[1:-1] / schedule.sigma_bar[1:-1]) ** 2
-    return torch.cat([weight * step[:-1] / (2 * step[1:]), step.new_zeros(1)])
+    forgotten = (schedule.sigma[1:-1] / schedule.sigma_bar[1:-1]) ** 2
+    followed = schedule.alpha_bar[1:-1] * (step[:-1] - forgotten / 2) / step[1:]
+    return torch.cat([followed, step.new_zeros(1)])
 
 
 def expected_data(model: EnergyModel, x: Tensor, score: Tensor, level: Tensor) -> Tensor:
