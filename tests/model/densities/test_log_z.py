@@ -80,7 +80,7 @@ def test_data_that_their_chains_leave_say_why_an_error_is_not_known() -> None:
             return 3 * std + std * noise.normal(torch.empty(count, 64, dtype=torch.float64))
 
         path = path_to(GaussianEnergy(torch.zeros(64, dtype=torch.float64), std), 64)
-        return list(bound_log_z(path, _noise(4), num_chains=64, tolerance=0.2, max_bridges=16, sample_data=data))
+        return list(bound_log_z(path, _noise(4), num_chains=256, tolerance=0.2, max_bridges=16, sample_data=data))
 
     hopeless, easy = bounds(0.02), bounds(0.9)
     assert [log_z.num_bridges for log_z in hopeless] == [1, 2, 4]
