@@ -17,7 +17,7 @@ from model.networks.layers import Dense
 class MLPEnergy(EnergyNetwork):
     """Residual blocks of dense layers: they map events (B, *event) of any shape, flattened, and conditions to (B,)."""
 
-    def __init__(self, config: NetworkConfig, event_shape: tuple[int, ...], num_classes: int) -> None:
+    def __init__(self, config: NetworkConfig, event_shape: tuple[int, ...], num_classes: int = 0) -> None:
         super().__init__(config, config.width, num_classes)
         dim, count = math.prod(event_shape), config.fourier_features
         self.dense_in = Dense(dim + 2 * count, config.width, spectral_norm=config.spectral_norm)
