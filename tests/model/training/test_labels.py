@@ -32,7 +32,7 @@ from model.noise import SharedNoise, make_generator
 from model.rows import Rows
 from model.spaces.affine import AffineSpace
 from model.training.loop import _Data, train
-from model.training.objective import score_matching_losses
+from model.training.objective import recovery_losses, score_matching_losses
 from model.training.state import start
 
 _CONFIG = TrainConfig(
@@ -130,6 +130,54 @@ def test_rows_without_a_label_have_the_loss_of_the_marginal(
     torch.testing.assert_close(weightless, bare)
     torch.testing.assert_close(partly[1::2], bare[1::2])
     assert (partly[::2] - bare[::2]).abs().min() > 1e-4
+
+
+@pytest.mark.parametrize("form", ["marginal", "recovery", None])
+def test_the_class_is_asked_where_the_data_are(form: ScoreMatchingForm | None, clusters: Dataset) -> None:
+    """In score matching and (None) in recovery: at y⁺, and neither at its noisier neighbour nor where chains end."""
+    model = start(_CONFIG, clusters).model
+    x_data, at = clusters.train[:6], At(torch.arange(6), torch.tensor([0, 1] * 3))
+
+    def losses(weight: float) -> Tensor:
+        matching = replace(_CONFIG.score_matching, form=form or "marginal")
+        model.config = replace(_CONFIG, classification_weight=weight, score_matching=matching)
+        noise = SharedNoise(make_generator(0))
+        if form is None:
+            return recovery_losses(model, x_data, at, noise)[0]
+        return score_matching_losses(model, x_data, at, noise)
+
+    epsilon = SharedNoise(make_generator(0)).normal(x_data)
+    x = model.schedule.diffuse(x_data, at.level, epsilon)
+    _, correction = model.parts(model.schedule.scale[at.level].float()[:, None] * x, at)
+    assert at.label is not None
+    expected = -torch.log_softmax(correction, 1)[torch.arange(6), at.label]
+    torch.testing.assert_close((losses(100.0) - losses(0.0)) / 100, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_noise_is_told_from_data_whatever_their_labels(clusters: Dataset) -> None:
+    x_data, at = clusters.train[:6], At(torch.arange(6), torch.tensor([0, 1] * 3))
+
+    def contrast(at: At) -> Tensor:
+        """What it adds to the loss."""
+        without, with_noise = (
+            score_matching_losses(
+                start(
+                    replace(
+                        _CONFIG,
+                        energy="log_snr",
+                        score_matching=replace(_CONFIG.score_matching, form="dual", noise_contrast=weight),
+                    ),
+                    clusters,
+                ).model,
+                x_data,
+                at,
+                SharedNoise(make_generator(0)),
+            )
+            for weight in (0.0, 100.0)
+        )
+        return with_noise - without
+
+    torch.testing.assert_close(contrast(at), contrast(At(at.level)), rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize(("energy", "form"), [("gaussian", "marginal"), ("log_snr", "dual")])
