@@ -62,6 +62,7 @@ class Chain:
     label: int = NO_LABEL
     """the class that the sample is to be of (`model.chains.sampling.require_label`)"""
     guidance: float = 0.0
+    """the weight w with which the label is exaggerated (`model.energies.labels`)"""
 
 
 @dataclass(frozen=True)

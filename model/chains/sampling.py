@@ -111,7 +111,7 @@ def sample(
     """
     settings = chosen_settings(model, num_steps=num_steps, noise_scale=noise_scale, levels=levels)
     noise = ChainNoise(seed, range(first, first + num_samples))
-    x_top = noise.normal(model.step_size.new_empty(num_samples, *model.event_shape))
+    x_top = noise.normal(torch.empty(num_samples, *model.event_shape, device=model.step_size.device))
     at = chosen_conditions(model, x_top, labels, guidance)
     return descend(model, x_top, noise, settings, at=at, levels=levels, progress_fn=progress_fn, precision=precision)
 

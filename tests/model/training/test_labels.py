@@ -155,29 +155,16 @@ def test_the_class_is_asked_where_the_data_are(form: ScoreMatchingForm | None, c
 
 
 def test_noise_is_told_from_data_whatever_their_labels(clusters: Dataset) -> None:
+    config = replace(_CONFIG, energy="log_snr", score_matching=replace(_CONFIG.score_matching, form="dual"))
+    model = start(config, clusters).model
     x_data, at = clusters.train[:6], At(torch.arange(6), torch.tensor([0, 1] * 3))
 
-    def contrast(at: At) -> Tensor:
-        """What it adds to the loss."""
-        without, with_noise = (
-            score_matching_losses(
-                start(
-                    replace(
-                        _CONFIG,
-                        energy="log_snr",
-                        score_matching=replace(_CONFIG.score_matching, form="dual", noise_contrast=weight),
-                    ),
-                    clusters,
-                ).model,
-                x_data,
-                at,
-                SharedNoise(make_generator(0)),
-            )
-            for weight in (0.0, 100.0)
-        )
-        return with_noise - without
+    def losses(at: At, weight: float) -> Tensor:
+        model.config = replace(config, score_matching=replace(config.score_matching, noise_contrast=weight))
+        return score_matching_losses(model, x_data, at, SharedNoise(make_generator(0)))
 
-    torch.testing.assert_close(contrast(at), contrast(At(at.level)), rtol=1e-4, atol=1e-3)
+    added, expected = (losses(one, 100.0) - losses(one, 0.0) for one in (at, At(at.level)))
+    torch.testing.assert_close(added, expected, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize(("energy", "form"), [("gaussian", "marginal"), ("log_snr", "dual")])
