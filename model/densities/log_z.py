@@ -39,6 +39,7 @@ _PILOT_CHAINS = 64  # enough to know the mean acceptance to 0.05
 _LARGEST_DRIFT = (
     0.25  # nats a dimension; −0.14 is what overfitting does to held-out digits, −0.9 energies that run away
 )
+_ENOUGH_TO_GIVE_UP = 4  # bridges
 _WORTH_MORE_CHAINS = 1.0  # the gap, in nats, up to which more chains may tell an error that is not known yet
 
 
@@ -100,20 +101,18 @@ class LogZ:
 
     @property
     def data_leave(self) -> bool:
-        """Whether chains that start from data leave them for other energies; more bridges are then in vain."""
+        """Whether chains that start from data leave them for other energies, as they do if these are wrong there."""
         return self.data_drift is not None and abs(self.data_drift) > _LARGEST_DRIFT
 
     def verdict(self, tolerance: float) -> Verdict:
         """Say what the sides tell, where log Z is wanted to an error of `tolerance` nats.
 
-        `data_elsewhere`: chains that start from data leave them for much lower energies, or find another upper side,
-        so that log Z is not that of the data. `not_known`: the weights do not tell an error. `sides_apart`: the error
-        is larger than the tolerance. `converged`: log Z is known to that error.
+        `converged`: it is known to that error. `sides_apart`: the error is larger. `not_known`: the weights do not tell
+        an error. `data_elsewhere`: chains that start from data find another upper side, or the weights do not tell an
+        error and these chains leave the data for other energies, which says why.
         """
-        if self.data_leave:
-            return "data_elsewhere"
         if self.std_error is None or not math.isfinite(self.estimate):
-            return "not_known"
+            return "data_elsewhere" if self.data_leave else "not_known"
         apart = self.std_error > tolerance
         if self.data_upper is not None and abs(self.data_upper - self.upper) > tolerance:
             agree = _agree(self.data_upper, self.data_upper_std_error, self.upper, self.upper_std_error)
@@ -148,8 +147,8 @@ def bound_log_z(
     (None: `num_chains`); at most `num_chains` are walked at once. More chains cannot close a gap that is not due to
     chance. Yields the result of every round; the last is the answer. Without `sample_target` the backward walk starts
     where the forward chains ended, resampled by weight and moved on. A round that would be the last also walks back
-    from `sample_data`, moved on in the same way; if the data are left by these moves, the first round is the last.
-    `stop_fn` is asked before every move; a round that it stops is lost.
+    from `sample_data`, moved on in the same way. If the data are left by these moves, and 4 bridges tell no error, more
+    bridges are in vain. `stop_fn` is asked before every move; a round that it stops is lost.
     """
     most = num_chains if max_chains is None else max_chains
     with contextlib.suppress(WalkStopped):
@@ -163,7 +162,8 @@ def bound_log_z(
             more = 0
             if num_bridges == max_bridges and _worth_more_chains(log_z, tolerance):
                 more = max(0, min(len(walked), most // num_chains - len(walked)))
-            at_end = log_z.data_leave or (num_bridges == max_bridges and not more)
+            in_vain = log_z.std_error is None and log_z.data_leave and num_bridges >= _ENOUGH_TO_GIVE_UP
+            at_end = in_vain or (num_bridges == max_bridges and not more)
             if data is not None and (at_end or log_z.verdict(tolerance) == "converged"):
                 log_z = bounds.with_data(log_z, data)
             yield log_z

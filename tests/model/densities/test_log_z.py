@@ -72,17 +72,21 @@ def test_modes_that_the_chains_reach_are_not_said_to_be_missed() -> None:
     assert found.data_upper == pytest.approx(0.0, abs=0.1)
 
 
-def test_data_that_their_chains_leave_end_it_after_the_first_round() -> None:
-    """Data three standard deviations off the target fall by 4 nats a dimension, whatever the sides say."""
-    target = GaussianEnergy(torch.zeros(16, dtype=torch.float64), 0.5)
+def test_data_that_their_chains_leave_say_why_an_error_is_not_known() -> None:
+    """Data three standard deviations off the target fall by 4.5 nats a dimension; that alone refutes no log Z."""
 
-    def data(count: int, noise: NoiseSource) -> Tensor:
-        return 1.5 + 0.5 * noise.normal(torch.empty(count, 16, dtype=torch.float64))
+    def bounds(std: float) -> list[LogZ]:
+        def data(count: int, noise: NoiseSource) -> Tensor:
+            return 3 * std + std * noise.normal(torch.empty(count, 64, dtype=torch.float64))
 
-    path = path_to(target, 16)
-    (found,) = bound_log_z(path, _noise(4), num_chains=64, tolerance=1e-3, max_bridges=8, sample_data=data)
-    assert found.data_drift == pytest.approx(-4.5, abs=0.6)
-    assert found.verdict(1e9) == "data_elsewhere"
+        path = path_to(GaussianEnergy(torch.zeros(64, dtype=torch.float64), std), 64)
+        return list(bound_log_z(path, _noise(4), num_chains=256, tolerance=0.2, max_bridges=16, sample_data=data))
+
+    hopeless, easy = bounds(0.02), bounds(0.9)
+    assert [log_z.num_bridges for log_z in hopeless] == [1, 2, 4]
+    assert hopeless[-1].verdict(0.2) == "data_elsewhere"
+    assert replace(easy[-1], data_upper=None).verdict(0.2) == "converged"
+    assert easy[-1].data_drift == pytest.approx(-4.5, abs=0.6)
 
 
 def test_a_hopeless_walk_says_that_it_does_not_know() -> None:
