@@ -249,6 +249,11 @@ class TrainConfig(Config):
     """The data to train on: a built-in name, the id of an uploaded dataset, or an address that the trainer can read."""
     steps: _Steps = 100_000
     """The number of all training steps, which includes the score-matching start."""
+    conditional: bool = False
+    """Train one model of the data and their labels together, which draws samples of a class and classifies. The dataset
+    must have labels."""
+    classification_weight: _Weight = 0.1
+    """The weight of −log p(label | x_t), added to the loss of either phase. `conditional` only."""
     batch_size: _BatchSize | Literal["auto"] = 256
     """The number of pairs in a step. `auto` stands for what the memory found at the start holds at once, a power of two
     from 64 to 256, DRL's range, and decides `microbatch_size` too; it is decided once and kept with the checkpoints."""

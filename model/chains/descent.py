@@ -24,7 +24,7 @@ from torch import Tensor
 from model.chains.kernels import KERNELS, Adjusted, Flight, State, choose
 from model.chains.sampling import denoising_point
 from model.chains.starts import STARTS, expected_data
-from model.conditions import At
+from model.conditions import NO_LABEL, At
 from model.config import SamplingConfig, TrainConfig
 from model.energies.conditional import recovery_energy
 from model.energies.energy import energy_and_score
@@ -59,6 +59,10 @@ class Chain:
     seed: int
     index: int
     settings: SamplingConfig
+    label: int = NO_LABEL
+    """the class that the sample is to be of (`model.chains.sampling.require_label`)"""
+    guidance: float = 0.0
+    """the weight w with which the label is exaggerated (`model.energies.labels`)"""
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,8 @@ class Descents:
         self._point, self._x_next, self._epsilon, self._memory = (rows(*event) for _ in range(4))
         self._flight = Flight(State(rows(*event), rows(), rows(*event)), self._point, rows(*event), rows())
         self._precision, self._step_size, self._noise_scale = (rows() for _ in range(3))
-        self._at = At(torch.zeros(capacity, dtype=torch.int64, device=device))
+        level = torch.zeros(capacity, dtype=torch.int64, device=device)
+        self._at = At(level, torch.full_like(level, NO_LABEL), rows()) if model.class_names else At(level)
         self._level, self._num_steps, self._left, self._leaps = (np.zeros(capacity, np.int64) for _ in range(4))
         self._waiting = np.zeros(capacity, np.int64)
         self._tensors = (
@@ -127,6 +132,8 @@ class Descents:
             self._noise.append(chain.seed, chain.index)
             self._num_steps[row] = chain.settings.num_steps
             self._noise_scale[row] = 1.0 if isinstance(self._kernel, Adjusted) else chain.settings.noise_scale
+            if self._at.label is not None and self._at.guidance is not None:
+                self._at.label[row], self._at.guidance[row] = chain.label, chain.guidance
         self._level[rows] = self.model.num_levels - 1
         self._memory[rows] = 0.0
         x_top = self._noise.normal(rows)
@@ -292,7 +299,7 @@ class Descents:
             self._ended.append((rows, x))
             return
         self._x_next[rows] = x
-        self._wait(rows, Waiting.denoise, *denoising_point(self.model, x))
+        self._wait(rows, Waiting.denoise, *denoising_point(self.model, x, self._at[rows]))
 
 
 def _padded(num_rows: int) -> int:

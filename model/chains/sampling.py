@@ -5,7 +5,8 @@ Source: DRL algorithm 2. x_T ~ N(0, I); for t = T−1 … 0 a chain on p(y | x_{
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import math
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,13 +14,16 @@ from torch import Tensor
 
 from model.chains.kernels import KERNELS, Adjusted
 from model.chains.starts import STARTS, Answer, begin, expected_data
-from model.conditions import At
+from model.conditions import NO_LABEL, At
 from model.config import ChainStart, Precision, SamplingConfig
 from model.energies.energy import energy_and_score
 from model.energies.energy_model import EnergyModel
 from model.errors import ConfigError
 from model.noise import ChainNoise, NoiseSource, ScaledNoise
 from model.schedule import expand
+
+MAX_GUIDANCE = 100.0
+"""The largest weight of guidance that is taken."""
 
 
 @dataclass(frozen=True)
@@ -98,18 +102,55 @@ def sample(
     first: int = 0,
     progress_fn: Callable[[int], None] | None = None,
     precision: Precision | None = None,
+    labels: Sequence[int] | None = None,
+    guidance: float | Sequence[float] = 0.0,
 ) -> Samples:
     """Draw samples `first` … `first + num_samples − 1` of the stream `seed`; each depends on its own index alone.
 
     `num_steps` and `noise_scale` default to the model's `config.sampling`; adjusted kernels have no noise scale.
     `progress_fn(t)` is called when level t is reached. `precision` is the precision of the network's layers, by default
-    the model's own, which is float32 for a model that was loaded. Raises ConfigError for values out of range.
+    the model's own, which is float32 for a model that was loaded. `labels` gives a class of a conditional model to each
+    sample, with NO_LABEL for those that may be of any, as all are without `labels`; `guidance`, one number or one for
+    each sample, is the weight w of `model.energies.labels`. Raises ConfigError for values out of range.
     """
     settings = chosen_settings(model, num_steps=num_steps, noise_scale=noise_scale, levels=levels)
-    device = model.step_size.device
     noise = ChainNoise(seed, range(first, first + num_samples))
-    x_top = noise.normal(torch.empty(num_samples, *model.event_shape, device=device))
-    return descend(model, x_top, noise, settings, levels=levels, progress_fn=progress_fn, precision=precision)
+    x_top = noise.normal(torch.empty(num_samples, *model.event_shape, device=model.step_size.device))
+    at = chosen_conditions(model, x_top, labels, guidance)
+    return descend(model, x_top, noise, settings, at=at, levels=levels, progress_fn=progress_fn, precision=precision)
+
+
+def chosen_conditions(
+    model: EnergyModel, x_top: Tensor, labels: Sequence[int] | None, guidance: float | Sequence[float]
+) -> At:
+    """Return the conditions, at the top level, of samples that begin at `x_top` (B, *event).
+
+    Raises ConfigError; `sample` says what is expected.
+    """
+    weights = [float(guidance)] * len(x_top) if isinstance(guidance, int | float) else list(guidance)
+    for what, given in (("labels", labels), ("guidance", weights)):
+        if given is not None and len(given) != len(x_top):
+            raise ConfigError(f"{what} has {len(given)} entries; expected one for each of {len(x_top)} samples")
+    for label, weight in zip([NO_LABEL] * len(x_top) if labels is None else labels, weights, strict=True):
+        require_label(model, label, weight)
+    at = At.same(model.num_levels - 1, x_top)
+    if labels is None:
+        return at
+    return replace(at, label=torch.tensor(labels, device=x_top.device), guidance=torch.tensor(weights).to(x_top))
+
+
+def require_label(model: EnergyModel, label: int, guidance: float) -> None:
+    """Raise ConfigError if the model cannot draw a sample of this label (or NO_LABEL) with this guidance."""
+    num_classes = len(model.class_names)
+    if label != NO_LABEL and num_classes == 0:
+        raise ConfigError(f"label is {label}, but this model was not trained with conditional; leave labels out")
+    if label != NO_LABEL and not 0 <= label < num_classes:
+        raise ConfigError(f"label is {label}; expected a number from 0 to {num_classes - 1}")
+    if guidance != 0 and label == NO_LABEL:
+        reason = "no label is asked for" if num_classes else "this model was not trained with conditional"
+        raise ConfigError(f"guidance is {guidance:g}, but {reason}; leave guidance out")
+    if not (math.isfinite(guidance) and 0 <= guidance <= MAX_GUIDANCE):
+        raise ConfigError(f"guidance is {guidance:g}; expected a number from 0 to {MAX_GUIDANCE:g}")
 
 
 def chosen_settings(
@@ -141,17 +182,22 @@ def descend(
     noise: NoiseSource,
     settings: SamplingConfig,
     *,
+    at: At | None = None,
     levels: Collection[int] = (),
     progress_fn: Callable[[int], None] | None = None,
     precision: Precision | None = None,
 ) -> Samples:
-    """Run the progressive descent from `x_top` = x_T (B, *event) with the given noise (DRL algorithm 2)."""
+    """Run the progressive descent from `x_top` = x_T (B, *event) with the given noise (DRL algorithm 2).
+
+    `at` holds the rows' conditions beside the level, at any level.
+    """
     top = model.num_levels
+    at = At.same(top - 1, x_top) if at is None else at
     x, memory, evaluations = x_top, None, 0
     kept = {top: x_top.cpu()} if top in levels else {}
     with model.frozen(precision):
         for t in range(top - 1, -1, -1):
-            at = At.same(t, x)
+            at = at.on(torch.full_like(at.level, t))
             draw = draw_conditional(
                 model,
                 x,
@@ -170,16 +216,16 @@ def descend(
             if progress_fn is not None:
                 progress_fn(t)
         if settings.denoise:
-            point, at = denoising_point(model, x)
+            point, at = denoising_point(model, x, at)
             _, score = energy_and_score(model.marginal(at), point)
             x, evaluations = expected_data(model, x, score, at.level), evaluations + 1
     return Samples(model.space.decode(x).cpu(), kept, evaluations)
 
 
-def denoising_point(model: EnergyModel, x: Tensor) -> tuple[Tensor, At]:
+def denoising_point(model: EnergyModel, x: Tensor, at: At) -> tuple[Tensor, At]:
     """Return the y_0 and the conditions of level 0 at which `expected_data` needs the score of the marginal energy.
 
-    `x` (B, *event) is x_0.
+    `x` (B, *event) is x_0, and `at` holds its other conditions.
     """
-    at = At.same(0, x)
+    at = at.on(torch.zeros_like(at.level))
     return expand(model.schedule.scale[at.level], x) * x, at

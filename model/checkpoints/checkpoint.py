@@ -1,6 +1,6 @@
 """Checkpoints: each is a directory of two safetensors files and one JSON file, and never a pickle.
 
-    config.json          version, step, rollbacks, event shape, training configuration
+    config.json          version, step, rollbacks, event shape, names of the classes, training configuration
     ema.safetensors      averaged weights, which are all that sampling and densities need
     state.safetensors    `model.*` weights and `optimizer.*` moments, which resuming needs in addition
 
@@ -15,7 +15,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from model.config import TrainConfig, from_dict, to_dict
 from model.energies.energy_model import EnergyModel
 from model.errors import CheckpointError, ConfigError
+from model.intake.labels import MAX_CLASSES
 
 VERSION = 1
 CONFIG_FILE = "config.json"
@@ -62,6 +63,8 @@ class Snapshot:
     """the networks' tensors by the networks' names, ENERGY among them"""
     rollbacks: int = 0
     """how often the run had gone back after a divergence"""
+    class_names: tuple[str, ...] = ()
+    """what the labels 0, 1, … of a conditional model mean"""
 
     @property
     def energy(self) -> NetworkTensors:
@@ -84,6 +87,7 @@ class Snapshot:
             "step": self.step,
             "rollbacks": self.rollbacks,
             "event_shape": list(self.event_shape),
+            "classes": list(self.class_names),
             "config": to_dict(self.config),
         }
         (directory / CONFIG_FILE).write_text(json.dumps(description, indent=1), encoding="utf-8")
@@ -96,15 +100,15 @@ def copy_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def load_model(directory: Path, device: str = "cpu") -> EnergyModel:
     """Load the averaged model of the checkpoint in `directory`, ready for sampling. Raises CheckpointError."""
-    config, event_shape, _, _ = _read_description(directory)
-    model = EnergyModel(config, event_shape)
+    about = _read_description(directory)
+    model = EnergyModel(about.config, about.event_shape, about.class_names)
     load_weights(model, _read_tensors(directory / EMA_FILE, like=model.state_dict()))
     return model.to(device).eval()
 
 
 def read_snapshot(directory: Path) -> Snapshot:
     """Read everything that the checkpoint in `directory` holds. Raises CheckpointError."""
-    config, event_shape, step, rollbacks = _read_description(directory)
+    about = _read_description(directory)
     averages, states = (_by_network(_read_tensors(directory / file)) for file in (EMA_FILE, STATE_FILE))
     networks = {
         network: NetworkTensors(
@@ -112,7 +116,17 @@ def read_snapshot(directory: Path) -> Snapshot:
         )
         for network, average in averages.items()
     }
-    return Snapshot(step, config, event_shape, networks, rollbacks)
+    return Snapshot(about.step, about.config, about.event_shape, networks, about.rollbacks, about.class_names)
+
+
+class _Description(NamedTuple):
+    """What `config.json` says."""
+
+    config: TrainConfig
+    event_shape: tuple[int, ...]
+    step: int
+    rollbacks: int
+    class_names: tuple[str, ...]
 
 
 def _by_network(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -139,7 +153,7 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
         raise CheckpointError(f"the weights do not belong to this configuration: {error}") from error
 
 
-def _read_description(directory: Path) -> tuple[TrainConfig, tuple[int, ...], int, int]:
+def _read_description(directory: Path) -> _Description:
     path = directory / CONFIG_FILE
     try:
         description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -153,10 +167,21 @@ def _read_description(directory: Path) -> tuple[TrainConfig, tuple[int, ...], in
         )
     try:
         config = from_dict(TrainConfig, description["config"])
+        event_shape = tuple(int(n) for n in description["event_shape"])
         rollbacks = int(description.get("rollbacks", 0))  # absent from checkpoints of 0.1.0
-        return config, tuple(int(n) for n in description["event_shape"]), int(description["step"]), rollbacks
+        classes = _class_names(config, description.get("classes", []))  # absent from checkpoints before labels
+        return _Description(config, event_shape, int(description["step"]), rollbacks, classes)
     except (ConfigError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} does not describe a model: {error}") from error
+
+
+def _class_names(config: TrainConfig, names: Any) -> tuple[str, ...]:
+    """Return the names of a description's classes. Raises ValueError if they are not those of such a model."""
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(names) > MAX_CLASSES:
+        raise ValueError(f"classes are not a list of at most {MAX_CLASSES} names")
+    if config.conditional != bool(names):
+        raise ValueError(f"conditional is {config.conditional}, but there are {len(names)} classes")
+    return tuple(names)
 
 
 def _read_tensors(path: Path, *, like: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

@@ -14,6 +14,8 @@ and an output of order one (the preconditioning of Karras et al. 2022, for an en
 two terms are normalized, and so is the whole once ∂E/∂λ is right (Guth et al. 2025, dual score matching). Its output
 scale suits densities, whose energy stays finite as the noise vanishes. With `base_components` they are −log of a
 mixture of Gaussians in place of one.
+
+A conditional model has an output of the network for each class; `model.energies.labels` says which energies those make.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ from model.config import Precision, TrainConfig
 from model.energies.bases import GaussianBase, MixtureBase
 from model.energies.conditional import recovery_energy
 from model.energies.energy import EnergyFn
+from model.energies.labels import chosen
+from model.errors import ConfigError
 from model.networks.freezing import frozen
 from model.networks.layers import Weighted
 from model.networks.registry import make_network
@@ -51,12 +55,20 @@ class EnergyModel(nn.Module):
     bin_width: Tensor
     """`data_mean`, `data_std` and `bin_width` are the tensors of `space`: they move and are stored with the model's."""
 
-    def __init__(self, config: TrainConfig, event_shape: tuple[int, ...]) -> None:
+    def __init__(self, config: TrainConfig, event_shape: tuple[int, ...], class_names: tuple[str, ...] = ()) -> None:
+        """Make a model whose label k means `class_names[k]`; one that is not conditional has no classes."""
         super().__init__()
+        if config.conditional != bool(class_names):
+            raise ConfigError(
+                f"conditional is {config.conditional}, but the model has {len(class_names)} classes; "
+                "expected classes of a conditional model, and none of others",
+                field="conditional",
+            )
         self.config = config
         self.event_shape = event_shape
+        self.class_names = class_names
         self.schedule = make_schedule(config.schedule)
-        self.network = make_network(config.network, event_shape)
+        self.network = make_network(config.network, event_shape, len(class_names))
         step_size, loss_weight = _step_sizes(config, self.schedule)
         self.register_buffer("step_size", step_size.float())
         self.register_buffer("loss_weight", loss_weight.float())
@@ -89,30 +101,45 @@ class EnergyModel(nn.Module):
             self.base.fit(events)
 
     def net_output(self, y: Tensor, at: At) -> Tensor:
-        """Return the network's bare output (B,) at y (B, *event)."""
+        """Return the network's bare output (B,), or (B, K) with classes, at y (B, *event)."""
         output: Tensor = self.network(y, at)
         return output
 
     def energy(self, y: Tensor, at: At) -> Tensor:
-        """Return E_t(y) (B,), in nats, at y (B, *event)."""
+        """Return E_t(y) (B,), in nats, at y (B, *event); of a conditional model, that of the rows' labels."""
+        base_energy, correction = self.parts(y, at)
+        return base_energy - chosen(correction, at)
+
+    def parts(self, y: Tensor, at: At) -> tuple[Tensor, Tensor]:
+        """Return the two parts of the energy at y (B, *event), in nats: (the base's energy, the correction).
+
+        The first is (B,), or () where there is no base; the network takes the second from it, which is (B,), or (B, K)
+        with one for each class.
+        """
         if self.base is None:
-            return -self.net_output(y, at) / self.step_size[at.level] ** 2
+            output = self.net_output(y, at)
+            return y.new_zeros(()), output / expand(self.step_size[at.level] ** 2, output)
         x = y / expand(self.schedule.scale[at.level], y)
         if self.config.energy == "log_snr":
-            return self.continuous_energy(x, at.on(self.log_snr[at.level]))
+            return self.continuous_parts(x, at.on(self.log_snr[at.level]))
         base_energy, features, output_scale = self.base(x, at.level)
-        energy: Tensor = base_energy - output_scale * self.net_output(features, at)
-        return energy
+        output = self.net_output(features, at)
+        return base_energy, expand(output_scale, output) * output
 
     def continuous_energy(self, x: Tensor, at: At) -> Tensor:
         """Return −log p (B,) of x = x_λ, up to what training left of log Z, where `at.level` is any log-SNR λ.
 
         Only the form `log_snr` has this energy.
         """
+        base_energy, correction = self.continuous_parts(x, at)
+        return base_energy - chosen(correction, at)
+
+    def continuous_parts(self, x: Tensor, at: At) -> tuple[Tensor, Tensor]:
+        """Return the `parts` of `continuous_energy`."""
         assert self.base is not None
-        energy, features, alpha_bar, noise_std = self.base.normalized(x, at.level)
-        output: Tensor = energy - alpha_bar * self.network(features, at, noise_std)
-        return output
+        base_energy, features, alpha_bar, noise_std = self.base.normalized(x, at.level)
+        output: Tensor = self.network(features, at, noise_std)
+        return base_energy, expand(alpha_bar, output) * output
 
     log_snr: Tensor
     """(T,) log-SNR log(ᾱ²/σ̄²) of each level"""

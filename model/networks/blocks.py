@@ -133,23 +133,30 @@ class FrozenBlock(torch.autograd.Function):
 
 
 class EnergyNetwork(nn.Module):
-    """The part that both networks share: the level embedding, and the head, which reads features out against it."""
+    """The part that both networks share: the level embedding, and the head, which reads features out against it.
 
-    def __init__(self, config: NetworkConfig, out_width: int) -> None:
+    A network for `num_classes` classes has an output for each; without classes (0) it has one.
+    """
+
+    def __init__(self, config: NetworkConfig, out_width: int, num_classes: int) -> None:
         super().__init__()
         self.config = config
+        self.num_classes = num_classes
         self.activation = ACTIVATIONS[config.activation]
         self.embedding = LevelEmbedding(config)
         in_width = level_width_of(config)
         gain = (
             math.sqrt(2 * in_width / (in_width + out_width)) if config.spectral_norm else 0.5
         )  # DRL's release has the first; the second is ours
-        self.head = Dense(in_width, out_width, spectral_norm=False, gain=gain)
+        self.head = Dense(in_width, max(1, num_classes) * out_width, spectral_norm=False, gain=gain)
         self.precision: Precision = "float32"
 
     def trunk_dtype(self, own: torch.dtype) -> torch.dtype:
         return torch.bfloat16 if self.precision == "bfloat16" else own
 
     def read_out(self, features: Tensor, embedding: Tensor) -> Tensor:
-        output: Tensor = (features * self.head(self.activation(embedding))).sum(1)
-        return output
+        """Return the outputs (B,) or, with classes, (B, K)."""
+        weights: Tensor = self.head(self.activation(embedding))
+        if self.num_classes == 0:
+            return (features * weights).sum(1)
+        return torch.einsum("bw,bkw->bk", features, weights.reshape(len(weights), self.num_classes, -1))

@@ -17,8 +17,8 @@ from model.networks.layers import Dense
 class MLPEnergy(EnergyNetwork):
     """Residual blocks of dense layers: they map events (B, *event) of any shape, flattened, and conditions to (B,)."""
 
-    def __init__(self, config: NetworkConfig, event_shape: tuple[int, ...]) -> None:
-        super().__init__(config, config.width)
+    def __init__(self, config: NetworkConfig, event_shape: tuple[int, ...], num_classes: int = 0) -> None:
+        super().__init__(config, config.width, num_classes)
         dim, count = math.prod(event_shape), config.fourier_features
         self.dense_in = Dense(dim + 2 * count, config.width, spectral_norm=config.spectral_norm)
         if count:
@@ -32,7 +32,7 @@ class MLPEnergy(EnergyNetwork):
     """(D, `fourier_features`) wave vectors"""
 
     def forward(self, x: Tensor, at: At, noise_std: Tensor | None = None) -> Tensor:
-        """Return the network's output (B,) at the input `x` (B, *event) under the conditions `at`.
+        """Return the network's output (B,), or (B, K) with classes, at the input `x` (B, *event) under conditions `at`.
 
         `noise_std` (B,) is the standard deviation of the noise in the input. It damps a wave of frequency ω by
         exp(−(ω std)²/2), which is the mean of the wave over the noise (Barron et al. 2021).

@@ -15,16 +15,17 @@ from model.networks.blocks import EnergyNetwork
 from model.networks.mlp import MLPEnergy
 from model.networks.resnet import ResNetEnergy
 
-_NETWORKS: dict[str, Callable[[NetworkConfig, tuple[int, ...]], EnergyNetwork]] = {
+_NETWORKS: dict[str, Callable[[NetworkConfig, tuple[int, ...], int], EnergyNetwork]] = {
     "resnet": ResNetEnergy,
     "mlp": MLPEnergy,
 }
 _ACTIVATIONS_PER_THREAD = 150_000
 
 
-def make_network(config: NetworkConfig, event_shape: tuple[int, ...]) -> EnergyNetwork:
+def make_network(config: NetworkConfig, event_shape: tuple[int, ...], num_classes: int = 0) -> EnergyNetwork:
     """Make the network that `config` describes, randomly initialised from torch's global generator.
 
+    It has an output for each of `num_classes` classes, or one where that is 0.
     Raises ShapeError if the network does not take events of shape `event_shape`.
     """
     kind = kind_of(event_shape)
@@ -33,7 +34,7 @@ def make_network(config: NetworkConfig, event_shape: tuple[int, ...]) -> EnergyN
             f"network '{config.kind}' takes {taken_by(config.kind)}, but the data are {kind.name} of shape "
             f"{event_shape}; use '{kind.networks[0]}'"
         )
-    return _NETWORKS[config.kind](config, event_shape)
+    return _NETWORKS[config.kind](config, event_shape, num_classes)
 
 
 def useful_threads(config: NetworkConfig, event_shape: tuple[int, ...], batch_size: int) -> int:

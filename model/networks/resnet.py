@@ -19,12 +19,12 @@ from model.networks.layers import Conv3x3, Dense
 
 
 class ResNetEnergy(EnergyNetwork):
-    """The paper's network, which maps images (B, C, H, W) and their conditions to (B,)."""
+    """The paper's network, which maps images (B, C, H, W) and their conditions to (B,), or (B, K) with classes."""
 
-    def __init__(self, config: NetworkConfig, event_shape: tuple[int, ...]) -> None:
+    def __init__(self, config: NetworkConfig, event_shape: tuple[int, ...], num_classes: int = 0) -> None:
         channels, height, width = event_shape
         widths = [config.width * m for m in config.multipliers]
-        super().__init__(config, config.head_width or widths[-1])
+        super().__init__(config, config.head_width or widths[-1], num_classes)
         self.conv_in = Conv3x3(
             channels + 2 * config.coordinates, config.width, spectral_norm=config.spectral_norm, bias_limit=0.5
         )

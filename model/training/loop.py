@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +26,12 @@ from torch import Tensor
 from model.chains.kernels import adapt_step_size
 from model.chains.sampling import sample
 from model.checkpoints.checkpoint import Snapshot, load_weights
+from model.conditions import At
 from model.config import TrainConfig
 from model.data.augmentation import augment
 from model.data.datasets import Dataset
 from model.energies.energy_model import EnergyModel
-from model.errors import ConfigError, DivergenceError, ShapeError
+from model.errors import CheckpointError, ConfigError, DivergenceError, ShapeError
 from model.event_kinds.images import IMAGES
 from model.events import BatchEvent, CheckpointEvent, DoneEvent, RollbackEvent, SampleEvent, TrainEvent
 from model.health import Health
@@ -45,6 +46,7 @@ from model.training.state import (
     PREVIEW_STREAM,
     STEP_STREAM,
     TrainState,
+    class_names,
     make_optimizer,
     resume,
     start,
@@ -84,12 +86,12 @@ def train(
     if decision is not None:
         yield decision
     state = resume(snapshot, config, device, ranks) if snapshot else start(config, dataset, device, ranks)
-    good, events = snapshot, dataset.train.to(device)
+    good, data = snapshot, _Data.of(dataset, config, device)
     meter, health = Meter(state.model.num_levels, device), Health(config, state.step)
     while state.step < config.steps and not ranks.any(stop_fn()):
         phase = state.phase
         try:
-            _train_step(state, events, meter)
+            _train_step(state, data, meter)
         except DivergenceError as error:
             good = _last_regular(config, error.step, good, earlier_fn)
             state = _roll_back(state, good, dataset, device, error)
@@ -114,14 +116,36 @@ def train(
     yield DoneEvent(step=state.step, stopped=state.step < config.steps)
 
 
+@dataclass(frozen=True)
+class _Data:
+    """The training events and, for a conditional model, their labels, on the device that trains."""
+
+    events: Tensor
+    """(N, *event)"""
+    labels: Tensor | None
+    """(N,)"""
+
+    @classmethod
+    def of(cls, dataset: Dataset, config: TrainConfig, device: str) -> _Data:
+        labels = dataset.labels.train.to(device) if config.conditional and dataset.labels is not None else None
+        return cls(dataset.train.to(device), labels)
+
+    def batch(self, config: TrainConfig, step: int) -> tuple[Tensor, Tensor | None]:
+        """Return the events of a step, and the labels of the same events."""
+        rows = _batch_rows(config, len(self.events), step).to(self.events.device)
+        return self.events[rows], None if self.labels is None else self.labels[rows]
+
+
 def _decided(
     config: TrainConfig, dataset: Dataset, snapshot: Snapshot | None, device: str, ranks: Ranks
 ) -> tuple[TrainConfig, BatchEvent | None]:
     """Return `config` with its batch size decided, now or when `snapshot` was taken, and what was measured now, if any.
 
-    Raises ShapeError and ConfigError for a configuration that cannot be trained.
+    Raises ShapeError and ConfigError for a configuration that cannot be trained, and CheckpointError for a snapshot of
+    other classes.
     """
     _require_images_to_augment(config, dataset)
+    _require_same_classes(config, dataset, snapshot)
     if snapshot is not None and config.batch_size == "auto":
         config = replace(config, batch_size=snapshot.config.batch_size, microbatch_size=snapshot.config.microbatch_size)
     config, decision = with_batch_size(config, dataset, device, ranks)
@@ -133,6 +157,16 @@ def _require_images_to_augment(config: TrainConfig, dataset: Dataset) -> None:
     if (config.horizontal_flips or config.affine_jitter > 0) and not IMAGES.recognises(dataset.event_shape):
         raise ShapeError(
             f"horizontal_flips and affine_jitter are for images, but the data have shape {dataset.event_shape}"
+        )
+
+
+def _require_same_classes(config: TrainConfig, dataset: Dataset, snapshot: Snapshot | None) -> None:
+    names = class_names(config, dataset)
+    if snapshot is not None and snapshot.class_names != names:
+        held, found = (", ".join(map(repr, some[:10])) or "none" for some in (snapshot.class_names, names))
+        raise CheckpointError(
+            f"the checkpoint's classes are {held}, but those of this training are {found}; go on with the data and the "
+            "configuration that it began with"
         )
 
 
@@ -187,22 +221,25 @@ def _told(state: TrainState, error: DivergenceError) -> RollbackEvent:
 
 def _preview(state: TrainState) -> npt.NDArray[np.float32]:
     seed = derive_seed(state.config.seed, PREVIEW_STREAM)
-    drawn = sample(state.energy.averaged(), state.config.num_preview_samples, seed=seed)
+    count, num_classes = state.config.num_preview_samples, len(state.model.class_names)
+    labels = [index % num_classes for index in range(count)] if num_classes else None  # every class in turn
+    drawn = sample(state.energy.averaged(), count, seed=seed, labels=labels)
     samples: npt.NDArray[np.float32] = drawn.x.numpy()
     return samples
 
 
-def _train_step(state: TrainState, events: Tensor, meter: Meter) -> None:
+def _train_step(state: TrainState, data: _Data, meter: Meter) -> None:
     config = state.config
     if state.step == config.score_matching.steps > 0:
         _begin_recovery(state)
     again = (state.rollbacks,) if state.rollbacks else ()
-    noise = SharedNoise(make_generator(config.seed, STEP_STREAM, state.step, *again, device=events.device))
+    noise = SharedNoise(make_generator(config.seed, STEP_STREAM, state.step, *again, device=data.events.device))
     # Every rank draws for the whole batch, which costs little: the draws do not depend on who computes which rows.
-    x_data = augment(_batch(config, events, state.step), config, state.model.space, noise)
-    level = stratified_levels(state.model.num_levels, x_data, noise)
+    events, label = data.batch(config, state.step)
+    x_data = augment(events, config, state.model.space, noise)
+    at = At(stratified_levels(state.model.num_levels, x_data, noise), label)
     iterate_power(state.model)
-    loss = _accumulate_gradient(state, x_data, level, noise, meter)
+    loss = _accumulate_gradient(state, x_data, at, noise, meter)
     learning_rate = _learning_rate(config, state.step) * state.learning_rate_factor
     gradient_norm = state.energy.descend(learning_rate, config.optimizer.max_gradient_norm)
     state.energy.update_average(_decay(config, state.step))
@@ -211,7 +248,7 @@ def _train_step(state: TrainState, events: Tensor, meter: Meter) -> None:
     _check(loss, gradient_norm, state.step)
 
 
-def _accumulate_gradient(state: TrainState, x_data: Tensor, level: Tensor, noise: SharedNoise, meter: Meter) -> float:
+def _accumulate_gradient(state: TrainState, x_data: Tensor, at: At, noise: SharedNoise, meter: Meter) -> float:
     """Compute the batch's loss and leave its gradient in the parameters. All ranks do so, some rows at a time."""
     model, phase, ranks = state.model, state.phase, state.ranks
     state.energy.optimizer.zero_grad()
@@ -219,12 +256,12 @@ def _accumulate_gradient(state: TrainState, x_data: Tensor, level: Tensor, noise
     pieces = ranks.rows(len(x_data)).pieces(state.config.microbatch_size)
     for rows in pieces:
         with ranks.part_of_a_step(state.objective, is_last=rows is pieces[-1]):
-            part = state.objective(rows, x_data, level, noise, phase)
+            part = state.objective(rows, x_data, at, noise, phase)
             ranks.backward(part.loss)
         loss += part.loss.detach()
         if part.levels is not None:
-            meter.add_levels(rows.of(level), part.levels)
-            acceptance += sums_by_level(part.levels[-1], rows.of(level), model.num_levels)
+            meter.add_levels(rows.of(at.level), part.levels)
+            acceptance += sums_by_level(part.levels[-1], rows.of(at.level), model.num_levels)
     if (target := state.config.chain.adapts_to) is not None and phase == "recovery":
         _adapt_step_sizes(model, *ranks.sum(acceptance), target=target)
     return float(ranks.sum(loss))
@@ -261,18 +298,21 @@ def _check(loss: float, gradient_norm: float, step: int) -> None:
         )
 
 
-def _batch(config: TrainConfig, events: Tensor, step: int) -> Tensor:
-    """Return the batch of a step. The order of every epoch is drawn from (seed, epoch); a batch may span two epochs."""
+def _batch_rows(config: TrainConfig, count: int, step: int) -> Tensor:
+    """Return which of `count` events make the batch of a step.
+
+    The order of every epoch is drawn from (seed, epoch); a batch may span two epochs.
+    """
     start_steps = config.score_matching.steps
     if step < start_steps:
         first, size = step * config.score_matching.batch_size, config.score_matching.batch_size
     else:
         first = start_steps * config.score_matching.batch_size + (step - start_steps) * config.pairs_per_step
         size = config.pairs_per_step
-    epochs = range(first // len(events), (first + size - 1) // len(events) + 1)
-    order = torch.cat([_epoch_order(config.seed, epoch, len(events)) for epoch in epochs])
-    offset = first - epochs[0] * len(events)
-    return events[order[offset : offset + size].to(events.device)]
+    epochs = range(first // count, (first + size - 1) // count + 1)
+    order = torch.cat([_epoch_order(config.seed, epoch, count) for epoch in epochs])
+    offset = first - epochs[0] * count
+    return order[offset : offset + size]
 
 
 @functools.lru_cache(maxsize=4)

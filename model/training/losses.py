@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from model.conditions import At
+from model.conditions import NO_LABEL, At
 from model.energies.conditional import squared_norm
 from model.schedule import expand
 
@@ -84,6 +84,11 @@ def noise_contrastive_loss(data_log_ratio: Tensor, noise_log_ratio: Tensor) -> T
     Source: Gutmann & Hyvärinen 2010.
     """
     return F.softplus(-data_log_ratio) + F.softplus(noise_log_ratio)
+
+
+def classification_loss(correction: Tensor, label: Tensor) -> Tensor:
+    """Return −log p(label | x), given the corrections (B, K) of `model.energies.labels`; 0 for rows without a label."""
+    return F.cross_entropy(correction, label, ignore_index=NO_LABEL, reduction="none")
 
 
 def _energy_gradient(energy_fn: ConditionedEnergyFn, position: Tensor, at: At) -> Tensor:

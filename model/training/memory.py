@@ -17,6 +17,7 @@ from typing import get_args
 
 import torch
 
+from model.conditions import At
 from model.config import AUTO_BATCH_SIZES, TrainConfig
 from model.data.datasets import Dataset
 from model.energies.energy_model import EnergyModel
@@ -26,6 +27,7 @@ from model.noise import SharedNoise, make_generator
 from model.rows import Rows
 from model.training.objective import Objective, stratified_levels
 from model.training.ranks import Ranks
+from model.training.state import class_names
 
 _GPU_SHARE, _CPU_SHARE = 0.85, 0.5
 """The share of the free memory that a step may take: a GPU is this process's own, other processes use a machine's."""
@@ -104,7 +106,9 @@ class TrialStep:
     def __init__(self, config: TrainConfig, dataset: Dataset, device: str) -> None:
         chain = replace(config.chain, num_steps=min(1, config.chain.num_steps))
         with torch.random.fork_rng(devices=[]):
-            model = EnergyModel(replace(config, chain=chain), dataset.event_shape).to(device)
+            model = EnergyModel(replace(config, chain=chain), dataset.event_shape, class_names(config, dataset)).to(
+                device
+            )
         model.network.precision = config.precision
         self.on_gpu = device.startswith("cuda")
         self.moment_bytes = _NUM_MOMENTS * sum(p.numel() * p.element_size() for p in model.parameters())
@@ -134,9 +138,10 @@ class TrialStep:
         model, some = self._objective.model, torch.arange(num_rows) % len(self._events)
         x_data = self._events[some].to(self._device)
         noise = SharedNoise(make_generator(0, device=self._device))
-        level = stratified_levels(model.num_levels, x_data, noise)
+        label = some.to(self._device) % len(model.class_names) if model.class_names else None
+        at = At(stratified_levels(model.num_levels, x_data, noise), label)
         for phase in self._phases:
-            self._objective(Rows.all_of(num_rows), x_data, level, noise, phase).loss.backward()
+            self._objective(Rows.all_of(num_rows), x_data, at, noise, phase).loss.backward()
             model.zero_grad()
 
 

@@ -2,11 +2,15 @@
 
 In the phase of score matching it is one of the losses on the energy's gradient. Afterwards it is the contrastive loss
 between y⁺ and the y⁻ that a chain draws on p(y | x_{t+1}) under frozen weights (DRL algorithm 1).
+
+With labels, all these are losses of E(x, k) at every row's own label, which say little about how the classes compare;
+−log p(k | x_t) is added to them.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -16,11 +20,13 @@ from model.chains.sampling import draw_conditional
 from model.conditions import At
 from model.energies.conditional import squared_norm
 from model.energies.energy_model import EnergyModel
+from model.energies.labels import chosen
 from model.events import Phase
 from model.noise import SharedNoise
 from model.rows import Rows
 from model.schedule import expand
 from model.training.losses import (
+    classification_loss,
     contrastive_loss,
     dual_score_matching_loss,
     energy_penalty,
@@ -51,23 +57,23 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, rows: Rows, x_data: Tensor, level: Tensor, noise: SharedNoise, phase: Phase) -> PartialLoss:
+    def forward(self, rows: Rows, x_data: Tensor, at: At, noise: SharedNoise, phase: Phase) -> PartialLoss:
         """Return what `rows` contribute to the loss of the batch.
 
-        `x_data` (B, *event), `level` (B,) and `noise` are those of the whole batch.
+        `x_data` (B, *event), its conditions `at` and `noise` are those of the whole batch.
         """
-        x, at, own = rows.of(x_data), At(rows.of(level)), noise.at(rows)
+        x, here, own = rows.of(x_data), at.map(rows.of), noise.at(rows)
         if phase == "score_matching":
-            return PartialLoss(_mean(score_matching_losses(self.model, x, at, own), rows), None)
-        losses, levels = recovery_losses(self.model, x, at, own)
+            return PartialLoss(_mean(score_matching_losses(self.model, x, here, own), rows), None)
+        losses, levels = recovery_losses(self.model, x, here, own)
         loss = _mean(losses, rows)
         matching = self.model.config.score_matching
         if matching.recovery_weight > 0:
             stride = max(1, len(x_data) // matching.batch_size)
             some = rows.every(stride)
             if len(some):
-                x, at = some.of(x_data[::stride]), At(some.of(level[::stride]))
-                losses = score_matching_losses(self.model, x, at, own.at(some))
+                x, here = some.of(x_data[::stride]), at[::stride].map(some.of)
+                losses = score_matching_losses(self.model, x, here, own.at(some))
                 loss = loss + matching.recovery_weight * _mean(losses, some)
         return PartialLoss(loss, levels)
 
@@ -86,19 +92,43 @@ def score_matching_losses(model: EnergyModel, x_data: Tensor, at: At, noise: Sha
     """Return for every row (B,) the score-matching loss that the model's configuration names."""
     schedule, level, epsilon = model.schedule, at.level, noise.normal(x_data)
     if model.config.score_matching.form == "dual":
-        at = at.on(_stratified_log_snr(model, x_data, noise))
-        losses = dual_score_matching_loss(model.continuous_energy, x_data, at, epsilon)
+        at, energy = at.on(_stratified_log_snr(model, x_data, noise)), _Energy(model.continuous_parts)
+        losses = _with_labels(model, dual_score_matching_loss(energy, x_data, at, epsilon), energy.correction, at)
         if (weight := model.config.score_matching.noise_contrast) > 0:
             losses = losses + weight * _noise_contrast(model, x_data, at, epsilon, noise)
         return losses
-    scale = schedule.scale[level]
+    scale, energy = schedule.scale[level], _Energy(model.parts)
     if model.config.score_matching.form == "marginal":
         y = expand(scale, x_data) * schedule.diffuse(x_data, level, epsilon)
-        return marginal_score_matching_loss(
-            model.energy, y, epsilon, at, scale * schedule.sigma_bar[level], weigh_fn=model.weigh_residual
+        losses = marginal_score_matching_loss(
+            energy, y, epsilon, at, scale * schedule.sigma_bar[level], weigh_fn=model.weigh_residual
         )
+        return _with_labels(model, losses, energy.correction, at)
     x, x_next = schedule.diffuse_pair(x_data, level, epsilon, noise.normal(x_data))
-    return recovery_score_matching_loss(model.energy, expand(scale, x) * x, x_next, at, schedule.sigma[level + 1])
+    y = expand(scale, x) * x
+    losses = recovery_score_matching_loss(energy, y, x_next, at, schedule.sigma[level + 1])
+    if at.label is not None:
+        energy(y, at)  # the loss asked for the energy at x_next, of which E_t knows no label
+    return _with_labels(model, losses, energy.correction, at)
+
+
+class _Energy:
+    """An energy function that keeps the corrections of its last call, so that labels take no evaluation of theirs."""
+
+    correction: Tensor
+
+    def __init__(self, parts_fn: Callable[[Tensor, At], tuple[Tensor, Tensor]]) -> None:
+        self._parts_fn = parts_fn
+
+    def __call__(self, x: Tensor, at: At) -> Tensor:
+        base_energy, self.correction = self._parts_fn(x, at)
+        return base_energy - chosen(self.correction, at)
+
+
+def _with_labels(model: EnergyModel, losses: Tensor, correction: Tensor, at: At) -> Tensor:
+    if at.label is None:
+        return losses
+    return losses + model.config.classification_weight * classification_loss(correction, at.label)
 
 
 def recovery_losses(model: EnergyModel, x_data: Tensor, at: At, noise: SharedNoise) -> tuple[Tensor, Tensor]:
@@ -111,15 +141,15 @@ def recovery_losses(model: EnergyModel, x_data: Tensor, at: At, noise: SharedNoi
     y_positive = expand(schedule.scale[level], x) * x
     with model.frozen():
         draw = draw_conditional(model, x_next, at, noise, num_steps=chain.num_steps, start=chain.start)
-    energy = model.energy(torch.cat([y_positive, draw.y]), At.joined([at, at]))
-    positive, negative = energy.chunk(2)
+    energy = _Energy(model.parts)
+    positive, negative = energy(torch.cat([y_positive, draw.y]), At.joined([at, at])).chunk(2)
     displacement = (squared_norm(draw.y - x_next) / x[0].numel()).sqrt()
     levels = torch.stack([positive.detach(), negative.detach(), displacement, draw.acceptance])
     loss_weight = model.loss_weight[level]
     losses = contrastive_loss(positive, negative, loss_weight)
     if config.energy_penalty > 0:
         losses = losses + config.energy_penalty * energy_penalty(positive, negative, loss_weight)
-    return losses, levels
+    return _with_labels(model, losses, energy.correction[: len(x_data)], at), levels
 
 
 def _noise_contrast(model: EnergyModel, x_data: Tensor, at: At, epsilon: Tensor, noise: SharedNoise) -> Tensor:
@@ -128,7 +158,8 @@ def _noise_contrast(model: EnergyModel, x_data: Tensor, at: At, epsilon: Tensor,
     x = signal * x_data + spread * epsilon
     factor = math.exp(_CONTRAST_NATS / x_data[0].numel())
     other, noise_energy = model.base.widened(at.level, x_data, noise, factor)
-    energy = model.continuous_energy(torch.cat([x, other]), At.joined([at, at]))
+    level = torch.cat([at.level, at.level])  # without labels, which noise does not have
+    energy = model.continuous_energy(torch.cat([x, other]), At(level))
     ours, theirs = energy.chunk(2)
     return noise_contrastive_loss(noise_energy(x) - ours, noise_energy(other) - theirs)
 

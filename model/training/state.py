@@ -18,7 +18,7 @@ from model.config import OptimizerConfig, TrainConfig
 from model.data.augmentation import augment
 from model.data.datasets import Dataset
 from model.energies.energy_model import EnergyModel
-from model.errors import CheckpointError
+from model.errors import CheckpointError, ConfigError
 from model.events import Phase
 from model.networks.freezing import iterate_power
 from model.noise import SharedNoise, derive_seed, make_generator
@@ -149,17 +149,18 @@ class TrainState:
     def snapshot(self) -> Snapshot:
         """Return copies of everything that a checkpoint of this state holds."""
         networks = {name: network.tensors() for name, network in self.networks.items()}
-        return Snapshot(self.step, self.config, self.model.event_shape, networks, self.rollbacks)
+        model = self.model
+        return Snapshot(self.step, self.config, model.event_shape, networks, self.rollbacks, model.class_names)
 
 
 def start(config: TrainConfig, dataset: Dataset, device: str = "cpu", ranks: Ranks = ALONE) -> TrainState:
     """Return the state before the first step, with weights drawn from `config.seed`.
 
-    All ranks must call this together.
+    All ranks must call this together. Raises ConfigError.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, INIT_STREAM))
-        model = EnergyModel(config, dataset.event_shape)
+        model = EnergyModel(config, dataset.event_shape, class_names(config, dataset))
     noise = SharedNoise(make_generator(config.seed, INIT_STREAM))
     some = dataset.train[:_MOMENT_EVENTS]
     augmented = config.affine_jitter > 0 or config.horizontal_flips or config.dequantize
@@ -177,9 +178,25 @@ def resume(snapshot: Snapshot, config: TrainConfig, device: str = "cpu", ranks: 
 
     All ranks must call this together. Raises CheckpointError.
     """
-    networks = trained_networks(config, EnergyModel(config, snapshot.event_shape))
+    networks = trained_networks(config, EnergyModel(config, snapshot.event_shape, snapshot.class_names))
     load_networks(networks, snapshot, device)
     return TrainState(config, networks, snapshot.step, snapshot.rollbacks, ranks)
+
+
+def class_names(config: TrainConfig, dataset: Dataset) -> tuple[str, ...]:
+    """Return the classes that a model of `config` is to know: the dataset's, or none if it is not conditional.
+
+    Raises ConfigError for a conditional model of a dataset without labels.
+    """
+    if not config.conditional:
+        return ()
+    if dataset.labels is None:
+        raise ConfigError(
+            f"conditional is true, but nobody said of which classes the items of {dataset.name!r} are; expected a "
+            "dataset with labels. Upload it with labels, or set conditional to false",
+            field="conditional",
+        )
+    return dataset.labels.names
 
 
 def trained_networks(config: TrainConfig, model: EnergyModel) -> dict[str, TrainedNetwork[Any]]:

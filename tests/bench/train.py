@@ -156,7 +156,8 @@ class PlainTraining:
         """Take the next step, on the batch and noise that `training.train` takes for it: (loss, gradient norm)."""
         config, self.step = self.config, self.step + 1
         noise = SharedNoise(make_generator(config.seed, STEP_STREAM, self.step - 1))
-        batch = loop._batch(config, self.dataset.train, self.step - 1)
+        events = self.dataset.train
+        batch = events[loop._batch_rows(config, len(events), self.step - 1)]
         x_data = augment(batch, config, self.model.space, noise)
         level = stratified_levels(self.model.num_levels, x_data, noise)
         return self.plain.train_step(x_data, level, noise, config.chain.num_steps)
@@ -235,7 +236,8 @@ def surroundings(step_s: float) -> dict[str, float]:
 
     def fetch() -> None:
         noise = SharedNoise(make_generator(0))
-        augment(loop._batch(BENCH_CONFIG, dataset.train, 3), BENCH_CONFIG, state.model.space, noise)
+        batch = dataset.train[loop._batch_rows(BENCH_CONFIG, len(dataset.train), 3)]
+        augment(batch, BENCH_CONFIG, state.model.space, noise)
 
     every = presets.preset("cifar10-t6").checkpoint_every
     snapshot_s = timed(state.snapshot)

@@ -31,3 +31,10 @@ def test_another_level_leaves_the_label() -> None:
     moved = _LABELLED.on(torch.tensor([0.5, 0.25, 0.0]))
     assert moved.label is _LABELLED.label
     assert moved.level.tolist() == [0.5, 0.25, 0.0]
+
+
+def test_guidance_stays_with_its_row() -> None:
+    guided = At(torch.tensor([4, 0, 2]), torch.tensor([7, 8, 9]), torch.tensor([0.5, 1.5, 2.5]))
+    joined = At.joined([guided[torch.tensor([2, 0])], guided[1:2]])
+    assert [one.tolist() for one in joined.tensors] == [[2, 4, 0], [9, 7, 8], [2.5, 0.5, 1.5]]
+    assert guided.on(torch.tensor([1, 1, 1])).guidance is guided.guidance

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model.chains.descent import Chain, Descents, evaluations_per_sample
 from model.chains.sampling import sample
-from model.conditions import At
+from model.conditions import NO_LABEL, At
 from model.config import ChainConfig, ChainStart, NetworkConfig, SamplingConfig, ScheduleConfig, TrainConfig
 from model.energies.energy_model import EnergyModel
 
@@ -95,6 +95,32 @@ def test_every_row_has_its_own_number_of_steps_and_noise_scale() -> None:
     for name, settings in enumerate(wanted):
         alone = sample(model, 1, seed=9, first=name, num_steps=settings.num_steps, noise_scale=settings.noise_scale)
         torch.testing.assert_close(found[name], alone.x[0], atol=1e-5, rtol=1e-5)
+
+
+def test_every_row_has_its_own_label_and_guidance() -> None:
+    """Rows of all kinds come, end and move side by side."""
+    config = replace(_CONFIG, conditional=True, sampling=replace(_CONFIG.sampling, start="predictor"))
+    torch.manual_seed(0)
+    model = EnergyModel(config, (3,), ("a", "b", "c"))
+    labels, guidance = [2, 0, NO_LABEL, 1, 2, 0], [0.0, 2.0, 0.0, 0.5, 5.0, 0.0]
+    whole = sample(model, 6, seed=9, labels=labels, guidance=guidance).x
+    found: dict[int, Tensor] = {}
+    names: list[int] = []
+    waiting = list(range(6))
+    with model.frozen():
+        descents = Descents(model, 3)
+        while waiting or names:
+            if waiting and descents.num_rows < 3:
+                names.append(waiting.pop(0))
+                descents.add([Chain(9, names[-1], config.sampling, labels[names[-1]], guidance[names[-1]])])
+            _finish(descents, names, found)
+    for name in range(6):
+        torch.testing.assert_close(found[name], whole[name], atol=1e-5, rtol=1e-5)
+        alone = sample(model, 1, seed=9, first=name, labels=labels[name : name + 1], guidance=guidance[name]).x
+        torch.testing.assert_close(found[name], alone[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(whole[2:3], sample(model, 1, seed=9, first=2).x, atol=1e-5, rtol=1e-5)
+    unlabelled = sample(model, 6, seed=9).x
+    assert all(not torch.allclose(whole[name], unlabelled[name], atol=1e-3) for name in (0, 1, 3, 4, 5))
 
 
 def test_levels_are_told_as_they_are_reached() -> None:

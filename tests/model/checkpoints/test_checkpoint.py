@@ -15,6 +15,7 @@ import torch
 from model.checkpoints.checkpoint import CONFIG_FILE, EMA_FILE, load_model, read_snapshot
 from model.conditions import At
 from model.config import ChainConfig, NetworkConfig, TrainConfig
+from model.data.dataset import SplitLabels
 from model.data.datasets import Dataset
 from model.errors import CheckpointError
 from model.spaces.affine import AffineSpace
@@ -83,6 +84,35 @@ def test_a_description_of_something_else_is_refused(directory: Path, key: str, v
     (directory / CONFIG_FILE).write_text(json.dumps({**description, key: value}))
     with pytest.raises(CheckpointError, match=words):
         load_model(directory)
+
+
+def test_the_names_of_the_classes_come_back(tmp_path: Path) -> None:
+    points, names = torch.randn(10, 2), ("cat", "dog")
+    labels = SplitLabels(names, torch.arange(10) % 2, torch.arange(10) % 2)
+    dataset = Dataset("points", points, points, AffineSpace.plain((2,)), labels)
+    state = start(replace(_CONFIG, conditional=True), dataset)
+    state.snapshot().write(tmp_path)
+    model = load_model(tmp_path)
+    assert model.class_names == read_snapshot(tmp_path).class_names == names
+    y, at = torch.randn(4, 2), At(torch.tensor([0, 1, 2, 5]), torch.tensor([0, 1, 1, -1]))
+    torch.testing.assert_close(model.energy(y, at), state.energy.averaged().energy(y, at))
+    assert resume(read_snapshot(tmp_path), state.config).model.class_names == names
+
+
+@pytest.mark.parametrize("classes", [["cat"], "cat", [1, 2], ["cat"] * 1001, {"cat": 1}])
+def test_classes_that_the_model_cannot_have_are_refused(directory: Path, classes: object) -> None:
+    description = json.loads((directory / CONFIG_FILE).read_text())
+    description["config"]["conditional"] = classes != ["cat"]
+    (directory / CONFIG_FILE).write_text(json.dumps({**description, "classes": classes}))
+    with pytest.raises(CheckpointError, match="does not describe a model"):
+        load_model(directory)
+
+
+def test_a_checkpoint_from_before_there_were_labels_is_read(directory: Path) -> None:
+    description = json.loads((directory / CONFIG_FILE).read_text())
+    del description["classes"], description["config"]["conditional"], description["config"]["classification_weight"]
+    (directory / CONFIG_FILE).write_text(json.dumps(description))
+    assert load_model(directory).class_names == read_snapshot(directory).class_names == ()
 
 
 def test_weights_of_another_network_are_refused(directory: Path) -> None:

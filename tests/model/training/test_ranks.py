@@ -33,15 +33,24 @@ _DUAL = replace(
     horizontal_flips=False,
     score_matching=replace(ADJUSTED.score_matching, steps=3, form="dual", noise_contrast=0.5),
 )
+_CONDITIONAL = replace(_ADJUSTED, conditional=True, classification_weight=1.0)
 _CONFIGS = {
     name: replace(config, steps=6, num_preview_samples=1, sample_every=100)
-    for name, config in {"paper": PAPER, "adjusted": _ADJUSTED, "dual": _DUAL}.items()
+    for name, config in {
+        "paper": PAPER,
+        "adjusted": _ADJUSTED,
+        "dual": _DUAL,
+        "conditional": _CONDITIONAL,
+        "conditional dual": replace(_DUAL, conditional=True),
+    }.items()
 }
 
 
 def _few_digits() -> Dataset:
     digits = load("digits")
-    return replace(digits, train=digits.train[:300])
+    assert digits.labels is not None
+    labels = replace(digits.labels, train=digits.labels.train[:300])
+    return replace(digits, train=digits.train[:300], labels=labels)
 
 
 def _run(config: TrainConfig, dataset: Dataset, directory: Path, ranks: Ranks) -> list[StepEvent]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +29,7 @@ from model.config import (
     ScoreMatchingConfig,
     TrainConfig,
 )
+from model.data.dataset import SplitLabels
 from model.data.datasets import Dataset
 from model.events import CheckpointEvent, DoneEvent, RollbackEvent, StepEvent
 from model.spaces.affine import AffineSpace
@@ -62,6 +63,7 @@ class _Case:
     target_acceptance: float | None
     seam: int
     faults: tuple[int, ...]
+    conditional: bool = False
 
     @property
     def name(self) -> str:
@@ -69,7 +71,7 @@ class _Case:
         faults = " and ".join(map(str, self.faults)) or "none"
         return (
             f"{self.network}, {norm}, {self.kernel}, target {self.target_acceptance}, "
-            f"score matching {self.seam}, faults {faults}"
+            f"score matching {self.seam}, faults {faults}{', conditional' if self.conditional else ''}"
         )
 
     @property
@@ -90,6 +92,7 @@ class _Case:
             log_every=1,
             sample_every=1000,
             num_preview_samples=1,
+            conditional=self.conditional,
         )
 
 
@@ -99,13 +102,16 @@ _CASES = [
         _EVENT_SHAPES, (True, False), _CHAINS, _SEAMS, _FAULTS
     )
 ]
+_CASES += [replace(case, conditional=True) for case in _CASES if case.target_acceptance and case.kernel == "mala"]
 _CASES_OF_TWO_RANKS = [case for case in _CASES if case.target_acceptance and case.kernel == "mala" and case.faults]
 """Those with an adapted step size, the one thing that a kernel adds up over the ranks."""
 
 
 def _dataset(event_shape: tuple[int, ...]) -> Dataset:
     events = torch.rand(16, *event_shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    return Dataset("noise", events[:12], events[12:], AffineSpace.plain(event_shape))
+    classes = torch.arange(16) % 3
+    labels = SplitLabels(("a", "b", "c"), classes[:12], classes[12:])
+    return Dataset("noise", events[:12], events[12:], AffineSpace.plain(event_shape), labels)
 
 
 class _Storage:
