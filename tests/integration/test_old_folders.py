@@ -27,7 +27,8 @@ def old(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     """A client of this version on a copy of such a folder, and what the older version answered."""
     data = tmp_path_factory.mktemp(request.param) / "data"
     with tarfile.open(FOLDERS / f"{request.param}.tar.xz") as packed:
-        packed.extractall(data, filter="data")
+        packed.extraction_filter = getattr(tarfile, "data_filter", None)  # came with Python 3.11.4
+        packed.extractall(data)
     command = UpCommand(data)
     try:
         with command.wait_until_ready() as client:
