@@ -231,8 +231,10 @@ def test_whole_descents_have_the_moments_of_their_linear_recursion(
     model = _model(schedule, kernel, SamplingConfig(num_steps=num_steps, start=start, denoise=True))
     expected = _recursion(model, schedule, start, num_steps)
     whole = sample(model, _COUNT, seed=3, levels=range(model.num_levels))
-    _compare(f"library, {schedule}, {start}, K={num_steps}", {**whole.levels, -1: whole.x}, expected)
-    _compare(f"engine, {schedule}, {start}, K={num_steps}", _by_rows(model), expected)
+    for what, found in (("library", {**whole.levels, -1: whole.x}), ("engine", _by_rows(model))):
+        z = {t: _largest_z(_along_eigenvectors(found[t]), *expected[t]) for t in expected}
+        _show(f"{what}, {schedule}, {start}, K={num_steps}", z)
+        assert max(z.values()) < _MAX_Z
 
 
 @pytest.mark.parametrize(("start", "order"), [("predictor", 1), ("multistep", 2)])
@@ -316,9 +318,3 @@ def _by_rows(model: EnergyModel) -> dict[int, Tensor]:
             if len(step.ended):
                 found[-1] = step.samples
     return found
-
-
-def _compare(what: str, found: Mapping[int, Tensor], expected: Mapping[int, tuple[np.ndarray, np.ndarray]]) -> None:
-    z = {t: _largest_z(_along_eigenvectors(found[t]), *expected[t]) for t in expected}
-    _show(what, z)
-    assert max(z.values()) < _MAX_Z

@@ -200,7 +200,8 @@ _RANDOM = np.random.default_rng(1)
 )
 def test_honest_data_with_heavy_tails_are_taken_at_the_default_limit(column: np.ndarray, tmp_path: Path) -> None:
     np.save(tmp_path / "rows.npy", np.asarray(column, np.float32)[:, None])
-    load(str(tmp_path / "rows.npy"), max_deviation=TrainConfig().max_deviation)
+    taken = load(str(tmp_path / "rows.npy"), max_deviation=TrainConfig().max_deviation)
+    assert len(taken.train) + len(taken.held_out) == len(column)
 
 
 def test_images_of_mixed_sizes_are_named(folder: Path) -> None:
