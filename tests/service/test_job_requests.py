@@ -13,13 +13,13 @@ import pytest
 from fastapi.testclient import TestClient
 from redis import Redis
 
-from model.config import to_dict
+from model.config import ChainConfig, from_dict, to_dict
 from model.presets import PRESET_SUMMARIES, PRESETS
 from service.app import create_app
 from service.client import Recovery
 from service.http.preference import MAX_WAIT_S
 from service.settings import ServiceSettings
-from tests.service.test_jobs import SMALL, take
+from tests.service.test_jobs import SMALL, start, take
 from worker.jobs.record import JobStatus
 from worker.jobs.records import RecordStore
 from worker.redis_keys import TRAIN_QUEUE
@@ -190,3 +190,14 @@ def test_a_request_that_is_only_checked_starts_nothing(client: TestClient, redis
     assert checked.json()["config"] == client.post("/jobs/train", json=wanted).json()["config"]
     assert told[0].status_code == told[1].status_code == 422
     assert told[0].json()["errors"] == told[1].json()["errors"]
+
+
+def test_an_adjusted_kernel_adapts_its_steps_unless_the_request_says_otherwise(client: TestClient) -> None:
+    def chain(**changes: Any) -> ChainConfig:
+        found = start(client, preset="digits-t6", config={"chain": changes})["config"]["chain"]
+        return from_dict(ChainConfig, found)
+
+    assert chain(kernel="mala").adapts_to == 0.7
+    assert chain(kernel="hmc", target_acceptance=0.6).adapts_to == 0.6
+    assert chain(kernel="mala", target_acceptance=None).adapts_to is None
+    assert chain().adapts_to is None

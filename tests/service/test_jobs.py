@@ -9,7 +9,6 @@ import pytest
 from fastapi.testclient import TestClient
 from redis import Redis
 
-from model.config import ChainConfig, from_dict
 from model.events import HealthEvent
 from worker.ids import new_id
 from worker.jobs.record import JobRecord, JobStatus, Lease
@@ -337,17 +336,6 @@ def test_a_job_says_how_healthy_its_training_is(client: TestClient, store: Recor
 
     (listed,) = client.get("/jobs").json()["jobs"]
     assert listed["health"] == {"step": 100, "level": "amber", "reason": "0.3", "remedy": "shorter"}
-
-
-def test_an_adjusted_kernel_adapts_its_steps_unless_the_request_says_otherwise(client: TestClient) -> None:
-    def chain(**changes: Any) -> ChainConfig:
-        found = start(client, preset="digits-t6", config={"chain": changes})["config"]["chain"]
-        return from_dict(ChainConfig, found)
-
-    assert chain(kernel="mala").adapts_to == 0.7
-    assert chain(kernel="hmc", target_acceptance=0.6).adapts_to == 0.6
-    assert chain(kernel="mala", target_acceptance=None).adapts_to is None
-    assert chain().adapts_to is None
 
 
 def test_a_job_of_a_later_version_is_shown_and_can_be_cancelled(client: TestClient, store: RecordStore) -> None:

@@ -32,8 +32,6 @@ from model.errors import DivergenceError
 from model.events import (
     CheckpointEvent,
     DoneEvent,
-    HealthEvent,
-    RollbackEvent,
     SampleEvent,
     StepEvent,
     TrainEvent,
@@ -90,7 +88,7 @@ def digits() -> Dataset:
     return load("digits")
 
 
-def _run(config: TrainConfig, dataset: Dataset, directory: Path) -> list[TrainEvent]:
+def run_to_end(config: TrainConfig, dataset: Dataset, directory: Path) -> list[TrainEvent]:
     events = list(train(config, dataset))
     for event in events:
         if isinstance(event, CheckpointEvent):
@@ -105,7 +103,7 @@ def _run(config: TrainConfig, dataset: Dataset, directory: Path) -> list[TrainEv
 def test_a_resumed_run_ends_with_exactly_the_weights_of_one_never_stopped(
     config: TrainConfig, step: int, digits: Dataset, tmp_path: Path
 ) -> None:
-    _run(config, digits, tmp_path)
+    run_to_end(config, digits, tmp_path)
     *_, last, _ = train(config, digits, snapshot=read_snapshot(tmp_path / str(step)))
     assert isinstance(last, CheckpointEvent)
     (tmp_path / "resumed").mkdir()
@@ -174,7 +172,9 @@ def test_one_noise_for_a_pair_moves_only_its_noisier_half(digits: Dataset, tmp_p
 @pytest.mark.parametrize("decay", [0.0, 0.15, 0.9])
 def test_the_average_forgets_at_its_rate_and_faster_at_the_start(decay: float, digits: Dataset, tmp_path: Path) -> None:
     config = replace(PAPER, steps=4, checkpoint_every=1, optimizer=OptimizerConfig(warmup_steps=2, ema_decay=decay))
-    rates = [e.learning_rate for e in _run(replace(config, log_every=1), digits, tmp_path) if isinstance(e, StepEvent)]
+    rates = [
+        e.learning_rate for e in run_to_end(replace(config, log_every=1), digits, tmp_path) if isinstance(e, StepEvent)
+    ]
     assert rates == pytest.approx([5e-5, 1e-4, 1e-4, 1e-4])  # linear warm-up
     snapshots = [read_snapshot(tmp_path / str(step)) for step in range(1, 5)]
     name = "network.head.weight"  # without a spectral norm, which the average brings to convergence
@@ -220,7 +220,9 @@ def test_training_in_bfloat16_has_the_losses_of_float32_and_keeps_float32_weight
     config: TrainConfig, digits: Dataset, tmp_path: Path
 ) -> None:
     exact = [e for e in train(config, digits) if isinstance(e, StepEvent)]
-    rounded = [e for e in _run(replace(config, precision="bfloat16"), digits, tmp_path) if isinstance(e, StepEvent)]
+    rounded = [
+        e for e in run_to_end(replace(config, precision="bfloat16"), digits, tmp_path) if isinstance(e, StepEvent)
+    ]
     for one, other in zip(exact, rounded, strict=True):
         assert other.loss != one.loss
         assert other.loss == pytest.approx(one.loss, rel=0.05, abs=0.02)
@@ -231,7 +233,7 @@ def test_training_in_bfloat16_has_the_losses_of_float32_and_keeps_float32_weight
 
 
 def test_phases_follow_each_other_and_adapt_the_steps(digits: Dataset, tmp_path: Path) -> None:
-    events = _run(ADJUSTED, digits, tmp_path)
+    events = run_to_end(ADJUSTED, digits, tmp_path)
     assert [e.phase for e in events if isinstance(e, StepEvent)] == ["score_matching"] * 2 + ["recovery"] * 2
     before, after = (load_model(tmp_path / str(step)).step_size for step in (4, 12))
     assert not torch.equal(before, after)
@@ -260,7 +262,7 @@ def test_images_of_any_size_and_channels_train_and_are_drawn(
         log_every=1,
         num_preview_samples=1,
     )
-    found = _run(config, Dataset("noise", events[:8], events[8:], AffineSpace.plain(shape)), tmp_path)
+    found = run_to_end(config, Dataset("noise", events[:8], events[8:], AffineSpace.plain(shape)), tmp_path)
     assert all(math.isfinite(event.loss) for event in found if isinstance(event, StepEvent))
     drawn = sample(load_model(tmp_path / "2"), 2, seed=0).x
     assert drawn.shape == (2, *shape)
@@ -314,102 +316,6 @@ def test_divergence_is_an_error_with_the_step_and_the_remedy(digits: Dataset) ->
     with pytest.raises(DivergenceError, match=r"learning rate.* went back to a checkpoint 3 times") as caught:
         events.extend(train(wild, digits))
     assert 1 <= caught.value.step <= 200
-
-
-_UNSTABLE = TrainConfig(
-    energy="gaussian",
-    dataset="eight_gaussians",
-    network=NetworkConfig(kind="mlp", width=8, num_blocks=1, spectral_norm=False),
-    schedule=ScheduleConfig(kind="log_snr", num_levels=3),
-    chain=ChainConfig(num_steps=1, step_size=0.1),
-    optimizer=OptimizerConfig(learning_rate=0.007, warmup_steps=0, max_gradient_norm=None),
-    shared_noise=False,
-    steps=60,
-    batch_size=16,
-    log_every=1,
-    sample_every=1000,
-    checkpoint_every=30,
-    num_preview_samples=1,
-)
-"""Diverges at step 45, and again at half the learning rate; a quarter of it is low enough."""
-
-
-def test_a_run_that_diverges_goes_back_to_its_checkpoint_with_other_noise_and_a_lower_learning_rate() -> None:
-    events = list(train(_UNSTABLE, load("eight_gaussians")))
-    rollbacks = [event for event in events if isinstance(event, RollbackEvent)]
-    assert [(event.to_step, event.rollbacks, event.learning_rate_factor) for event in rollbacks] == [
-        (30, 1, 0.5),
-        (30, 2, 0.25),
-    ]
-    assert all(30 < event.step <= 60 and "diverged at step" in event.reason for event in rollbacks)
-    steps = [event for event in events if isinstance(event, StepEvent)]
-    after = [event for event in steps if event.step == 31]
-    assert [event.learning_rate for event in after] == pytest.approx([0.007, 0.0035, 0.00175])
-    assert len({event.loss for event in after}) == 3
-    assert events[-1] == DoneEvent(step=60, stopped=False)
-
-
-@pytest.mark.parametrize("num_steps", [40, 60], ids=["before", "after"])
-def test_a_run_interrupted_before_or_after_it_went_back_ends_with_the_same_weights(
-    num_steps: int, tmp_path: Path
-) -> None:
-    dataset = load("eight_gaussians")
-    _run(_UNSTABLE, dataset, tmp_path)
-    polls = itertools.count()
-    *_, interrupted, done = train(_UNSTABLE, dataset, stop_fn=lambda: next(polls) >= num_steps)
-    assert isinstance(interrupted, CheckpointEvent)
-    assert done == DoneEvent(step=40 if num_steps == 40 else interrupted.step, stopped=True)
-    for name in ("interrupted", "resumed"):
-        (tmp_path / name).mkdir()
-    interrupted.write(tmp_path / "interrupted")
-    snapshot = read_snapshot(tmp_path / "interrupted")
-    assert snapshot.rollbacks == (0 if num_steps == 40 else 1)
-    *_, last, _ = train(
-        _UNSTABLE, dataset, snapshot=snapshot, earlier_fn=lambda step: read_snapshot(tmp_path / str(step))
-    )
-    assert isinstance(last, CheckpointEvent)
-    last.write(tmp_path / "resumed")
-    for file in ("ema.safetensors", "state.safetensors", "config.json"):
-        assert (tmp_path / "resumed" / file).read_bytes() == (tmp_path / "60" / file).read_bytes()
-
-
-_PLANAR = replace(
-    _UNSTABLE,
-    optimizer=OptimizerConfig(),
-    chain=ChainConfig(kernel="mala", num_steps=2, step_size=1.0),
-    steps=210,
-    log_every=10,
-    checkpoint_every=1000,
-)
-
-
-@pytest.mark.parametrize(
-    ("chain", "verdicts", "remedy"),
-    [
-        ({}, [(210, "green")], None),
-        ({"kernel": "hmc"}, [(210, "green")], None),
-        ({"target_acceptance": None, "step_size": 0.01}, [(100, "amber"), (210, "amber")], "target_acceptance"),
-        ({"target_acceptance": None, "step_size": 10.0}, [(100, "red"), (210, "red")], "target_acceptance"),
-        ({"step_size": 0.01}, [(200, "amber"), (210, "amber")], "larger chain.step_size"),
-        ({"kernel": "langevin"}, [], None),
-    ],
-)
-def test_a_training_tells_of_steps_that_are_far_too_long_or_short_once_and_at_its_end(
-    chain: dict[str, object], verdicts: list[tuple[int, str]], remedy: str | None
-) -> None:
-    config = replace(_PLANAR, chain=replace(_PLANAR.chain, **chain))  # type: ignore[arg-type]
-    told = [event for event in train(config, load("eight_gaussians")) if isinstance(event, HealthEvent)]
-    assert [(event.step, event.level) for event in told] == verdicts
-    assert all((event.remedy is None) if remedy is None else (remedy in (event.remedy or "")) for event in told)
-
-
-def test_a_resumed_run_ends_with_its_own_verdict(tmp_path: Path) -> None:
-    config = replace(
-        _PLANAR, chain=replace(_PLANAR.chain, target_acceptance=None, step_size=10.0), checkpoint_every=100
-    )
-    _run(config, load("eight_gaussians"), tmp_path)
-    resumed = train(config, load("eight_gaussians"), snapshot=read_snapshot(tmp_path / "100"))
-    assert [event.step for event in resumed if isinstance(event, HealthEvent)] == [200, 210]
 
 
 _MIXTURE = MixtureEnergy(
