@@ -222,7 +222,8 @@ def _told(state: TrainState, error: DivergenceError) -> RollbackEvent:
 def _preview(state: TrainState) -> npt.NDArray[np.float32]:
     seed = derive_seed(state.config.seed, PREVIEW_STREAM)
     count, num_classes = state.config.num_preview_samples, len(state.model.class_names)
-    labels = [index % num_classes for index in range(count)] if num_classes else None  # every class in turn
+    # as many of every class, and in the order of the classes
+    labels = sorted(index % num_classes for index in range(count)) if num_classes else None
     drawn = sample(state.energy.averaged(), count, seed=seed, labels=labels)
     samples: npt.NDArray[np.float32] = drawn.x.numpy()
     return samples
