@@ -90,6 +90,8 @@ class Samples:
     """x_t for each level asked for (T: the starting noise), scaled as the network sees it"""
     gradient_evaluations: int
     """number of gradient evaluations that each sample took"""
+    kernel: KernelKind
+    """by which the chains moved"""
 
 
 def sample(
@@ -237,7 +239,7 @@ def descend(
             point, at = denoising_point(model, x, at)
             _, score = energy_and_score(model.marginal(at), point)
             x, evaluations = expected_data(model, x, score, at.level), evaluations + 1
-    return Samples(model.space.decode(x).cpu(), kept, evaluations)
+    return Samples(model.space.decode(x).cpu(), kept, evaluations, kernel)
 
 
 def denoising_point(model: EnergyModel, x: Tensor, at: At) -> tuple[Tensor, At]:

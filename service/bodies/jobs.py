@@ -15,9 +15,13 @@ from service.bodies.fields import (
     JOB_ID,
     MODEL_ID,
     SOME_CONFIG,
+    Adjusted,
     ChainSteps,
+    CompositionBody,
     Device,
     DrawnSeed,
+    Guidance,
+    Labels,
     ModelAt,
     Name,
     NoiseScale,
@@ -158,6 +162,9 @@ class BulkSampleRequest(RequestBody):
     seed: DrawnSeed = None
     steps: ChainSteps = None
     noise_scale: NoiseScale = None
+    labels: Labels = None
+    guidance: Guidance = None
+    adjusted: Adjusted = None
     device: Device = "auto"
 
 
@@ -177,6 +184,10 @@ class BulkManifestBody(BaseModel):
     event_shape: list[int] = Field(examples=[[1, 8, 8]])
     num_steps: int | None = Field(description="K, when the request named it", examples=[None])
     noise_scale: float | None = Field(examples=[None])
+    labels: list[str | CompositionBody | None] = Field(
+        [], description="What was asked of the samples' labels, which took these in turn", examples=[["3", "5"]]
+    )
+    guidance: float | None = Field(None, description="Of the labels; null without any", examples=[0.5])
     gradient_evaluations: int = Field(description="Gradient evaluations per sample", examples=[295])
     shards: list[BulkShardBody]
 

@@ -139,6 +139,12 @@ class ModelBody(BaseModel):
     )
     created_at: datetime | None
     config: Annotated[dict[str, Any], SchemaOf(TrainConfig)] | None = Field(examples=[SOME_CONFIG])
+    classes: list[str] = Field(
+        [],
+        description="The names of a conditional model's classes, of which POST /sample draws and POST /classify tells; "
+        "empty for other models",
+        examples=[[]],
+    )
     checkpoints: list[CheckpointBody] = Field(
         description="The checkpoints by their step; /sample uses the last unless told"
     )

@@ -6,9 +6,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from model.config import Precision, Seed
+from model.config import KernelKind, Precision, Seed
 from model.densities.verdict import Verdict
-from service.bodies.fields import MODEL_ID, ChainSteps, DrawnSeed, ModelAt, NoiseScale, RequestBody
+from service.bodies.fields import (
+    MODEL_ID,
+    Adjusted,
+    ChainSteps,
+    CompositionBody,
+    DrawnSeed,
+    Guidance,
+    Labels,
+    ModelAt,
+    NoiseScale,
+    RequestBody,
+)
 from service.bodies.models import VERDICT, LogZBody
 from service.settings import MAX_IMAGES, MAX_ITEM_PATHS, MAX_ITEMS, MAX_LEVELS, MAX_SCALE
 
@@ -32,6 +43,9 @@ class SampleRequestBody(RequestBody):
     seed: DrawnSeed = None
     steps: ChainSteps = None
     noise_scale: NoiseScale = None
+    labels: Labels = None
+    guidance: Guidance = None
+    adjusted: Adjusted = None
     levels: list[Annotated[int, Field(ge=0, lt=1000)]] = Field(
         default_factory=list,
         max_length=MAX_LEVELS,
@@ -61,6 +75,14 @@ class SampleBody(BaseModel):
         description="Shape of all samples together: (N, C, H, W) or (N, D)", examples=[[1, 1, 8, 8]]
     )
     gradient_evaluations: int = Field(description="Gradient evaluations per sample", examples=[200])
+    labels: list[str | CompositionBody | None] | None = Field(
+        None, description="What was asked of each sample's label; null for a model without classes", examples=[["3"]]
+    )
+    guidance: float | None = Field(None, description="Of the labels; null for a model without classes", examples=[0.5])
+    kernel: KernelKind | None = Field(None, description="By which the chains moved", examples=["mala"])
+    note: str | None = Field(
+        None, description="Why the chains moved otherwise than the model's own do, in words", examples=[None]
+    )
     images: list[str] | None = Field(
         None, description="Samples of an image model, as base64 PNGs", examples=[["iVBORw0KGgo…"]]
     )

@@ -66,7 +66,7 @@ def _type(option: Option) -> str:
     literal = f"Literal[{quoted}]" if quoted else ""
     if option.kind is str:
         return literal or "str"
-    kind = "dict[str, Any]" if option.kind is dict else option.kind.__name__
+    kind = {"dict": "dict[str, Any]", "list": "list[Any]"}.get(option.kind.__name__, option.kind.__name__)
     return f"{kind} | {literal}" if literal else kind
 
 

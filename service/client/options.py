@@ -81,6 +81,16 @@ class BulkOptions(TypedDict, total=False):
     """K, the chain steps per noise level; the model's own number when absent."""
     noise_scale: float | None
     """Factor on the chain's noise; the model's own when absent."""
+    labels: list[Any] | None
+    """What the samples of a conditional model are to be of; they take these in turn, so that one serves all. Each is
+    the name or index of a class, `any_of` or `all_of` several, or null for any class. When absent, every class in turn;
+    GET /models/{id} lists the classes."""
+    guidance: float | None
+    """The weight w ≥ 0 with which labels are exaggerated: density ∝ p(x) p(label | x)^(1 + w). When absent 0.5, or 0 if
+    labels are multiplied (`all_of`); only for conditional models."""
+    adjusted: bool | None
+    """Whether a Metropolis test accepts or rejects each step of the chains; when absent, as the model's own chains do,
+    and true if labels are multiplied (`all_of`), which unadjusted chains do not draw from."""
     device: Literal["auto", "cpu", "cuda"] | None
     """Where to compute; `auto` takes a GPU when the trainer has one."""
 
@@ -94,6 +104,16 @@ class SampleOptions(TypedDict, total=False):
     """K, the chain steps per noise level; the model's own number when absent."""
     noise_scale: float | None
     """Factor on the chain's noise; the model's own when absent."""
+    labels: list[Any] | None
+    """What the samples of a conditional model are to be of; they take these in turn, so that one serves all. Each is
+    the name or index of a class, `any_of` or `all_of` several, or null for any class. When absent, every class in turn;
+    GET /models/{id} lists the classes."""
+    guidance: float | None
+    """The weight w ≥ 0 with which labels are exaggerated: density ∝ p(x) p(label | x)^(1 + w). When absent 0.5, or 0 if
+    labels are multiplied (`all_of`); only for conditional models."""
+    adjusted: bool | None
+    """Whether a Metropolis test accepts or rejects each step of the chains; when absent, as the model's own chains do,
+    and true if labels are multiplied (`all_of`), which unadjusted chains do not draw from."""
     precision: Literal["float32", "bfloat16"] | None
     """Precision of the network's arithmetic; bfloat16 is faster on some hardware, not exact."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -134,6 +135,9 @@ def draw(model: str, num_images: int, levels: Iterable[int], options: SampleOpti
         seed=int(reply.headers["X-Seed"]),
         model=reply.headers["X-Model"],
         gradient_evaluations=int(reply.headers["X-NFE"]),
+        labels=json.loads(reply.headers.get("X-Labels", "[]")),
+        guidance=float(reply.headers["X-Guidance"]) if "X-Guidance" in reply.headers else None,
+        kernel=reply.headers.get("X-Kernel"),
     )
 
 

@@ -81,6 +81,7 @@ class Run(Attempt):
     def _train(self, record: JobRecord, config: TrainConfig, ranks: Ranks, spool: Spool | None) -> None:
         from model import data, training  # torch takes seconds; signals and threads are in place by now
         from model.networks.winograd import bfloat16_is_slow
+        from model.training.state import class_names
 
         with ranks.leader_first():  # the others find it in the cache
             location = self.patiently(
@@ -91,7 +92,8 @@ class Run(Attempt):
         self.use_threads(config.network, dataset.event_shape, config.largest_batch_size)
         model_id = record.model_id or record.id
         if spool is not None:
-            self.patiently(lambda: self._describe_model(model_id, record))
+            classes = class_names(config, dataset)
+            self.patiently(lambda: self._describe_model(model_id, record, classes))
         snapshot = self._found_together(ranks, lambda: self._newest_snapshot(model_id))
         start_step = snapshot.step if snapshot else 0
         if spool is not None:
@@ -189,7 +191,7 @@ class Run(Attempt):
             return self.settings.kill_grace_s / 3
         return self.settings.storage_patience_s
 
-    def _describe_model(self, model_id: str, record: JobRecord) -> None:
+    def _describe_model(self, model_id: str, record: JobRecord, classes: tuple[str, ...]) -> None:
         if self.artifacts.has_model(model_id):
             return
         config = record.spec["config"]
@@ -200,6 +202,7 @@ class Run(Attempt):
                 "name": record.name,
                 "dataset": config.get("dataset"),
                 "config": config,
+                "classes": classes,
                 "job_id": record.id,
                 "created_at": datetime.now(UTC).isoformat(),
             },

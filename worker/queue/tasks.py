@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from model.config import Precision
+from model.composition import Composition
+from model.config import KernelKind, Precision
 from worker.queue.messages import DoubleArray, FloatArray, R, SamplerReply, SamplerRequest
 
 Q = TypeVar("Q", bound=SamplerRequest)
@@ -30,6 +31,10 @@ class DrawOrder(BaseModel):
     """K, chain steps per level; None is the model's own."""
     noise_scale: float | None = Field(default=None, ge=0, le=2)
     """What the chain's noise is multiplied by; None is the model's own."""
+    labels: tuple[Composition, ...] = ()
+    """What is asked of the samples' labels, which take them in turn; empty for samples of any class."""
+    adjusted: bool | None = None
+    """Whether a Metropolis test decides on each step; None is the model's own, and yes for products of labels."""
     levels: tuple[int, ...] = ()
     """Levels whose x_t is returned too, and told as it is reached."""
 
@@ -55,6 +60,8 @@ class SampleReply(SamplerReply):
     seed: int
     precision: Precision = "float32"
     """Of the network that drew them."""
+    kernel: KernelKind | None = None
+    """By which their chains moved."""
     level_reached: int | None = None
     """Of a stream: this is no end, but x_t of this level, alone in `levels`."""
     x: FloatArray | None = Field(default=None, exclude=True, repr=False)
