@@ -127,3 +127,11 @@ class DensityOptions(TypedDict, total=False):
     """Number of paths that `path` averages; items times paths are at most 512."""
     seed: int | None
     """Seed of the paths; drawn at random when absent, and always in the answer."""
+
+
+class ClassifyOptions(TypedDict, total=False):
+    """Fields of POST /classify."""
+
+    noise_std: float | None
+    """Standard deviation of the Gaussian noise that the items are known to hold, in scaled units (image values, or each
+    coordinate's own standard deviation); the noise level that comes nearest is asked."""

@@ -1,4 +1,4 @@
-"""`recovery models`, `sample` and `log-density`: what is done with models."""
+"""`recovery models`, `sample`, `log-density` and `classify`: what is done with models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from service.bodies.sampling import SampleRequestBody
+from service.bodies.sampling import ClassifyOptions, SampleRequestBody
 from service.client import ClientError, Model, Recovery, Samples
 from service.client.call import Json
 from service.client.progress import Bar, with_error
@@ -218,7 +218,7 @@ def log_density(
         print_json(found)
         return
     items = [item.model_dump() for item in found.items]
-    names = [file.name for file in files] if len(files) == len(items) else [str(index) for index in range(len(items))]
+    names = _item_names(files, len(items))
     columns = [name for name, value in items[0].items() if value is not None]
     print_table(
         ["item", *columns],
@@ -231,3 +231,43 @@ def log_density(
         print_line(f"all ± {found.std_error:.4f} nats, the error of log Z")
     if not found.converged:
         print_line(found.explanation)
+
+
+@application.command(
+    rich_help_panel=MODELS_PANEL,
+    epilog=examples(
+        "recovery classify MODEL a.png b.png", "recovery classify MODEL points.npy --json | jq '.items[].label'"
+    ),
+)
+@takes_fields(ClassifyOptions, leave_out=("model",))
+def classify(
+    model: ModelAt,
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="Images, one an item, or one .npy", exists=True, dir_okay=False, show_default=False),
+    ],
+    *,
+    options: Json,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Tell the class of data by a conditional model, and whether they are like any of its classes."""
+    with Recovery(url, api_key=api_key) as client:
+        found = client.classify(model_at(client, model), files, **options)
+    if as_json:
+        print_json(found)
+        return
+    said = {True: "none of these", False: "", None: "not known"}
+    rows = []
+    for name, item in zip(_item_names(files, len(found.items)), found.items, strict=True):
+        sure = "" if item.probability is None else f"{item.probability:.4f}"
+        less = "" if item.less_likely is None else f"{item.less_likely:.0%}"
+        rows.append([name, item.label, sure, less, said[item.none_of_these]])
+    print_table(["item", "label", "probability", "held-out data less likely", "judgement"], rows)
+    print_line(found.explanation)
+
+
+def _item_names(files: list[Path], count: int) -> list[str]:
+    """Files with one item each by their names, the items of one file by their numbers."""
+    return [file.name for file in files] if len(files) == count else [str(index) for index in range(count)]

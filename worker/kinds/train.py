@@ -7,12 +7,12 @@ tells of progress, stores checkpoints, and calibrates.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from redis.exceptions import RedisError
@@ -92,8 +92,8 @@ class Run(Attempt):
         self.use_threads(config.network, dataset.event_shape, config.largest_batch_size)
         model_id = record.model_id or record.id
         if spool is not None:
-            classes = class_names(config, dataset)
-            self.patiently(lambda: self._describe_model(model_id, record, classes))
+            about = {"classes": class_names(config, dataset), "event_shape": dataset.event_shape}
+            self.patiently(lambda: self._describe_model(model_id, record, about))
         snapshot = self._found_together(ranks, lambda: self._newest_snapshot(model_id))
         start_step = snapshot.step if snapshot else 0
         if spool is not None:
@@ -191,7 +191,7 @@ class Run(Attempt):
             return self.settings.kill_grace_s / 3
         return self.settings.storage_patience_s
 
-    def _describe_model(self, model_id: str, record: JobRecord, classes: tuple[str, ...]) -> None:
+    def _describe_model(self, model_id: str, record: JobRecord, about: Mapping[str, Any]) -> None:
         if self.artifacts.has_model(model_id):
             return
         config = record.spec["config"]
@@ -202,7 +202,7 @@ class Run(Attempt):
                 "name": record.name,
                 "dataset": config.get("dataset"),
                 "config": config,
-                "classes": classes,
+                **about,
                 "job_id": record.id,
                 "created_at": datetime.now(UTC).isoformat(),
             },

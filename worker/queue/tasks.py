@@ -121,6 +121,31 @@ class DensityReply(SamplerReply):
 _DENSITY_ARRAYS = ("log_density", "energy", "bits_per_dim", "path_log_density", "path_spread")
 
 
+class ClassifyRequest(SamplerRequest):
+    """Tell the class of the data that lie under `input_key` by a conditional checkpoint."""
+
+    task = "worker.tasks.classify"
+
+    noise_std: float = Field(default=0.0, ge=0)
+    """Standard deviation of the noise that the data hold, in scaled units."""
+
+
+class ClassifyReply(SamplerReply):
+    """Classes, and how typical the data are of all the model's data."""
+
+    probabilities: FloatArray | None = Field(default=None, exclude=True, repr=False)
+    """(N, K) p(k | x)"""
+    energy: DoubleArray | None = Field(default=None, exclude=True, repr=False)
+    """(N,) nats"""
+    less_likely: DoubleArray | None = Field(default=None, exclude=True, repr=False)
+    """(N,) the share of held-out data with a higher energy; None where it is not known"""
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Those that are there."""
+        named = {"probabilities": self.probabilities, "energy": self.energy, "less_likely": self.less_likely}
+        return {name: array for name, array in named.items() if array is not None}
+
+
 class DensityMapRequest(SamplerRequest):
     """Draw the density of a calibrated checkpoint of a 2-D model beside its data."""
 
@@ -159,6 +184,7 @@ class Task(Generic[Q, R]):
 
 DRAW = Task(SampleRequest, SampleReply, "worker.sampler.tasks.draw")
 SCORE = Task(DensityRequest, DensityReply, "worker.sampler.tasks.score")
+CLASSIFY = Task(ClassifyRequest, ClassifyReply, "worker.sampler.tasks.classify")
 MAP = Task(DensityMapRequest, DensityMapReply, "worker.sampler.tasks.map")
 
-TASKS: tuple[Task[Any, Any], ...] = (DRAW, SCORE, MAP)
+TASKS: tuple[Task[Any, Any], ...] = (DRAW, SCORE, CLASSIFY, MAP)
