@@ -32,8 +32,8 @@ class ServiceSettings(Settings):
     max_body_bytes: int = Field(default=1_048_576, ge=1024)
     """The largest body of a request; a larger one gets 413. A training configuration is a few kilobytes."""
     max_density_body_bytes: int = Field(default=67_108_864, ge=1024)
-    """The largest body of POST /log-density and POST /classify, which carry data: 1,024 32×32 images in colour are 12 MB
-    as .npy."""
+    """The largest body of POST /log-density and POST /classify, which carry data: 1,024 images of 32×32 in colour are
+    12 MB as .npy."""
     max_dataset_bytes: int = Field(default=512 * 2**20, ge=1024)
     """The largest body of POST /datasets; the workers' settings `dataset_max_…` limit what it may unpack to."""
     keys_file: Path | None = None

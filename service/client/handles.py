@@ -124,7 +124,7 @@ class ModelCalls(Answer, ModelBody, Generic[J]):
 
     @described
     def classify(self, x: Scorable, *, step: int | None = None, **options: Unpack[ClassifyOptions]) -> Call[Classes]:
-        """Tell the classes of numbers (N, *event), pictures or files; it must be conditional. Options: `ClassifyOptions`."""
+        """Tell the classes of numbers, pictures or files; the model must be conditional. Options: `ClassifyOptions`."""
         return (yield from requests.classify(self.at(step), x, options))
 
     @described
