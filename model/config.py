@@ -257,6 +257,9 @@ class TrainConfig(Config):
     score_matching: ScoreMatchingConfig = field(default_factory=ScoreMatchingConfig)
     dataset: str = "digits"
     """The data to train on: a built-in name, the id of an uploaded dataset, or an address that the trainer can read."""
+    label_column: str | None = None
+    """The column of a .csv, or the array of a .npz, that holds the class of each item, if `dataset` is such a file in
+    the server's folder or a bucket. Uploaded datasets know theirs."""
     steps: _Steps = 100_000
     """The number of all training steps, which includes the score-matching start."""
     conditional: bool = False

@@ -31,6 +31,7 @@ SOME_CONFIG: dict[str, Any] = json.loads(
                 PRESETS["digits"],
                 microbatch_size=64,
                 image_size=(8, 8),
+                label_column="kind",
                 sampling=replace(PRESETS["digits"].sampling, adjusted=True),
             )
         )

@@ -66,6 +66,18 @@ _OVERRIDES: Any = overrides_of(
         description="Seed of the weights, batches and noise; drawn at random when absent, and always in the answer",
         examples=[0],
     ),
+    conditional=Field(
+        None,
+        description="Whether to train on the data and their labels together, for samples of a class and for POST "
+        "/classify; the dataset must have labels",
+        examples=[True],
+    ),
+    label_column=Field(
+        None,
+        description="The column of a .csv, or the array of a .npz, that holds the class of each item, of a dataset in "
+        "the server's folder or a bucket; uploads name theirs",
+        examples=["kind"],
+    ),
     steps=Field(None, description="All training steps; the phases keep their shares", examples=[4400]),
     batch_size=Field(
         None,

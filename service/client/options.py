@@ -22,6 +22,12 @@ class TrainOptions(TypedDict, total=False):
     """A name for people."""
     seed: int | None
     """Seed of the weights, batches and noise; drawn at random when absent, and always in the answer."""
+    conditional: bool | None
+    """Whether to train on the data and their labels together, for samples of a class and for POST /classify; the
+    dataset must have labels."""
+    label_column: str | None
+    """The column of a .csv, or the array of a .npz, that holds the class of each item, of a dataset in the server's
+    folder or a bucket; uploads name theirs."""
     steps: int | None
     """All training steps; the phases keep their shares."""
     batch_size: int | Literal["auto"] | None

@@ -34,7 +34,7 @@ def train_config(request: TrainRequest, settings: Settings, bucket: Bucket) -> T
     if "seed" not in changes and "seed" not in (request.config or {}):
         changes["seed"] = random_seed()
     config = _checked_override(config, changes)
-    _require_matching_network(config, _known_dataset(config.dataset, settings, bucket))
+    _require_matching_network(config, _known_dataset(config, settings, bucket))
     return config
 
 
@@ -89,9 +89,9 @@ def _refusal(error: ConfigError, changes: Collection[str]) -> Problem:
     return Problem(422, "invalid-request", told, errors=fields)
 
 
-def _known_dataset(name: str, settings: Settings, bucket: Bucket) -> Summary | None:
+def _known_dataset(config: TrainConfig, settings: Settings, bucket: Bucket) -> Summary | None:
     try:
-        return require_dataset(name, settings, bucket)
+        return require_dataset(config.dataset, settings, bucket, config.label_column)
     except DataError as error:
         raise field_problem(["body", "dataset"], str(error)) from None
 

@@ -1,4 +1,4 @@
-"""Measures what compositions of labels draw: `python -m tests.bench.composition` trains a conditional model of the digits.
+"""Measures what compositions of labels draw: `python -m tests.bench.composition` trains a model of digits and labels.
 
 A judge that knows the digits tells of samples that were asked to be "3 or 5", a mixture, and "8 but not 0", a product:
 which digits they are, and how much they look like each. Chains with a Metropolis test stand beside chains without one,
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from rich.console import Console
 from sklearn.svm import SVC
 
 from model import data
@@ -101,7 +102,7 @@ def main() -> None:
     found = {"judge_accuracy": accuracy, **composition(load_model(folder), judge)}
     _RESULTS.parent.mkdir(exist_ok=True)
     _RESULTS.write_text(json.dumps(found, indent=1))
-    print(json.dumps(found, indent=1))
+    Console().print_json(data=found)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from model.events import (
     StepEvent,
     TrainEvent,
 )
-from worker.datasets.names import fetch_dataset
+from worker.datasets.names import fetch_dataset, unread_column
 from worker.jobs.deletion import Deletions, Retention
 from worker.jobs.event import CheckpointsDeletedEvent, CheckpointStoredEvent, GridEvent, NoticeEvent, StartedEvent
 from worker.jobs.kinds import TrainSpec
@@ -83,12 +83,11 @@ class Run(Attempt):
         from model.networks.winograd import bfloat16_is_slow
         from model.training.state import class_names
 
+        name, image_size, column = config.dataset, config.image_size, config.label_column
         with ranks.leader_first():  # the others find it in the cache
-            location = self.patiently(
-                lambda: fetch_dataset(config.dataset, self.settings, self.artifacts, config.image_size)
-            )
-        device = self._device(record)
-        dataset = data.load(location, self.settings.read_limits, config.image_size, max_deviation=config.max_deviation)
+            location = self.patiently(lambda: fetch_dataset(name, self.settings, self.artifacts, image_size, column))
+        device, limits, column = self._device(record), self.settings.read_limits, unread_column(name, column)
+        dataset = data.load(location, limits, image_size, column, max_deviation=config.max_deviation)
         self.use_threads(config.network, dataset.event_shape, config.largest_batch_size)
         model_id = record.model_id or record.id
         if spool is not None:
