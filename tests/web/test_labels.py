@@ -30,7 +30,7 @@ def test_a_class_and_its_guidance_are_chosen(visitor: Visitor, digits_id: str) -
     page = visitor.page
     visitor.open(f"/#/models/{digits_id}")
     page.get_by_text("10 classes").wait_for()
-    page.get_by_label("Samples", exact=True).select_option("4")
+    page.locator("#count").select_option("4")
     with page.expect_request("**/sample") as sent:
         visitor.button("Draw samples").click()
     page.get_by_text(re.compile("done: seed 0")).wait_for()
