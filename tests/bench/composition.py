@@ -52,9 +52,10 @@ def composition(model: EnergyModel, judge: Judge) -> dict[str, Any]:
     """
     three, five, eight, zero = (model.class_names.index(name) for name in ("3", "5", "8", "0"))
     mixture = Composition(any_of=(three, five))
-    product = Composition(all_of=((eight, 1.0), (zero, -1.0)))
+    product = Composition(all_of=((eight, 1.0), (zero, -0.3)))
+    far = Composition(all_of=((eight, 1.0), (zero, -1.0)))
     found: dict[str, Any] = {"eight": _told(model, judge, Composition.of_label(eight), True, 20)}
-    for name, asked in (("three_or_five", mixture), ("eight_not_zero", product)):
+    for name, asked in (("three_or_five", mixture), ("eight_not_zero", product), ("eight_far_from_zero", far)):
         for steps in _STEPS:
             for kind, adjusted in (("adjusted", True), ("unadjusted", False)):
                 found[f"{name}.{kind}.{steps}"] = _told(model, judge, asked, adjusted, steps)
