@@ -67,7 +67,7 @@ def classes(location: str) -> dict[int, str]:
     """The class of every image of a fetched dataset, by the value of its first pixel."""
     dataset = load(location)
     assert dataset.labels is not None
-    values = ((torch.cat([dataset.train, dataset.held_out])[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
+    values = ((torch.cat([dataset.train[:], dataset.held_out[:]])[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
     codes = torch.cat([dataset.labels.train, dataset.labels.held_out]).tolist()
     return {value: dataset.labels.names[code] for value, code in zip(values, codes, strict=True)}
 
