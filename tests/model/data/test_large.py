@@ -164,6 +164,7 @@ def large_config() -> TrainConfig:
         batch_size=64,
         steps=4,
         log_every=1,
+        affine_jitter=0,
         num_preview_samples=2,
         calibrate=False,
     )
