@@ -175,6 +175,26 @@ def test_a_job_whose_trainers_do_not_come_goes_back_into_the_queue_with_the_reas
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("for_subprocesses")
+def test_a_job_that_waits_for_its_trainers_is_cancelled_and_interrupted_at_once(store: RecordStore) -> None:
+    patient = store.settings.model_copy(update={"cancel_grace_s": 600.0})
+    record, words = _training(store), ("cancelled while it waited for its trainers", "shut down")
+    for is_cancelled in (False, True):
+        attempt = Attempt(RecordStore(store.redis, store.artifacts, patient))
+        wait_until(lambda: store.redis.exists(GATHERING), "the gathering")
+        if is_cancelled:
+            store.request_cancel(record.id)
+        else:
+            attempt.stop.set()
+        ended = attempt.end()
+        assert ended is not None
+        assert ended.status is (JobStatus.cancelled if is_cancelled else JobStatus.queued)
+        assert words[not is_cancelled] in (ended.error or "")
+        assert not store.redis.exists(GATHERING)
+        assert _none_left(record)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("for_subprocesses")
 def test_while_a_job_gathers_another_of_several_nodes_waits_and_one_of_one_node_runs(store: RecordStore) -> None:
     nodes = Nodes(store.redis, store.settings)
     _, lease = make_job(store, JobStatus.running)

@@ -99,7 +99,9 @@ class Child:
 
     def log_tail(self) -> str:
         """The end of what it wrote to stdout and stderr."""
-        return self._log_path.read_text(encoding="utf-8", errors="replace")[-_LOG_TAIL_CHARS:].strip()
+        with contextlib.suppress(FileNotFoundError):  # a node's goes with the job, if node 0 is on the same machine
+            return self._log_path.read_text(encoding="utf-8", errors="replace")[-_LOG_TAIL_CHARS:].strip()
+        return ""
 
 
 def _program(record: JobRecord, node: int, endpoint: str) -> list[str]:
@@ -274,7 +276,7 @@ class Supervisor:
         """Leave word in the job's events of what went wrong here, which node 0 sees as a lost connection only."""
         code, reason = read_outcome(child.directory)
         log.info("node_exited", code=child.exit_code, reason=reason)
-        if code is Exit.failed or (code is None and child.exit_code > 0):
+        if code is Exit.failed or child.exit_code in (1, 2):  # what was not foreseen: its output says why
             told = NoticeEvent(text=redact(f"node {node}, {self._worker}: {reason or child.log_tail()[-500:]}"))
             _quietly(lambda: self._store.append_event(lease.job_id, type_of(told), data_of(told), lease.token))
 
@@ -288,8 +290,8 @@ class Supervisor:
             if self._stop_fn() or team.leaves:
                 terminate_at = min(terminate_at, now)
             if renewal.cancel_requested:
-                # It has seen the flag itself, and is saving its last checkpoint.
-                terminate_at = min(terminate_at, now + self._settings.cancel_grace_s)
+                # Once it works, it has seen the flag itself, and is saving its last checkpoint.
+                terminate_at = min(terminate_at, now + (self._settings.cancel_grace_s if team.is_complete else 0))
             if now >= terminate_at and kill_at == math.inf:
                 child.terminate()
                 kill_at = now + self._settings.kill_grace_s
@@ -309,6 +311,8 @@ class Supervisor:
                 return self._store.cancel(lease)
             case Exit.stale:
                 raise StaleLease(lease.job_id, lease.token)
+        if cancel_requested and not team.is_complete:
+            return self._store.cancel(lease, "cancelled while it waited for its trainers")
         if cancel_requested:
             return self._store.cancel(lease, "it did not stop in time and was ended; what it had stored remains")
         if code == Exit.interrupted or self._stop_fn() or team.leaves:

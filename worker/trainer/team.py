@@ -42,6 +42,8 @@ class Alone:
     """why the team is no more, in words"""
     leaves = False
     """whether one of it is being shut down"""
+    is_complete = True
+    """whether all of it have come, so that work has begun"""
 
     def look(self) -> None:
         """Find out how the team is."""
@@ -62,7 +64,7 @@ class Team(Alone):
         self._began_at = time.monotonic()
         self._next_at = 0.0
         self._is_announced = False
-        self._is_complete = False
+        self.is_complete = False
         self._missed = 0
 
     def look(self) -> None:
@@ -71,7 +73,7 @@ class Team(Alone):
             return
         self._next_at = time.monotonic() + self._every_s
         try:
-            if self._is_complete:
+            if self.is_complete:
                 self._look_after()
             else:
                 self._gather()
@@ -86,7 +88,7 @@ class Team(Alone):
         said, num_nodes = self._nodes.said(self._gathering), self._gathering.num_nodes
         if None not in said:
             log.info("nodes_complete", num_nodes=num_nodes)
-            self._is_complete = True
+            self.is_complete = True
             self._nodes.withdraw(self._gathering)
             return
         if time.monotonic() - self._began_at > self._patience_s:
