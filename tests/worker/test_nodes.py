@@ -19,6 +19,7 @@ from worker.jobs.records import RecordStore
 from worker.queue.broker import make_app, wake
 from worker.redis_keys import GATHERING
 from worker.storage.artifacts import Artifacts
+from worker.trainer.supervise import Supervisor
 
 LONG = {"steps": 1_000_000, "checkpoint_every": 50}
 
@@ -206,6 +207,39 @@ def test_while_a_job_gathers_another_of_several_nodes_waits_and_one_of_one_node_
     assert ended is not None
     assert (ended.id, ended.status) == (single.id, JobStatus.succeeded)
     assert store.get(several.id).status is JobStatus.queued
+
+
+class Unseeing(Nodes):
+    """Sees no gathering that began after the last look, until it announces one of its own."""
+
+    def is_gathering(self) -> bool:
+        return False
+
+    def join(self, worker: str) -> tuple[Gathering, int] | None:  # noqa: ARG002
+        found, self.join = None, super().join  # type: ignore[method-assign]
+        return found
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("for_subprocesses")
+def test_of_two_trainers_that_take_jobs_of_two_nodes_at_once_one_joins_the_other(store: RecordStore) -> None:
+    first, second = _training(store, steps=20), _training(store, steps=20)
+    leading = Attempt(store, "a@test")
+    wait_until(lambda: store.redis.exists(GATHERING), "the gathering")
+    woken = list[tuple[str, str]]()
+    supervisor = Supervisor(store, store.settings, worker="b@test", wake_fn=lambda *job: woken.append(job))
+    supervisor._nodes = Unseeing(store.redis, store.settings)
+    assert supervisor.run() is None
+    ended = leading.end()
+    assert ended is not None
+    assert (ended.id, ended.status) == (first.id, JobStatus.succeeded)
+    assert woken == [(second.kind, second.id)]
+    queued = store.get(second.id)
+    assert (queued.status, queued.attempt, queued.error) == (
+        JobStatus.queued,
+        1,
+        "another job gathers its trainers first",
+    )
 
 
 @pytest.mark.slow

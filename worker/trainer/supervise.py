@@ -211,7 +211,15 @@ class Supervisor:
 
     def _run_leased(self, waiting: JobRecord, lease: Lease) -> JobRecord | None:
         job_directory = self._settings.spool_dir / "jobs" / lease.job_id
-        endpoint, team = self._team(waiting, lease)
+        endpoint, team = _NO_ENDPOINT, Alone()
+        if (num_nodes := _num_nodes(waiting)) > 1:
+            gathering = Gathering(lease=lease, endpoint=meeting_place(self._settings), num_nodes=num_nodes)
+            if not self._nodes.announce(gathering):  # another trainer was quicker, and waits for this one
+                self._wake(self._store.requeue(lease, "another job gathers its trainers first"))
+                return self.run()
+            for _ in range(1, num_nodes):
+                self._wake(waiting)
+            endpoint, team = gathering.endpoint, Team(self._nodes, gathering, self._settings)
         with Renewal(self._store, lease) as renewal:
             child = Child(waiting, lease, job_directory / str(lease.token), endpoint=endpoint)
             try:
@@ -228,19 +236,6 @@ class Supervisor:
         elif record is not None:
             shutil.rmtree(job_directory, ignore_errors=True)
         return record
-
-    def _team(self, record: JobRecord, lease: Lease) -> tuple[str, Alone]:
-        """Where the trainers of a job meet, and those beside this one."""
-        num_nodes = _num_nodes(record)
-        if num_nodes == 1:
-            return _NO_ENDPOINT, Alone()
-        gathering = Gathering(lease=lease, endpoint=meeting_place(self._settings), num_nodes=num_nodes)
-
-        def call_others() -> None:
-            for _ in range(1, num_nodes):
-                self._wake(record)
-
-        return gathering.endpoint, Team(self._nodes, gathering, self._settings, call_others)
 
     def _run_as_node(self, gathering: Gathering, node: int) -> None:
         """Run a node of another trainer's job to the end of its attempt. What becomes of the job, that one says."""

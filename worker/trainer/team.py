@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable
 
 import structlog
 from redis.exceptions import RedisError
@@ -55,20 +54,18 @@ class Alone:
 class Team(Alone):
     """The other nodes of a job, as node 0 sees them: they come within `nodes_patience_s`, and stay."""
 
-    def __init__(self, nodes: Nodes, gathering: Gathering, settings: Settings, call_fn: Callable[[], None]) -> None:
+    def __init__(self, nodes: Nodes, gathering: Gathering, settings: Settings) -> None:
         self._nodes = nodes
         self._gathering = gathering
         self._patience_s = settings.nodes_patience_s
         self._every_s = settings.renew_every_s
-        self._call_fn = call_fn
         self._began_at = time.monotonic()
         self._next_at = 0.0
-        self._is_announced = False
         self.is_complete = False
         self._missed = 0
 
     def look(self) -> None:
-        """Announce the job until all nodes have come, and then see whether they are there."""
+        """Keep the job announced until all nodes have come, and then see whether they are there."""
         if self.lost is not None or time.monotonic() < self._next_at:
             return
         self._next_at = time.monotonic() + self._every_s
@@ -96,9 +93,8 @@ class Team(Alone):
                 f"{num_nodes - said.count(None)} of the {num_nodes} trainers that it asks for came within "
                 f"{self._patience_s:g} s; start more trainers, or ask for fewer num_nodes"
             )
-        elif self._nodes.announce(self._gathering) and not self._is_announced:
-            self._is_announced = True
-            self._call_fn()
+        else:
+            self._nodes.announce(self._gathering)
 
     def _look_after(self) -> None:
         said = self._nodes.said(self._gathering)
