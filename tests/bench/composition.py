@@ -1,9 +1,9 @@
 """Measures what compositions of labels draw: `python -m tests.bench.composition` trains a model of digits and labels.
 
 A judge that knows the digits names samples that were asked to be "3 or 5", a mixture, and "8 but not 0", a product; a
-logistic regression tells how much more they look like an 8 than like a 0. Chains with a Metropolis test stand beside chains without one,
-from the same seeds, at the same number of steps. `--model FOLDER` takes a checkpoint that is there already; the figures
-are printed and written to bench-results/composition.json.
+logistic regression tells how much more they look like an 8 than like a 0. Chains with a Metropolis test stand beside
+chains without one, from the same seeds, at the same number of steps. `--model FOLDER` takes a checkpoint that is there
+already; the figures are printed and written to bench-results/composition.json.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ def digits_judge() -> tuple[SVC, float]:
     dataset = data.load("digits")
     assert dataset.labels is not None
     judge = SVC(C=10)
-    judge.fit(rows(dataset.train.numpy()), dataset.labels.train.numpy())
-    right: npt.NDArray[np.bool_] = judge.predict(rows(dataset.held_out.numpy())) == dataset.labels.held_out.numpy()
+    judge.fit(rows(dataset.train[:].numpy()), dataset.labels.train.numpy())
+    right: npt.NDArray[np.bool_] = judge.predict(rows(dataset.held_out[:].numpy())) == dataset.labels.held_out.numpy()
     return judge, float(right.mean())
 
 
