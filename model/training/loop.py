@@ -30,6 +30,7 @@ from model.conditions import At
 from model.config import TrainConfig
 from model.data.augmentation import augment
 from model.data.datasets import Dataset
+from model.data.events import Events
 from model.energies.energy_model import EnergyModel
 from model.errors import CheckpointError, ConfigError, DivergenceError, ShapeError
 from model.event_kinds.images import IMAGES
@@ -120,22 +121,25 @@ def train(
 
 @dataclass(frozen=True)
 class _Data:
-    """The training events and, for a conditional model, their labels, on the device that trains."""
+    """The training events, on the device that trains or in a file, and for a conditional model their labels."""
 
-    events: Tensor
+    events: Events
     """(N, *event)"""
     labels: Tensor | None
     """(N,)"""
+    device: str
 
     @classmethod
     def of(cls, dataset: Dataset, config: TrainConfig, device: str) -> _Data:
         labels = dataset.labels.train.to(device) if config.conditional and dataset.labels is not None else None
-        return cls(dataset.train.to(device), labels)
+        events = dataset.train.to(device) if isinstance(dataset.train, Tensor) else dataset.train
+        return cls(events, labels, device)
 
     def batch(self, config: TrainConfig, step: int) -> tuple[Tensor, Tensor | None]:
         """Return the events of a step, and the labels of the same events."""
-        rows = _batch_rows(config, len(self.events), step).to(self.events.device)
-        return self.events[rows], None if self.labels is None else self.labels[rows]
+        rows = _batch_rows(config, len(self.events), step)
+        events = self.events[rows].to(self.device)
+        return events, None if self.labels is None else self.labels[rows.to(self.device)]
 
 
 def _decided(
@@ -249,7 +253,7 @@ def _train_step(state: TrainState, data: _Data, meter: Meter) -> None:
     if state.step == config.score_matching.steps > 0:
         _begin_recovery(state)
     again = (state.rollbacks,) if state.rollbacks else ()
-    noise = SharedNoise(make_generator(config.seed, STEP_STREAM, state.step, *again, device=data.events.device))
+    noise = SharedNoise(make_generator(config.seed, STEP_STREAM, state.step, *again, device=data.device))
     # Every rank draws for the whole batch, which costs little: the draws do not depend on who computes which rows.
     events, label = data.batch(config, state.step)
     x_data = augment(events, config, state.model.space, noise)

@@ -119,6 +119,12 @@ class TrainRequest(_OVERRIDES, _TrainingStart):  # type: ignore[misc]
         description="Number of GPUs of one trainer that share every batch; the weights are those of one GPU, to "
         "rounding. With device `cpu` it is the number of processes",
     )
+    num_nodes: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Number of trainers, on machines of their own, that work on it together, each with `num_gpus`",
+    )
     keep_last: int | None = Field(
         None,
         ge=1,
@@ -262,7 +268,8 @@ class JobBody(BaseModel):
     seed: int | None = Field(examples=[0])
     dataset: str | None = Field(examples=["digits"])
     device: str | None = Field(examples=["auto"])
-    num_gpus: int | None = Field(description="Number of GPUs of a training", examples=[1])
+    num_gpus: int | None = Field(description="Number of GPUs of each trainer of a training", examples=[1])
+    num_nodes: int | None = Field(description="Number of trainers of a training", examples=[1])
     config: Annotated[dict[str, Any], SchemaOf(TrainConfig, CalibrationConfig)] | None = Field(
         description="The whole configuration of the job", examples=[SOME_CONFIG]
     )
@@ -301,6 +308,7 @@ class JobBody(BaseModel):
             dataset=known.get("dataset"),
             device=spec.get("device"),
             num_gpus=spec.get("num_gpus"),
+            num_nodes=spec.get("num_nodes"),
             config=config,
         )
 

@@ -44,6 +44,8 @@ class TrainOptions(TypedDict, total=False):
     num_gpus: int | None
     """Number of GPUs of one trainer that share every batch; the weights are those of one GPU, to rounding. With device
     `cpu` it is the number of processes."""
+    num_nodes: int | None
+    """Number of trainers, on machines of their own, that work on it together, each with `num_gpus`."""
     keep_last: int | None
     """Checkpoints that are kept at least, the newest, as are calibrated ones and those that a job needs; the service's
     own number when absent."""

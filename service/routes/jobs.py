@@ -84,7 +84,7 @@ async def train(request: TrainRequest, submission: SubmissionDependency) -> JobB
 
     def wanted() -> Wanted:
         config = train_config(request, submission.stores.settings, submission.stores.artifacts)
-        others = request.model_dump(include={"device", "num_gpus", "keep_last", "keep_every"})
+        others = request.model_dump(include={"device", "num_gpus", "num_nodes", "keep_last", "keep_every"})
         return Wanted(spec=TrainSpec(config=config, **others))
 
     return await submission.answer(JobKind.train, request, wanted)

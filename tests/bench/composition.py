@@ -81,7 +81,7 @@ def _digits(wanted: Sequence[int], *, held_out: bool) -> npt.NDArray[np.float32]
     dataset = data.load("digits")
     assert dataset.labels is not None
     x, labels = (dataset.held_out, dataset.labels.held_out) if held_out else (dataset.train, dataset.labels.train)
-    found: npt.NDArray[np.float32] = x[np.isin(labels.numpy(), wanted)].numpy()
+    found: npt.NDArray[np.float32] = x[:][np.isin(labels.numpy(), wanted)].numpy()
     return found
 
 
@@ -98,8 +98,8 @@ def digits_judge() -> tuple[SVC, float]:
     dataset = data.load("digits")
     assert dataset.labels is not None
     judge = SVC(C=10)
-    judge.fit(rows(dataset.train.numpy()), dataset.labels.train.numpy())
-    right: npt.NDArray[np.bool_] = judge.predict(rows(dataset.held_out.numpy())) == dataset.labels.held_out.numpy()
+    judge.fit(rows(dataset.train[:].numpy()), dataset.labels.train.numpy())
+    right: npt.NDArray[np.bool_] = judge.predict(rows(dataset.held_out[:].numpy())) == dataset.labels.held_out.numpy()
     return judge, float(right.mean())
 
 

@@ -67,7 +67,7 @@ def classes(location: str) -> dict[int, str]:
     """The class of every image of a fetched dataset, by the value of its first pixel."""
     dataset = load(location)
     assert dataset.labels is not None
-    values = ((torch.cat([dataset.train, dataset.held_out])[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
+    values = ((torch.cat([dataset.train[:], dataset.held_out[:]])[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
     codes = torch.cat([dataset.labels.train, dataset.labels.held_out]).tolist()
     return {value: dataset.labels.names[code] for value, code in zip(values, codes, strict=True)}
 
@@ -215,7 +215,7 @@ def test_the_column_of_a_table_that_holds_classes_is_named(s3: Artifacts, settin
         assert fetch_dataset(name, settings, s3, label_column="kind") == location
         dataset = load(location, label_column=unread_column(name, "kind"))
         assert dataset.labels is not None
-        heights = dataset.space.decode(torch.cat([dataset.train, dataset.held_out]))[:, 0]
+        heights = dataset.space.decode(torch.cat([dataset.train[:], dataset.held_out[:]]))[:, 0]
         codes = torch.cat([dataset.labels.train, dataset.labels.held_out])
         assert dataset.labels.names == ("a", "b")
         assert (heights.round(decimals=1) - 0.5).round().int().remainder(2).tolist() == codes.tolist()

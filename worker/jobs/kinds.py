@@ -79,6 +79,8 @@ class TrainSpec(Spec):
     config: Annotated[TrainConfig, PlainValidator(_reader(TrainConfig)), PlainSerializer(to_dict)]
     num_gpus: int = 1
     """GPUs of one trainer that share every batch; processes with device "cpu\""""
+    num_nodes: int = 1
+    """trainers that work on it together, each with `num_gpus`"""
     keep_last: int | None = None
     """checkpoints that are kept at least, the newest; None is the workers' own setting, and so below"""
     keep_every: int | None = None

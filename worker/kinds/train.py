@@ -84,7 +84,7 @@ class Run(Attempt):
         from model.training.state import class_names
 
         name, image_size, column = config.dataset, config.image_size, config.label_column
-        with ranks.leader_first():  # the others find it in the cache
+        with ranks.leader_first():  # the others of its machine find it in the cache
             location = self.patiently(lambda: fetch_dataset(name, self.settings, self.artifacts, image_size, column))
         device, limits, column = self._device(record), self.settings.read_limits, unread_column(name, column)
         dataset = data.load(location, limits, image_size, column, max_deviation=config.max_deviation)
@@ -93,7 +93,7 @@ class Run(Attempt):
         if spool is not None:
             about = {"classes": class_names(config, dataset), "event_shape": dataset.event_shape}
             self.patiently(lambda: self._describe_model(model_id, record, about))
-        snapshot = self._found_together(ranks, lambda: self._newest_snapshot(model_id))
+        snapshot = self._found_together(ranks, model_id, lambda: self._newest_snapshot(model_id))
         start_step = snapshot.step if snapshot else 0
         if spool is not None:
             self.telemetry.event(
@@ -109,7 +109,7 @@ class Run(Attempt):
             device=device,
             ranks=ranks,
             stop_fn=self.watch.should_stop if self.rank == 0 else lambda: False,  # they follow the leading rank
-            earlier_fn=lambda step: self._found_together(ranks, lambda: self._snapshot(model_id, step)),
+            earlier_fn=lambda step: self._found_together(ranks, model_id, lambda: self._snapshot(model_id, step)),
         )
         for event in events:
             if spool is not None:
@@ -118,12 +118,14 @@ class Run(Attempt):
     def _ranks(self, record: JobRecord) -> AbstractContextManager[Ranks]:
         from model.training.ranks import ALONE, joined
 
-        return nullcontext(ALONE) if self.num_ranks == 1 else joined(self.rank, self.num_ranks, self._device(record))
+        if self.num_ranks == 1:
+            return nullcontext(ALONE)
+        return joined(self.rank, self.num_ranks, self._device(record), leads_node=self.local_rank == 0)
 
     def _device(self, record: JobRecord) -> str:
         """The device of this rank."""
         device = device_of(record)
-        return f"cuda:{self.rank}" if device == "cuda" and self.num_ranks > 1 else device
+        return f"cuda:{self.local_rank}" if device == "cuda" and self.num_ranks > 1 else device
 
     def _deliver(self, event: TrainEvent, spool: Spool) -> None:
         match event:
@@ -207,17 +209,24 @@ class Run(Attempt):
             },
         )
 
-    def _found_together(self, ranks: Ranks, find_fn: Callable[[], Snapshot | None]) -> Snapshot | None:
-        """The checkpoint that the leading rank finds, for all ranks: it leaves the files in a folder for the others."""
+    def _found_together(self, ranks: Ranks, model_id: str, find_fn: Callable[[], Snapshot | None]) -> Snapshot | None:
+        """The checkpoint that the leading rank finds, for all ranks.
+
+        The first rank of every machine leaves the files in a folder for the others. Raises ArtifactMissing or
+        ArtifactDamaged if another machine cannot read what the leading rank has read.
+        """
         from model.checkpoints.checkpoint import read_snapshot
 
-        with ranks.leader_first():
-            if self.rank == 0:
-                snapshot = self.patiently(find_fn)
-            else:
-                snapshot = read_snapshot(self._fetched) if self._fetched.exists() else None
+        snapshot = self.patiently(find_fn) if self.rank == 0 else None
+        step = ranks.told(-1 if snapshot is None else snapshot.step)
+        if step >= 0:
+            with ranks.leader_first():
+                if ranks.leads_node and self.rank > 0:
+                    self.patiently(lambda: self.artifacts.fetch_checkpoint(model_id, step, self._fetched))
+                if snapshot is None:
+                    snapshot = read_snapshot(self._fetched)
         ranks.wait()
-        if self.rank == 0:
+        if ranks.leads_node:
             shutil.rmtree(self._fetched, ignore_errors=True)
         return snapshot
 
