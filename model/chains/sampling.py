@@ -96,6 +96,7 @@ def sample(
     num_samples: int,
     *,
     seed: int,
+    start: ChainStart | None = None,
     num_steps: int | None = None,
     noise_scale: float | None = None,
     levels: Collection[int] = (),
@@ -107,13 +108,14 @@ def sample(
 ) -> Samples:
     """Draw samples `first` … `first + num_samples − 1` of the stream `seed`; each depends on its own index alone.
 
-    `num_steps` and `noise_scale` default to the model's `config.sampling`; adjusted kernels have no noise scale.
+    `start`, `num_steps` and `noise_scale` default to the model's `config.sampling`; adjusted kernels have no noise
+    scale.
     `progress_fn(t)` is called when level t is reached. `precision` is the precision of the network's layers, by default
     the model's own, which is float32 for a model that was loaded. `labels` gives a class of a conditional model to each
     sample, with NO_LABEL for those that may be of any, as all are without `labels`; `guidance`, one number or one for
     each sample, is the weight w of `model.energies.labels`. Raises ConfigError for values out of range.
     """
-    settings = chosen_settings(model, num_steps=num_steps, noise_scale=noise_scale, levels=levels)
+    settings = chosen_settings(model, start=start, num_steps=num_steps, noise_scale=noise_scale, levels=levels)
     noise = ChainNoise(seed, range(first, first + num_samples))
     x_top = noise.normal(torch.empty(num_samples, *model.event_shape, device=model.step_size.device))
     at = chosen_conditions(model, x_top, labels, guidance)
@@ -154,13 +156,20 @@ def require_label(model: EnergyModel, label: int, guidance: float) -> None:
 
 
 def chosen_settings(
-    model: EnergyModel, *, num_steps: int | None, noise_scale: float | None, levels: Collection[int]
+    model: EnergyModel,
+    *,
+    start: ChainStart | None,
+    num_steps: int | None,
+    noise_scale: float | None,
+    levels: Collection[int],
 ) -> SamplingConfig:
     """Return the model's `config.sampling` with the values of a request in place of its own, where they are not None.
 
     Raises ConfigError for values out of range, `levels` included.
     """
     settings = model.config.sampling
+    if start is not None:
+        settings = replace(settings, start=start)
     if num_steps is not None:
         settings = replace(settings, num_steps=num_steps)
     if noise_scale is not None:

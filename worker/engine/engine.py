@@ -123,7 +123,11 @@ class Engine:
         try:
             model = lane.model
             settings = chosen_settings(
-                model, num_steps=order.num_steps, noise_scale=order.noise_scale, levels=order.levels
+                model,
+                start=order.start,
+                num_steps=order.num_steps,
+                noise_scale=order.noise_scale,
+                levels=order.levels,
             )
             self._require_room()
             ticket = DrawTicket(order, first, settings, lane.cost(settings), tuple(model.event_shape), deadline)

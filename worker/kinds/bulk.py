@@ -117,6 +117,7 @@ def _draw(engine: Engine, spec: SampleSpec, index: int) -> DrawTicket:
         num_images=spec.count(index),
         seed=spec.seed,
         num_steps=spec.num_steps,
+        start=spec.start,
         noise_scale=spec.noise_scale,
     )
     return engine.draw("model", order, first=index * spec.shard_images)
@@ -138,6 +139,7 @@ def _manifest(spec: SampleSpec, model_at: str, model: EnergyModel, cost: int) ->
         num_images=spec.num_images,
         event_shape=tuple(model.event_shape),
         num_steps=spec.num_steps,
+        start=spec.start,
         noise_scale=spec.noise_scale,
         gradient_evaluations=cost,
         shards=tuple(Shard(name=shard_name(i), num_images=spec.count(i)) for i in range(spec.num_shards)),
