@@ -88,7 +88,7 @@ class Reference:
     @property
     def num_features(self) -> int:
         """The number of values that stand for an event."""
-        return self._held_out.shape[1]
+        return int(self._held_out.shape[1])
 
     def features(self, events: Array) -> npt.NDArray[np.float64]:
         """Return the features (N, F) of events. Raises DataError for values that are not finite."""

@@ -38,7 +38,7 @@ class TuneConfig(Config):
     num_samples: Annotated[int, Interval(ge=FEWEST_SAMPLES, le=50_000)] = 1000
     """The number of samples that are drawn with each setting."""
     max_steps: Annotated[int, Interval(ge=0, le=1000)] = 16
-    """The largest number of chain steps per level that is tried, beside the model's own; the others are 0, 1, 2, 4, …"""
+    """The largest number of chain steps per level that is tried, beside the model's own, among 0, 1, 2, 4, …"""
     max_seconds: Annotated[float, Interval(ge=1, le=1e6)] | None = None
     """The time after which no other setting is measured; when absent, all are."""
 

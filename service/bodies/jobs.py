@@ -9,12 +9,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from model.config import CalibrationConfig, TrainConfig
 from model.events import HealthEvent
+from model.frontier import TuneConfig
 from model.presets import ALIASES, PRESET_SUMMARIES
 from service.bodies.datasets import DATASET_NAMES
 from service.bodies.fields import (
     JOB_ID,
     MODEL_ID,
     SOME_CONFIG,
+    AskedQuality,
     ChainSteps,
     Device,
     DrawnSeed,
@@ -74,6 +76,12 @@ _OVERRIDES: Any = overrides_of(
         None,
         description="Whether to estimate log Z of the last checkpoint at the end, which POST /log-density needs; the "
         "preset decides when absent",
+        examples=[True],
+    ),
+    tune=Field(
+        None,
+        description="Whether to measure at the end, in at most a tenth of the time, what samples cost and how good "
+        "they are; the preset decides when absent",
         examples=[True],
     ),
 )
@@ -139,6 +147,24 @@ class CalibrateRequest(_CALIBRATION, _Calibrated):  # type: ignore[misc]
     device: Device = "auto"
 
 
+class _Tuned(RequestBody):
+    """The fields of a tuning request that say which checkpoint it is about, and its name."""
+
+    model: ModelAt = Field(description="Id of a model, or `id@step`; without a step its newest checkpoint")
+    name: Name = Field(None, examples=["frontier"])
+
+
+_TUNING: Any = fields_of(TuneConfig, _Tuned, max_seconds=[60.0])
+
+
+class TuneRequest(_TUNING, _Tuned):  # type: ignore[misc]
+    """A request to measure what samples of a checkpoint cost, and to choose `draft`, `standard` and `best` by it."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"model": MODEL_ID}]})
+
+    device: Device = "auto"
+
+
 class BulkSampleRequest(RequestBody):
     """A request to write many samples of a checkpoint to storage, as shards.
 
@@ -156,6 +182,7 @@ class BulkSampleRequest(RequestBody):
     num_images: int = Field(ge=1, le=1_000_000, examples=[50_000])
     shard_images: int = Field(1000, ge=1, le=10_000, description="Number of samples in each .npy file")
     seed: DrawnSeed = None
+    quality: AskedQuality = None
     steps: ChainSteps = None
     noise_scale: NoiseScale = None
     device: Device = "auto"
@@ -175,9 +202,10 @@ class BulkManifestBody(BaseModel):
     seed: int = Field(examples=[0])
     num_images: int = Field(examples=[50_000])
     event_shape: list[int] = Field(examples=[[1, 8, 8]])
-    num_steps: int | None = Field(description="K, when the request named it", examples=[None])
+    num_steps: int | None = Field(description="K, the chain steps per noise level", examples=[0])
+    start: str | None = Field(None, description="Where the chain of each level started", examples=["multistep"])
     noise_scale: float | None = Field(examples=[None])
-    gradient_evaluations: int = Field(description="Gradient evaluations per sample", examples=[295])
+    gradient_evaluations: int = Field(description="Gradient evaluations per sample", examples=[14])
     shards: list[BulkShardBody]
 
 
@@ -235,12 +263,12 @@ class JobBody(BaseModel):
         "first checkpoint on",
         examples=[MODEL_ID],
     )
-    model_step: int | None = Field(description="Step of the checkpoint that a calibration is about", examples=[None])
+    model_step: int | None = Field(description="Step of the checkpoint that the job is about", examples=[None])
     seed: int | None = Field(examples=[0])
     dataset: str | None = Field(examples=["digits"])
     device: str | None = Field(examples=["auto"])
     num_gpus: int | None = Field(description="Number of GPUs of a training", examples=[1])
-    config: Annotated[dict[str, Any], SchemaOf(TrainConfig, CalibrationConfig)] | None = Field(
+    config: Annotated[dict[str, Any], SchemaOf(TrainConfig, CalibrationConfig, TuneConfig)] | None = Field(
         description="The whole configuration of the job", examples=[SOME_CONFIG]
     )
     created_at: datetime

@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from model.config import Precision, Seed
+from model.config import ChainStart, Precision, Seed
 from model.densities.verdict import Verdict
-from service.bodies.fields import MODEL_ID, ChainSteps, DrawnSeed, ModelAt, NoiseScale, RequestBody
-from service.bodies.models import VERDICT, LogZBody
+from service.bodies.fields import MODEL_ID, AskedQuality, ChainSteps, DrawnSeed, ModelAt, NoiseScale, RequestBody
+from service.bodies.models import USED_QUALITY, VERDICT, LogZBody, UsedQuality
 from service.settings import MAX_IMAGES, MAX_ITEM_PATHS, MAX_ITEMS, MAX_LEVELS, MAX_SCALE
 
 
@@ -30,6 +30,7 @@ class SampleRequestBody(RequestBody):
     )
     num_images: int = Field(1, ge=1, le=MAX_IMAGES, description=f"Number of samples, 1…{MAX_IMAGES}", examples=[64])
     seed: DrawnSeed = None
+    quality: AskedQuality = None
     steps: ChainSteps = None
     noise_scale: NoiseScale = None
     levels: list[Annotated[int, Field(ge=0, lt=1000)]] = Field(
@@ -60,7 +61,10 @@ class SampleBody(BaseModel):
     shape: list[int] = Field(
         description="Shape of all samples together: (N, C, H, W) or (N, D)", examples=[[1, 1, 8, 8]]
     )
-    gradient_evaluations: int = Field(description="Gradient evaluations per sample", examples=[200])
+    gradient_evaluations: int = Field(description="Gradient evaluations per sample", examples=[14])
+    quality: UsedQuality = USED_QUALITY
+    start: ChainStart | None = Field(None, description="Where the chain of each level started", examples=["multistep"])
+    steps: int | None = Field(None, description="K, the chain steps per noise level that were used", examples=[0])
     images: list[str] | None = Field(
         None, description="Samples of an image model, as base64 PNGs", examples=[["iVBORw0KGgo…"]]
     )

@@ -10,7 +10,14 @@ from service.bodies.datasets import DatasetBody
 from service.client import requests
 from service.client.call import Call, Json, RefusedError, Send, answered, described, given, quoted
 from service.client.handles import JobCalls, ModelCalls
-from service.client.options import BulkOptions, CalibrateOptions, DensityOptions, SampleOptions, TrainOptions
+from service.client.options import (
+    BulkOptions,
+    CalibrateOptions,
+    DensityOptions,
+    SampleOptions,
+    TrainOptions,
+    TuneOptions,
+)
 from service.client.requests import Answer, Densities, ModelChanges, Scorable, parsed
 from service.client.samples import Samples
 
@@ -151,6 +158,12 @@ class Calls(Generic[J, M]):
         """Start an estimate of log Z of a checkpoint. Options are those of `CalibrateOptions`."""
         body = given(model=model, **options)
         return self.job_of((yield from requests.create_job("calibrate", body, idempotency_key)))
+
+    @described
+    def tune(self, model: str, *, idempotency_key: str | None = None, **options: Unpack[TuneOptions]) -> Call[J]:
+        """Start a measurement of what samples of a checkpoint cost. Options are those of `TuneOptions`."""
+        body = given(model=model, **options)
+        return self.job_of((yield from requests.create_job("tune", body, idempotency_key)))
 
     @described
     def sample_in_bulk(

@@ -134,6 +134,7 @@ def draw(model: str, num_images: int, levels: Iterable[int], options: SampleOpti
         seed=int(reply.headers["X-Seed"]),
         model=reply.headers["X-Model"],
         gradient_evaluations=int(reply.headers["X-NFE"]),
+        quality=reply.headers.get("X-Quality", "own"),
     )
 
 

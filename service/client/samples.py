@@ -30,6 +30,8 @@ class Samples:
     """The checkpoint that was sampled, as id@step."""
     gradient_evaluations: int
     """Gradient evaluations per sample."""
+    quality: str = "own"
+    """The quality whose settings were used, or `own` for the model's own settings and for numbers of the request."""
 
     @property
     def images(self) -> list[Image.Image]:

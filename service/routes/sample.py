@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import math
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -27,6 +27,7 @@ from service.stores import Stores, StoresDependency
 from service.work.catalogue import checkpoint_step, describe, parse_model
 from service.work.exchange import REPLY_HEADERS, Exchange, addressed, ask, model_at, reply_headers, require_sampler
 from service.work.images import encode_grid, encode_npy, encode_png, encode_zip, is_image
+from service.work.quality import Chosen, chosen
 from worker.queue.tasks import DRAW, SampleReply, SampleRequest
 
 router = APIRouter(tags=["sampling"])
@@ -47,6 +48,7 @@ class Drawing:
     step: int
     seed: int
     num_levels: int
+    how: Chosen
 
     def message(self, stores: Stores, *, stream: bool) -> SampleRequest:
         """The request for the samplers: the body's fields as they are; a stream shows all levels unless some are named.
@@ -54,8 +56,9 @@ class Drawing:
         The form of the answer, `scale`, is no concern of the samplers.
         """
         levels = self.body.levels or (range(self.num_levels + 1) if stream else [])
-        decided = {"seed": self.seed, "levels": sorted(set(levels), reverse=True), "stream": stream}
-        asked = self.body.model_dump(exclude={"model", "scale"})
+        how = {"start": self.how.start, "num_steps": self.how.num_steps}
+        decided = {"seed": self.seed, "levels": sorted(set(levels), reverse=True), "stream": stream} | how
+        asked = self.body.model_dump(exclude={"model", "scale", "quality", "steps"})
         return SampleRequest.model_validate(addressed(stores, self.model_id, self.step) | asked | decided)
 
 
@@ -83,6 +86,10 @@ class Drawing:
             "headers": {
                 "X-Seed": {"description": "The seed used", "schema": {"type": "integer"}},
                 "X-Precision": {"description": "Of the network's arithmetic", "schema": {"type": "string"}},
+                "X-Quality": {
+                    "description": "Whose settings, as in SampleBody",
+                    "schema": {"type": "string"},
+                },
                 **REPLY_HEADERS,
             },
         },
@@ -127,6 +134,7 @@ async def _stream(
         "X-Seed": str(drawing.seed),
         "X-Model": model_at(first),
         "X-Precision": drawing.body.precision,
+        "X-Quality": drawing.how.quality,
         "Vary": "Accept",
     }
     headers |= {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -167,10 +175,11 @@ def _prepare(stores: Stores, body: SampleRequestBody) -> Drawing:
     step = checkpoint_step(stores, model_id, step)
     num_levels = int(config.get("schedule", {}).get("num_levels", 0))
     _require_levels(body.levels, num_levels)
-    _require_little_work(body, config, stores.settings.max_chain_steps)
+    how = chosen(stores, model_id, step, config, quality=body.quality, steps=body.steps)
+    _require_little_work(body, num_levels, how.num_steps, stores.settings.max_chain_steps)
     require_sampler(stores)
     seed = random_seed() if body.seed is None else body.seed
-    return Drawing(body=body, model_id=model_id, step=step, seed=seed, num_levels=num_levels)
+    return Drawing(body=body, model_id=model_id, step=step, seed=seed, num_levels=num_levels, how=how)
 
 
 def _require_levels(levels: Sequence[int], num_levels: int) -> None:
@@ -180,10 +189,8 @@ def _require_levels(levels: Sequence[int], num_levels: int) -> None:
         )
 
 
-def _require_little_work(body: SampleRequestBody, config: Mapping[str, Any], limit: int) -> None:
-    num_levels = config.get("schedule", {}).get("num_levels", 1)
-    num_steps = config.get("sampling", {}).get("num_steps") if body.steps is None else body.steps
-    work = body.num_images * num_levels * (num_steps or 1)
+def _require_little_work(body: SampleRequestBody, num_levels: int, num_steps: int | None, limit: int) -> None:
+    work = body.num_images * max(1, num_levels) * (num_steps or 1)
     if work > limit:
         raise field_problem(
             ["body", "num_images"],
@@ -214,7 +221,8 @@ def _answer(drawing: Drawing, reply: SampleReply, accept: str | None, max_pixels
         _require_few_pixels(drawing, reply.x, 1 + len(reply.levels), max_pixels)
     began_at = time.perf_counter()
     content = _ENCODERS[form](reply.x, drawing, reply)
-    headers = {"X-Seed": str(reply.seed), "X-Precision": reply.precision, "Vary": "Accept"}
+    headers = {"X-Seed": str(reply.seed), "X-Precision": reply.precision, "X-Quality": drawing.how.quality}
+    headers["Vary"] = "Accept"
     headers |= reply_headers(reply, began_at, connection)
     return Response(content, media_type=form, headers=headers)
 
@@ -243,7 +251,9 @@ def _to_zip(x: FloatArray, drawing: Drawing, reply: SampleReply) -> bytes:
         "model": model_at(reply),
         "seed": reply.seed,
         "num_images": len(x),
-        "steps": drawing.body.steps,
+        "quality": drawing.how.quality,
+        "start": drawing.how.start,
+        "steps": drawing.how.num_steps,
         "noise_scale": drawing.body.noise_scale,
         "gradient_evaluations": reply.gradient_evaluations,
     }
@@ -258,6 +268,9 @@ def _to_json(x: FloatArray, drawing: Drawing, reply: SampleReply) -> bytes:
         seed=reply.seed,
         shape=list(x.shape),
         gradient_evaluations=reply.gradient_evaluations,
+        quality=drawing.how.quality,
+        start=drawing.how.start,
+        steps=drawing.how.num_steps,
         levels=[SampleLevelBody(level=level, **_as_json(values, scale)) for level, values in _levels(reply)],
         **_as_json(x, scale),
     )

@@ -60,7 +60,7 @@ def tune_checkpoint(
     setting, which is measured first, nothing is stored. Raises ModelError, ArtifactMissing, StorageUnavailable,
     StaleLease.
     """
-    tuning = _Tuning(attempt, model_id, step, config, load_checkpoint(attempt, model_id, step, device_of(record)))
+    tuning = _Tuning(attempt, step, config, load_checkpoint(attempt, model_id, step, device_of(record)))
     points = tuning.points(report_progress=report_progress)
     if attempt.watch.reason is not None:
         return attempt.watch.reason
@@ -79,7 +79,7 @@ def tune_checkpoint(
 class _Tuning:
     """The measurements of one checkpoint."""
 
-    def __init__(self, attempt: Attempt, model_id: str, step: int, config: TuneConfig, model: EnergyModel) -> None:
+    def __init__(self, attempt: Attempt, step: int, config: TuneConfig, model: EnergyModel) -> None:
         from model.chains.descent import evaluations_per_sample
         from model.chains.sampling import chosen_settings
         from model.evaluation import Reference
@@ -141,9 +141,8 @@ class _Tuning:
 
     def _drawn(self, setting: Setting) -> list[NDArray[np.float32]] | None:
         """The samples of a setting in groups, as the network sees data; None when there is no time for them."""
-        order = DrawOrder(
-            num_images=self._config.num_samples, seed=self._config.seed, num_steps=setting.num_steps, start=setting.start
-        )
+        config = self._config
+        order = DrawOrder(num_images=config.num_samples, seed=config.seed, **asdict(setting))
         ticket = self._engine.draw("model", order)
         while ticket.is_open:
             if self._attempt.watch.should_stop() or self._is_late():
