@@ -58,7 +58,6 @@ _QUICK = {"max_bridges": 8, "max_chains": CalibrationConfig.num_chains}
 that of `density-2d`. A job of its own goes further."""
 
 
-_TUNING_SHARE = 0.1
 _SHORTEST_TUNING_S, _LONGEST_TUNING_S = 1.0, 600.0
 
 
@@ -88,7 +87,7 @@ class Run(Attempt):
 
     def _tune(self, record: JobRecord, config: TrainConfig) -> StopReason | None:
         """Tune the last checkpoint in a small share of the training's time, if that is enough for anything."""
-        limit_s = min(_TUNING_SHARE * self._elapsed_s(record), _LONGEST_TUNING_S)
+        limit_s = min(self.settings.tuning_share * self._elapsed_s(record), _LONGEST_TUNING_S)
         if limit_s < _SHORTEST_TUNING_S:
             return None
         options = TuneConfig(seed=config.seed, num_samples=500, max_steps=8, max_seconds=limit_s)
