@@ -5,6 +5,7 @@ import { actionButton, freshId, h, messagePlace, say } from "./dom.js";
 import { eventKindOfConfig } from "./events.js";
 import { decoded, drawImages, drawPoints, magnified, reach } from "./frames.js";
 import { fixed, whole } from "./format.js";
+import { QUALITIES, pointOf } from "./frontier.js";
 import { hasGrid } from "./jobs.js";
 
 const MAX_SEED = 2 ** 32;
@@ -33,7 +34,17 @@ function slider(label, note, { min, max, step, value, format, disabled = false }
   };
 }
 
-function controls(config) {
+/** A choice among the measured qualities of a checkpoint; null where none were measured. */
+function qualityChoice(frontier) {
+  if (!frontier) return null;
+  const options = QUALITIES.map((quality) => {
+    const cost = pointOf(frontier, quality).evaluations;
+    return h("option", { value: quality }, `${quality}, ${whole(cost)} evaluations a sample`);
+  });
+  return h("select", { id: "quality", value: "standard" }, options, h("option", { value: "" }, "my own number of steps"));
+}
+
+function controls(config, frontier) {
   const kind = eventKindOfConfig(config);
   const own = config.sampling ?? { num_steps: 30, noise_scale: 1 };
   const count = h(
@@ -66,6 +77,11 @@ function controls(config) {
     value: own.noise_scale,
     format: (value) => fixed(value, 2),
   });
+  const quality = qualityChoice(frontier);
+  const chainSteps = h("div", {}, steps.element);
+  const showOwn = () => (chainSteps.hidden = Boolean(quality?.value));
+  quality?.addEventListener("change", showOwn);
+  showOwn();
   const reset = h(
     "button",
     { type: "button", class: "link", onclick: () => [steps, noise].forEach((one) => one.reset()) },
@@ -75,7 +91,8 @@ function controls(config) {
     element: [
       h("div", { class: "field" }, h("label", { for: "count" }, "Samples"), count),
       h("div", { class: "field" }, h("label", { for: "seed" }, "Seed"), h("div", { class: "row" }, seed, dice)),
-      steps.element,
+      quality ? h("div", { class: "field" }, h("label", { for: "quality" }, "Quality"), quality) : null,
+      chainSteps,
       noise.element,
       h("p", {}, reset),
     ],
@@ -83,17 +100,18 @@ function controls(config) {
       const text = seed.value.trim();
       if (!/^\d+$/.test(text)) throw new Error(`“${seed.value}” is not a seed; expected a whole number from 0 on.`);
       const body = { model, num_images: Number(count.value), seed: Number(text), scale: 1 };
-      if (!steps.isOwn()) body.steps = steps.value;
+      if (quality?.value) body.quality = quality.value;
+      else if (quality || !steps.isOwn()) body.steps = steps.value;
       if (!noise.isOwn()) body.noise_scale = noise.value;
       return body;
     },
   };
 }
 
-export function samplingPanel(model, step, signal) {
+export function samplingPanel(model, { step, frontier }, signal) {
   const config = model.config ?? {};
   const numLevels = config.schedule?.num_levels ?? 0;
-  const form = controls(config);
+  const form = controls(config, frontier);
   const { element: message, report } = messagePlace();
   const first = h(
     "p",
