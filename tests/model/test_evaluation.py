@@ -121,7 +121,7 @@ def test_samples_are_compared_with_held_out_data_and_the_error_of_the_distance_i
     drawn = [_normal(2000, 3, 2 + index) + 0.1 for index in range(30)]
     found = [reference.compare(np.array_split(one, 5)) for one in drawn]
     distances = [one.frechet for one in found]
-    assert np.mean(distances) == pytest.approx(0.03, abs=0.005)  # three times the square of the shift
+    assert np.mean(distances) == pytest.approx(0.03, abs=0.01)  # three times the square of the shift
     assert np.mean([one.frechet_error for one in found]) == pytest.approx(np.std(distances), rel=0.3)
     assert np.mean([one.one_nn for one in found]) == pytest.approx(0.5, abs=0.02)
     assert found[0].one_nn_error == pytest.approx((0.25 / 4000) ** 0.5, rel=0.01)
