@@ -13,12 +13,13 @@ from service.client.handles import JobCalls, ModelCalls
 from service.client.options import (
     BulkOptions,
     CalibrateOptions,
+    ClassifyOptions,
     DensityOptions,
     SampleOptions,
     TrainOptions,
     TuneOptions,
 )
-from service.client.requests import Answer, Densities, ModelChanges, Scorable, parsed
+from service.client.requests import Answer, Classes, Densities, ModelChanges, Scorable, parsed
 from service.client.samples import Samples
 
 J = TypeVar("J", bound=JobCalls)
@@ -190,6 +191,14 @@ class Calls(Generic[J, M]):
         Options are those of `DensityOptions`. Raises OSError for a file that cannot be read.
         """
         return (yield from requests.score(model, x, options))
+
+    @described
+    def classify(self, model: str, x: Scorable, **options: Unpack[ClassifyOptions]) -> Call[Classes]:
+        """The classes of numbers (N, *event), pictures or files by a conditional model, as POST /classify.
+
+        Options are those of `ClassifyOptions`. Raises OSError for a file that cannot be read.
+        """
+        return (yield from requests.classify(model, x, options))
 
     @described
     def density_png(self, model_id: str) -> Call[bytes]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
 
 from model.config import ChainStart
 from model.errors import ConfigError
 from model.frontier import Frontier, Quality
+from service.bodies.models import UsedQuality
 from service.http.errors import field_problem
 from service.stores import Stores
 from worker.storage.artifacts import ArtifactMissing
@@ -17,33 +16,30 @@ from worker.storage.artifacts import ArtifactMissing
 
 @dataclass(frozen=True)
 class Chosen:
-    """The settings of a request."""
+    """The settings of a request, None where the model's own hold."""
 
-    quality: Quality | Literal["own"]
-    """`own` stands for the model's configuration, and for numbers of the request"""
-    start: ChainStart | None
-    """None is the model's own"""
-    num_steps: int | None
-    """None is the model's own"""
+    quality: UsedQuality
+    start: ChainStart | None = None
+    num_steps: int | None = None
 
 
 def chosen(
-    stores: Stores, model_id: str, step: int, config: Mapping[str, Any], *, quality: Quality | None, steps: int | None
+    stores: Stores, model_id: str, step: int, *, quality: Quality | None, steps: int | None, is_plain: bool
 ) -> Chosen:
     """Return the settings for `quality`, `standard` if nothing is asked, from the checkpoint's frontier.
 
-    `steps` of the request, or a checkpoint that was not tuned, leave the model's `config`. Raises Problem 422 for both.
+    The model's own hold beside `steps` of the request, for a checkpoint that was not tuned, and for requests that are
+    not plain: chains of another kernel, or on products of labels, are not what was measured. Raises Problem 422 for
+    both a quality and steps.
     """
     if steps is not None and quality is not None:
         raise field_problem(
             ["body", "quality"],
             f"quality {quality!r} decides the steps, but steps is {steps} too; give one of them",
         )
-    own = config.get("sampling", {})
-    if steps is None:
+    if steps is None and is_plain:
         with contextlib.suppress(ArtifactMissing, ConfigError):  # not tuned, or by a later version
-            frontier = Frontier.from_dict(stores.artifacts.get_frontier(model_id, step))
-            setting = frontier.setting(quality or "standard")
-            return Chosen(quality or "standard", setting.start, setting.num_steps)
-        steps = own.get("num_steps")
-    return Chosen("own", own.get("start"), steps)
+            wanted = quality or "standard"
+            setting = Frontier.from_dict(stores.artifacts.get_frontier(model_id, step)).setting(wanted)
+            return Chosen(wanted, setting.start, setting.num_steps)
+    return Chosen("own", num_steps=steps)

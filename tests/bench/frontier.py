@@ -66,7 +66,7 @@ def measured(
 
     Group `i` holds the first samples of the seed i + 1.
     """
-    train, held_out = dataset.train.numpy(), dataset.held_out.numpy()
+    train, held_out = dataset.train[:].numpy(), dataset.held_out[:].numpy()
     reference = Reference(train, held_out, num_samples=groups * group_size)
     drawn = [sample(model, group_size, seed=1 + index, **asdict(setting)) for index in range(groups)]
     likeness = reference.compare([model.space.encode(one.x).numpy() for one in drawn])

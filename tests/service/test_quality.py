@@ -10,7 +10,6 @@ from fastapi.testclient import TestClient
 from redis import Redis
 
 from model.frontier import Frontier, Point, choose
-from model.presets import preset
 from tests.service.conftest import StandInSampler
 from tests.service.test_sample import draw, reply
 from worker.jobs.kinds import TuneSpec
@@ -92,8 +91,7 @@ def test_steps_override_the_quality_and_both_together_are_refused(
     _frontier(s3, model_id)
     answer = draw(client, model_id, steps=3)
     assert answer.headers["X-Quality"] == "own"
-    own = preset("digits").sampling
-    assert _settings(sampler.requests[-1]) == (own.start, 3)
+    assert _settings(sampler.requests[-1]) == (None, 3)
 
     refused = client.post("/sample", json={"model": model_id, "quality": "best", "steps": 3})
     assert refused.status_code == 422
@@ -107,10 +105,9 @@ def test_a_quality_of_a_checkpoint_that_was_not_tuned_is_the_models_own_and_the_
     if version is not None:
         _frontier(s3, model_id, version=version)
     answer = draw(client, model_id, "application/json", quality="best")
-    own = preset("digits").sampling
     assert answer.headers["X-Quality"] == "own"
-    assert (answer.json()["quality"], answer.json()["steps"]) == ("own", own.num_steps)
-    assert _settings(sampler.requests[-1]) == (own.start, own.num_steps)
+    assert (answer.json()["quality"], "steps" in answer.json()) == ("own", False)
+    assert _settings(sampler.requests[-1]) == (None, None)
 
 
 @pytest.mark.usefixtures("sampler")
@@ -141,8 +138,7 @@ def test_a_bulk_sampling_keeps_the_setting_of_its_quality_whatever_is_measured_l
         answer = client.post("/jobs/sample", json={"model": model_id, "num_images": 10, **one})
         assert answer.status_code == 202, answer.text
         specs.append(store.get(answer.json()["id"]).spec)
-    own = preset("digits").sampling.start
-    assert [(spec["start"], spec["num_steps"]) for spec in specs] == [("multistep", 0), ("multistep", 2), (own, 5)]
+    assert [(spec["start"], spec["num_steps"]) for spec in specs] == [("multistep", 0), ("multistep", 2), (None, 5)]
     both = client.post("/jobs/sample", json={"model": model_id, "num_images": 10, "quality": "best", "steps": 5})
     assert both.status_code == 422
 

@@ -119,6 +119,8 @@ def _draw(engine: Engine, spec: SampleSpec, index: int) -> DrawTicket:
         num_steps=spec.num_steps,
         start=spec.start,
         noise_scale=spec.noise_scale,
+        labels=spec.labels,
+        adjusted=spec.adjusted,
     )
     return engine.draw("model", order, first=index * spec.shard_images)
 
@@ -141,6 +143,8 @@ def _manifest(spec: SampleSpec, model_at: str, model: EnergyModel, cost: int) ->
         num_steps=spec.num_steps,
         start=spec.start,
         noise_scale=spec.noise_scale,
+        labels=tuple(one.named(model.class_names) for one in spec.labels),
+        guidance=max((one.guidance for one in spec.labels), default=None),
         gradient_evaluations=cost,
         shards=tuple(Shard(name=shard_name(i), num_images=spec.count(i)) for i in range(spec.num_shards)),
     )

@@ -37,7 +37,7 @@ log = structlog.get_logger(__name__)
 _NUM_GROUPS = 5
 """Samples are drawn in so many groups, whose spread tells the error of a distance."""
 _MIN_HELD_OUT = 20
-_MAX_HELD_OUT = 10_000
+_MAX_EVENTS = 2_000
 
 
 class Run(Attempt):
@@ -88,7 +88,7 @@ class _Tuning:
         self._attempt, self._step, self._config, self._model = attempt, step, config, model
         self._began_at = time.monotonic()
         dataset = _held_out_of(attempt, model)
-        train, held_out = dataset.train.numpy(), dataset.held_out[:_MAX_HELD_OUT].numpy()
+        train, held_out = (events[:_MAX_EVENTS].numpy() for events in (dataset.train, dataset.held_out))
         self._num_held_out = len(held_out)
         self._reference: Reference = Reference(train, held_out, num_samples=config.num_samples)
         self._engine: Engine = Engine(lambda _: model)
