@@ -85,6 +85,14 @@ def test_a_quality_is_drawn_by_the_setting_that_was_measured_for_it(
     )
 
 
+def test_chains_of_another_kernel_are_not_what_was_measured(
+    client: TestClient, model_id: str, s3: Artifacts, sampler: StandInSampler
+) -> None:
+    _frontier(s3, model_id)
+    assert draw(client, model_id, quality="best", adjusted=True).headers["X-Quality"] == "own"
+    assert _settings(sampler.requests[-1]) == (None, None)
+
+
 def test_steps_override_the_quality_and_both_together_are_refused(
     client: TestClient, model_id: str, s3: Artifacts, sampler: StandInSampler
 ) -> None:
