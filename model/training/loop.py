@@ -56,6 +56,8 @@ from model.training.state import (
 _MAX_LOSS = 1e4
 """A larger loss is a divergence. It is on the network's output scale, where a healthy run stays within a few units;
 DRL's release gives up at −1e6."""
+_SCORED_EVENTS = 2000
+"""The held-out events whose energies a checkpoint of a conditional model tells of."""
 MAX_ROLLBACKS = 3
 """How often a run goes back to a checkpoint before it gives up."""
 
@@ -109,11 +111,11 @@ def train(
             yield SampleEvent(step=state.step, samples=_preview(state))
             meter.restart_clock()
         if state.step % config.checkpoint_every == 0 and not last:
-            good = state.snapshot()
+            good = _snapshot(state, dataset)
             yield CheckpointEvent(step=state.step, write=good.write)
     if state.step == config.steps and (verdict := health.verdict()) is not None:
         yield verdict
-    yield CheckpointEvent(step=state.step, write=state.snapshot().write)
+    yield CheckpointEvent(step=state.step, write=_snapshot(state, dataset).write)
     yield DoneEvent(step=state.step, stopped=state.step < config.steps)
 
 
@@ -226,10 +228,24 @@ def _told(state: TrainState, error: DivergenceError) -> RollbackEvent:
 def _preview(state: TrainState) -> npt.NDArray[np.float32]:
     seed = derive_seed(state.config.seed, PREVIEW_STREAM)
     count, num_classes = state.config.num_preview_samples, len(state.model.class_names)
-    labels = [index % num_classes for index in range(count)] if num_classes else None  # every class in turn
+    # as many of every class, and in the order of the classes
+    labels = sorted(index % num_classes for index in range(count)) if num_classes else None
     drawn = sample(state.energy.averaged(), count, seed=seed, labels=labels)
     samples: npt.NDArray[np.float32] = drawn.x.numpy()
     return samples
+
+
+def _snapshot(state: TrainState, dataset: Dataset) -> Snapshot:
+    """Return what a checkpoint holds; for a conditional model, how held-out data score (`EnergyModel`) too."""
+    snapshot = state.snapshot()
+    if not state.config.conditional:
+        return snapshot
+    model, x = state.energy.averaged(), dataset.held_out[:_SCORED_EVENTS].to(state.model.step_size)
+    scale = float(model.schedule.scale[0] * model.schedule.alpha_bar[0])
+    with torch.no_grad():
+        energy = torch.cat([model.energy(scale * some, At.same(0, some)).double() for some in torch.split(x, 64)])
+    quantiles = torch.quantile(energy.cpu(), torch.linspace(0, 1, 101, dtype=torch.float64))
+    return replace(snapshot, held_out_energies=tuple(quantiles.tolist()))
 
 
 def _train_step(state: TrainState, data: _Data, meter: Meter) -> None:

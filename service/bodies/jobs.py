@@ -15,9 +15,13 @@ from service.bodies.fields import (
     JOB_ID,
     MODEL_ID,
     SOME_CONFIG,
+    Adjusted,
     ChainSteps,
+    CompositionBody,
     Device,
     DrawnSeed,
+    Guidance,
+    Labels,
     ModelAt,
     Name,
     NoiseScale,
@@ -61,6 +65,18 @@ _OVERRIDES: Any = overrides_of(
         None,
         description="Seed of the weights, batches and noise; drawn at random when absent, and always in the answer",
         examples=[0],
+    ),
+    conditional=Field(
+        None,
+        description="Whether to train on the data and their labels together, for samples of a class and for POST "
+        "/classify; the dataset must have labels",
+        examples=[True],
+    ),
+    label_column=Field(
+        None,
+        description="The column of a .csv, or the array of a .npz, that holds the class of each item, of a dataset in "
+        "the server's folder or a bucket; uploads name theirs",
+        examples=["kind"],
     ),
     steps=Field(None, description="All training steps; the phases keep their shares", examples=[4400]),
     batch_size=Field(
@@ -164,6 +180,9 @@ class BulkSampleRequest(RequestBody):
     seed: DrawnSeed = None
     steps: ChainSteps = None
     noise_scale: NoiseScale = None
+    labels: Labels = None
+    guidance: Guidance = None
+    adjusted: Adjusted = None
     device: Device = "auto"
 
 
@@ -183,6 +202,10 @@ class BulkManifestBody(BaseModel):
     event_shape: list[int] = Field(examples=[[1, 8, 8]])
     num_steps: int | None = Field(description="K, when the request named it", examples=[None])
     noise_scale: float | None = Field(examples=[None])
+    labels: list[str | CompositionBody | None] = Field(
+        [], description="What was asked of the samples' labels, which took these in turn", examples=[["3", "5"]]
+    )
+    guidance: float | None = Field(None, description="Of the labels; null without any", examples=[0.5])
     gradient_evaluations: int = Field(description="Gradient evaluations per sample", examples=[295])
     shards: list[BulkShardBody]
 

@@ -7,12 +7,12 @@ tells of progress, stores checkpoints, and calibrates.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from redis.exceptions import RedisError
@@ -29,7 +29,7 @@ from model.events import (
     StepEvent,
     TrainEvent,
 )
-from worker.datasets.names import fetch_dataset
+from worker.datasets.names import fetch_dataset, unread_column
 from worker.jobs.deletion import Deletions, Retention
 from worker.jobs.event import CheckpointsDeletedEvent, CheckpointStoredEvent, GridEvent, NoticeEvent, StartedEvent
 from worker.jobs.kinds import TrainSpec
@@ -81,17 +81,18 @@ class Run(Attempt):
     def _train(self, record: JobRecord, config: TrainConfig, ranks: Ranks, spool: Spool | None) -> None:
         from model import data, training  # torch takes seconds; signals and threads are in place by now
         from model.networks.winograd import bfloat16_is_slow
+        from model.training.state import class_names
 
+        name, image_size, column = config.dataset, config.image_size, config.label_column
         with ranks.leader_first():  # the others of its machine find it in the cache
-            location = self.patiently(
-                lambda: fetch_dataset(config.dataset, self.settings, self.artifacts, config.image_size)
-            )
-        device = self._device(record)
-        dataset = data.load(location, self.settings.read_limits, config.image_size, max_deviation=config.max_deviation)
+            location = self.patiently(lambda: fetch_dataset(name, self.settings, self.artifacts, image_size, column))
+        device, limits, column = self._device(record), self.settings.read_limits, unread_column(name, column)
+        dataset = data.load(location, limits, image_size, column, max_deviation=config.max_deviation)
         self.use_threads(config.network, dataset.event_shape, config.largest_batch_size)
         model_id = record.model_id or record.id
         if spool is not None:
-            self.patiently(lambda: self._describe_model(model_id, record))
+            about = {"classes": class_names(config, dataset), "event_shape": dataset.event_shape}
+            self.patiently(lambda: self._describe_model(model_id, record, about))
         snapshot = self._found_together(ranks, model_id, lambda: self._newest_snapshot(model_id))
         start_step = snapshot.step if snapshot else 0
         if spool is not None:
@@ -191,7 +192,7 @@ class Run(Attempt):
             return self.settings.kill_grace_s / 3
         return self.settings.storage_patience_s
 
-    def _describe_model(self, model_id: str, record: JobRecord) -> None:
+    def _describe_model(self, model_id: str, record: JobRecord, about: Mapping[str, Any]) -> None:
         if self.artifacts.has_model(model_id):
             return
         config = record.spec["config"]
@@ -202,6 +203,7 @@ class Run(Attempt):
                 "name": record.name,
                 "dataset": config.get("dataset"),
                 "config": config,
+                **about,
                 "job_id": record.id,
                 "created_at": datetime.now(UTC).isoformat(),
             },
