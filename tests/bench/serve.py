@@ -256,7 +256,7 @@ def litserve(directory: Path, rows: int) -> Iterator[str]:
             return False
 
     try:
-        wait_until(answers, 60, "LitServe", every_s=0.3)
+        wait_until(answers, "LitServe", every_s=0.3)
         yield url
     finally:
         os.killpg(process.pid, signal.SIGKILL)  # LitServe's workers would outlive a SIGTERM

@@ -26,7 +26,7 @@ from model.config import (
     to_dict,
 )
 from model.presets import preset
-from tests.servers import tethered, wait_until
+from tests.servers import PATIENCE_S, tethered, wait_until
 from worker.jobs.kinds import JobKind
 from worker.jobs.record import JobRecord, JobStatus, Lease
 from worker.jobs.records import RecordStore
@@ -125,7 +125,7 @@ class WorkerProcess:
         self.process.kill()
         self.process.wait()
 
-    def stop(self, timeout_s: float = 20) -> int:
+    def stop(self, timeout_s: float = PATIENCE_S) -> int:
         """SIGTERM; returns the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout_s)
@@ -143,7 +143,7 @@ def start_worker(store: RecordStore, environment: dict[str, str], tmp_path: Path
         alive = sum(live_workers(store.redis).values())
         worker = WorkerProcess(name, options, environment, tmp_path / f"{name}.log")
         started.append(worker)
-        wait_until(lambda: sum(live_workers(store.redis).values()) > alive, 30, f"readiness of {name}")
+        wait_until(lambda: sum(live_workers(store.redis).values()) > alive, f"readiness of {name}")
         return worker
 
     yield start
@@ -188,7 +188,7 @@ class Attempt:
     def _run(self) -> None:
         self.record = self._supervisor.run()
 
-    def end(self, timeout_s: float = 120) -> JobRecord | None:
+    def end(self, timeout_s: float = PATIENCE_S) -> JobRecord | None:
         """What `Supervisor.run` answered."""
         self._thread.join(timeout_s)
         assert not self._thread.is_alive()

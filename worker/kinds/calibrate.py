@@ -6,6 +6,7 @@ attempts: the next one starts again from its seed, and ends with the same number
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from typing import TYPE_CHECKING
@@ -68,7 +69,7 @@ def calibrate_checkpoint(
         x_data=None if dataset is None else continuous(dataset, dataset.held_out),
         stop_fn=attempt.watch.should_stop,
     ):
-        rounds += 1
+        rounds = max(rounds, math.ceil(math.log2(log_z.num_bridges))) + 1  # those of too few bridges are left out
         attempt.telemetry.event(_round(log_z, step, rounds, config, tolerance, time.monotonic() - began_at))
         if report_progress:
             attempt.telemetry.progress(_progress(rounds, config.max_rounds, config))

@@ -52,7 +52,7 @@ _SLOW_BFLOAT16 = (
 )
 
 _QUICK = {"max_bridges": 8, "max_chains": CalibrationConfig.num_chains}
-"""The limits of a calibration at the end of a training: it takes a sixth of the time of `density-digits` and a third of
+"""The limits of a calibration at the end of a training: it takes a tenth of the time of `density-digits` and a third of
 that of `density-2d`. A job of its own goes further."""
 
 

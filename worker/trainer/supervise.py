@@ -127,19 +127,19 @@ class Renewal:
             try:
                 self.cancel_requested = self._store.renew(self._lease)
             except StaleLease:
-                self.lost = _is_lost(self._store, self._lease.job_id)
+                self.lost = _is_lost(self._store, self._lease)
             except RedisError as error:
                 # The subprocess pauses by itself when this lasts (watch.py).
                 log.warning("lease_not_renewed", job_id=self._lease.job_id, error=type(error).__name__)
 
 
-def _is_lost(store: RecordStore, job_id: str) -> bool:
-    """Whether a job that is not ours any more is somebody else's, or was deleted.
+def _is_lost(store: RecordStore, lease: Lease) -> bool:
+    """Whether a job whose lease was refused is somebody else's, or was deleted.
 
     A record that was lost with Redis comes back from S3, with our token in it.
     """
     try:
-        return not store.will_return(job_id)
+        return not store.may_hold(lease)
     except (RedisError, StorageUnavailable):
         return False
 
@@ -189,7 +189,7 @@ class Supervisor:
             if renewal.lost:
                 log.warning("lease_lost")
                 return None
-            record = self._insist(lambda: self._end(lease, child, renewal.cancel_requested))
+            record = self._insist(lease, lambda: self._end(lease, child, renewal.cancel_requested))
         if record is not None and record.status is JobStatus.queued:
             self._wake(record)
         elif record is not None:
@@ -235,15 +235,15 @@ class Supervisor:
             return self._store.lose_attempt(lease, death_in_words(-code))
         return self._store.fail(lease, f"its process ended with code {code}: {tail[-500:]}")
 
-    def _insist(self, end_fn: Callable[[], JobRecord]) -> JobRecord | None:
+    def _insist(self, lease: Lease, end_fn: Callable[[], JobRecord]) -> JobRecord | None:
         """Ends the job, again and again while Redis is away: nobody else knows how it ended."""
         for pause_s in self._pauses():
             try:
                 return end_fn()
             except StaleLease:
                 return None
-            except JobNotFound as error:
-                if _is_lost(self._store, error.job_id):
+            except JobNotFound:
+                if _is_lost(self._store, lease):
                     return None
             except RedisError as error:
                 log.warning("end_postponed", error=type(error).__name__)
