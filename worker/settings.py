@@ -47,6 +47,8 @@ class Settings(BaseSettings):
     """A cancelled or shut-down training gets so long to save a checkpoint before SIGTERM."""
     kill_grace_s: float = Field(default=45.0, ge=0)
     """From SIGTERM to SIGKILL, and a training whose supervisor died ends itself after as long."""
+    nodes_patience_s: float = Field(default=600.0, gt=0)
+    """How long a training of several trainers waits for the others; then it has lost an attempt."""
     storage_patience_s: float = Field(default=600.0, ge=0)
     """How long a finished training waits for storage that is away, to deliver its last checkpoints."""
     visibility_timeout_s: int = Field(default=3600, ge=1)

@@ -15,9 +15,13 @@ from service.bodies.fields import (
     JOB_ID,
     MODEL_ID,
     SOME_CONFIG,
+    Adjusted,
     ChainSteps,
+    CompositionBody,
     Device,
     DrawnSeed,
+    Guidance,
+    Labels,
     ModelAt,
     Name,
     NoiseScale,
@@ -62,6 +66,18 @@ _OVERRIDES: Any = overrides_of(
         description="Seed of the weights, batches and noise; drawn at random when absent, and always in the answer",
         examples=[0],
     ),
+    conditional=Field(
+        None,
+        description="Whether to train on the data and their labels together, for samples of a class and for POST "
+        "/classify; the dataset must have labels",
+        examples=[True],
+    ),
+    label_column=Field(
+        None,
+        description="The column of a .csv, or the array of a .npz, that holds the class of each item, of a dataset in "
+        "the server's folder or a bucket; uploads name theirs",
+        examples=["kind"],
+    ),
     steps=Field(None, description="All training steps; the phases keep their shares", examples=[4400]),
     batch_size=Field(
         None,
@@ -102,6 +118,12 @@ class TrainRequest(_OVERRIDES, _TrainingStart):  # type: ignore[misc]
         le=64,
         description="Number of GPUs of one trainer that share every batch; the weights are those of one GPU, to "
         "rounding. With device `cpu` it is the number of processes",
+    )
+    num_nodes: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Number of trainers, on machines of their own, that work on it together, each with `num_gpus`",
     )
     keep_last: int | None = Field(
         None,
@@ -158,6 +180,9 @@ class BulkSampleRequest(RequestBody):
     seed: DrawnSeed = None
     steps: ChainSteps = None
     noise_scale: NoiseScale = None
+    labels: Labels = None
+    guidance: Guidance = None
+    adjusted: Adjusted = None
     device: Device = "auto"
 
 
@@ -177,6 +202,10 @@ class BulkManifestBody(BaseModel):
     event_shape: list[int] = Field(examples=[[1, 8, 8]])
     num_steps: int | None = Field(description="K, when the request named it", examples=[None])
     noise_scale: float | None = Field(examples=[None])
+    labels: list[str | CompositionBody | None] = Field(
+        [], description="What was asked of the samples' labels, which took these in turn", examples=[["3", "5"]]
+    )
+    guidance: float | None = Field(None, description="Of the labels; null without any", examples=[0.5])
     gradient_evaluations: int = Field(description="Gradient evaluations per sample", examples=[295])
     shards: list[BulkShardBody]
 
@@ -239,7 +268,8 @@ class JobBody(BaseModel):
     seed: int | None = Field(examples=[0])
     dataset: str | None = Field(examples=["digits"])
     device: str | None = Field(examples=["auto"])
-    num_gpus: int | None = Field(description="Number of GPUs of a training", examples=[1])
+    num_gpus: int | None = Field(description="Number of GPUs of each trainer of a training", examples=[1])
+    num_nodes: int | None = Field(description="Number of trainers of a training", examples=[1])
     config: Annotated[dict[str, Any], SchemaOf(TrainConfig, CalibrationConfig)] | None = Field(
         description="The whole configuration of the job", examples=[SOME_CONFIG]
     )
@@ -278,6 +308,7 @@ class JobBody(BaseModel):
             dataset=known.get("dataset"),
             device=spec.get("device"),
             num_gpus=spec.get("num_gpus"),
+            num_nodes=spec.get("num_nodes"),
             config=config,
         )
 

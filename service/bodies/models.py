@@ -139,6 +139,17 @@ class ModelBody(BaseModel):
     )
     created_at: datetime | None
     config: Annotated[dict[str, Any], SchemaOf(TrainConfig)] | None = Field(examples=[SOME_CONFIG])
+    event_shape: list[int] | None = Field(
+        None,
+        description="Shape of one item: (C, H, W) or (D); null for models that an earlier version stored",
+        examples=[[1, 8, 8]],
+    )
+    classes: list[str] = Field(
+        [],
+        description="The names of a conditional model's classes, of which POST /sample draws and POST /classify tells; "
+        "empty for other models",
+        examples=[[]],
+    )
     checkpoints: list[CheckpointBody] = Field(
         description="The checkpoints by their step; /sample uses the last unless told"
     )

@@ -10,8 +10,15 @@ from service.bodies.datasets import DatasetBody
 from service.client import requests
 from service.client.call import Call, Json, RefusedError, Send, answered, described, given, quoted
 from service.client.handles import JobCalls, ModelCalls
-from service.client.options import BulkOptions, CalibrateOptions, DensityOptions, SampleOptions, TrainOptions
-from service.client.requests import Answer, Densities, ModelChanges, Scorable, parsed
+from service.client.options import (
+    BulkOptions,
+    CalibrateOptions,
+    ClassifyOptions,
+    DensityOptions,
+    SampleOptions,
+    TrainOptions,
+)
+from service.client.requests import Answer, Classes, Densities, ModelChanges, Scorable, parsed
 from service.client.samples import Samples
 
 J = TypeVar("J", bound=JobCalls)
@@ -177,6 +184,14 @@ class Calls(Generic[J, M]):
         Options are those of `DensityOptions`. Raises OSError for a file that cannot be read.
         """
         return (yield from requests.score(model, x, options))
+
+    @described
+    def classify(self, model: str, x: Scorable, **options: Unpack[ClassifyOptions]) -> Call[Classes]:
+        """The classes of numbers (N, *event), pictures or files by a conditional model, as POST /classify.
+
+        Options are those of `ClassifyOptions`. Raises OSError for a file that cannot be read.
+        """
+        return (yield from requests.classify(model, x, options))
 
     @described
     def density_png(self, model_id: str) -> Call[bytes]:

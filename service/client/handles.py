@@ -16,8 +16,8 @@ from service.bodies.jobs import JobBody
 from service.bodies.models import ModelBody
 from service.client import requests
 from service.client.call import Call, ClientError, JobFailedError, Json, Send, answered, described, given
-from service.client.options import BulkOptions, CalibrateOptions, DensityOptions, SampleOptions
-from service.client.requests import Answer, Densities, ModelChanges, Scorable
+from service.client.options import BulkOptions, CalibrateOptions, ClassifyOptions, DensityOptions, SampleOptions
+from service.client.requests import Answer, Classes, Densities, ModelChanges, Scorable
 from service.client.samples import Samples
 from worker.jobs.record import JobStatus
 
@@ -121,6 +121,11 @@ class ModelCalls(Answer, ModelBody, Generic[J]):
     ) -> Call[Densities]:
         """Score numbers (N, *event), pictures or files; it must be calibrated. Options: `DensityOptions`."""
         return (yield from requests.score(self.at(step), x, options))
+
+    @described
+    def classify(self, x: Scorable, *, step: int | None = None, **options: Unpack[ClassifyOptions]) -> Call[Classes]:
+        """Tell the classes of numbers, pictures or files; the model must be conditional. Options: `ClassifyOptions`."""
+        return (yield from requests.classify(self.at(step), x, options))
 
     @described
     def calibrate(self, *, step: int | None = None, **options: Unpack[CalibrateOptions]) -> Call[J]:

@@ -46,6 +46,7 @@ application = typer.Typer()
     epilog=examples(
         "recovery train digits --wait",
         "recovery train digits --upload pictures/ --name cats --wait",
+        "recovery train density-2d --upload points.csv --label-column kind --conditional",
         "recovery train density-2d --dataset two_moons --steps 2000 --seed 0",
         "recovery train digits --set schedule.num_levels=10 --set chain.num_steps=8",
     ),
@@ -84,7 +85,7 @@ def train(
     changes = _changes(config, settings or [])
     with Recovery(url, api_key=api_key) as client:
         if upload is not None:
-            found = client.upload_dataset(upload)
+            found = client.upload_dataset(upload, label_column=options.pop("label_column"))
             options["dataset"] = found.id
             print_note(f"uploaded {found.count} {found.kind} as dataset {found.id}")
             for note in found.notes:

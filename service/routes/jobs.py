@@ -31,6 +31,7 @@ from service.http.preference import WaitDependency
 from service.stores import Stores, StoresDependency
 from service.work.catalogue import checkpoint_step, describe, parse_model
 from service.work.configuration import train_config, with_steps
+from service.work.labels import read_labels
 from service.work.submission import SubmissionDependency, Wanted, job_body, making_a_job, queue
 from worker.ids import ULID_PATTERN
 from worker.jobs.deletion import Deletions
@@ -83,7 +84,7 @@ async def train(request: TrainRequest, submission: SubmissionDependency) -> JobB
 
     def wanted() -> Wanted:
         config = train_config(request, submission.stores.settings, submission.stores.artifacts)
-        others = request.model_dump(include={"device", "num_gpus", "keep_last", "keep_every"})
+        others = request.model_dump(include={"device", "num_gpus", "num_nodes", "keep_last", "keep_every"})
         return Wanted(spec=TrainSpec(config=config, **others))
 
     return await submission.answer(JobKind.train, request, wanted)
@@ -116,7 +117,10 @@ async def sample_in_bulk(request: BulkSampleRequest, submission: SubmissionDepen
     def wanted() -> Wanted:
         model_id, step = _checkpoint(submission.stores, request.model)
         spec = SampleSpec(
-            **request.model_dump(include={"num_images", "shard_images", "noise_scale", "device"}),
+            **request.model_dump(include={"num_images", "shard_images", "noise_scale", "adjusted", "device"}),
+            labels=read_labels(
+                request.labels, request.guidance, _classes(submission.stores, model_id), request.num_images
+            ),
             step=step,
             seed=random_seed() if request.seed is None else request.seed,
             num_steps=request.steps,
@@ -131,6 +135,12 @@ def _checkpoint(stores: Stores, text: str) -> tuple[str, int]:
     model_id, wanted = parse_model(text)
     describe(stores, model_id)
     return model_id, checkpoint_step(stores, model_id, wanted)
+
+
+def _classes(stores: Stores, model_id: str) -> list[str]:
+    """The names of a model's classes; none unless it is conditional."""
+    found: list[str] = describe(stores, model_id).get("classes") or []
+    return found
 
 
 @router.get("", operation_id="list_jobs", summary="List jobs, newest first")

@@ -150,6 +150,9 @@ def _body(stores: Stores, model_id: str) -> ModelBody:
         )
         for one in stores.artifacts.list_checkpoints(model_id)
     ]
-    tags = description.get("tags") or []
-    known = {name: description.get(name) for name in ("name", "dataset", "job_id", "origin", "created_at", "config")}
-    return ModelBody(id=model_id, checkpoints=checkpoints, tags=tags, **known)
+    tags, classes = description.get("tags") or [], description.get("classes") or []
+    known = {
+        name: description.get(name)
+        for name in ("name", "dataset", "job_id", "origin", "created_at", "config", "event_shape")
+    }
+    return ModelBody(id=model_id, checkpoints=checkpoints, tags=tags, classes=classes, **known)

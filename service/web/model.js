@@ -2,6 +2,7 @@
 
 import { get, picture, send } from "./api.js";
 import { calibrationForm, calibrationTable } from "./calibration.js";
+import { classifyingPanel } from "./classifying.js";
 import { datasetNames } from "./datasets.js";
 import { actionButton, ask, h, messagePlace, problem, say } from "./dom.js";
 import { ago, bytes, facts, whole } from "./format.js";
@@ -97,6 +98,7 @@ export async function view(root, { id, signal }) {
   const about = facts(
     model.dataset && `trained on ${names.get(model.dataset) ?? model.dataset}`,
     model.origin,
+    model.classes?.length && `${whole(model.classes.length)} classes`,
     model.created_at && ago(model.created_at),
   );
   const newest = model.checkpoints.at(-1);
@@ -126,6 +128,7 @@ export async function view(root, { id, signal }) {
     place.replaceChildren(
       samplingPanel(model, checkpoint.step, leaving.signal),
       ...(isPlanar ? [densityMap(model, checkpoint.step, leaving.signal)] : []),
+      ...(model.classes?.length && model.event_shape ? [classifyingPanel(model, modelAt, leaving.signal)] : []),
       calibration ? scoringPanel(modelAt, calibration, leaving.signal) : calibratePanel(modelAt),
       ...(calibration ? [calibrationPanel(modelAt, calibration)] : []),
     );

@@ -33,7 +33,38 @@ function slider(label, note, { min, max, step, value, format, disabled = false }
   };
 }
 
-function controls(config) {
+/** What samples of a conditional model are to be of: a class and how strongly; null for other models. */
+function labelControls(classes) {
+  if (!classes?.length) return null;
+  const choice = h(
+    "select",
+    { id: "label", value: "every" },
+    h("option", { value: "every" }, "every class in turn"),
+    h("option", { value: "any" }, "any class, as the data have them"),
+    classes.map((name, index) => h("option", { value: index }, name)),
+  );
+  const guidance = slider("Guidance", "how strongly a class is exaggerated: clearer samples, less variety", {
+    min: 0,
+    max: 4,
+    step: 0.1,
+    value: 0.5,
+    format: (value) => fixed(value, 1),
+  });
+  return {
+    element: [h("div", { class: "field" }, h("label", { for: "label" }, "Class"), choice), guidance.element],
+    /** The fields of a request, and in how many classes its samples lie in turn. */
+    fields() {
+      if (choice.value === "any") return { labels: [null] };
+      const labels = choice.value === "every" ? {} : { labels: [Number(choice.value)] };
+      return { ...labels, guidance: guidance.value };
+    },
+    inTurn: () => (choice.value === "every" ? classes.length : 1),
+    reset: () => guidance.reset(),
+  };
+}
+
+function controls(config, classes) {
+  const labels = labelControls(classes);
   const kind = eventKindOfConfig(config);
   const own = config.sampling ?? { num_steps: 30, noise_scale: 1 };
   const count = h(
@@ -68,13 +99,14 @@ function controls(config) {
   });
   const reset = h(
     "button",
-    { type: "button", class: "link", onclick: () => [steps, noise].forEach((one) => one.reset()) },
+    { type: "button", class: "link", onclick: () => [steps, noise, labels].forEach((one) => one?.reset()) },
     "The model's own settings",
   );
   return {
     element: [
       h("div", { class: "field" }, h("label", { for: "count" }, "Samples"), count),
       h("div", { class: "field" }, h("label", { for: "seed" }, "Seed"), h("div", { class: "row" }, seed, dice)),
+      labels?.element ?? [],
       steps.element,
       noise.element,
       h("p", {}, reset),
@@ -82,18 +114,24 @@ function controls(config) {
     request(model) {
       const text = seed.value.trim();
       if (!/^\d+$/.test(text)) throw new Error(`“${seed.value}” is not a seed; expected a whole number from 0 on.`);
-      const body = { model, num_images: Number(count.value), seed: Number(text), scale: 1 };
+      const body = { model, num_images: Number(count.value), seed: Number(text), scale: 1, ...labels?.fields() };
       if (!steps.isOwn()) body.steps = steps.value;
       if (!noise.isOwn()) body.noise_scale = noise.value;
       return body;
     },
+    inTurn: () => labels?.inTurn() ?? 1,
   };
+}
+
+/** The samples that take so many labels in turn, label by label. */
+function byLabel(samples, inTurn) {
+  return Array.from({ length: inTurn }, (_, label) => samples.filter((_, index) => index % inTurn === label)).flat();
 }
 
 export function samplingPanel(model, step, signal) {
   const config = model.config ?? {};
   const numLevels = config.schedule?.num_levels ?? 0;
-  const form = controls(config);
+  const form = controls(config, model.classes);
   const { element: message, report } = messagePlace();
   const first = h(
     "p",
@@ -108,6 +146,7 @@ export function samplingPanel(model, step, signal) {
   const downloads = h("p", { class: "actions", hidden: true });
   let frames = [];
   let request = null;
+  let inTurn = 1;
   let half = 1;
   let running = null;
 
@@ -133,7 +172,7 @@ export function samplingPanel(model, step, signal) {
         : data.level === numLevels
           ? "pure noise"
           : `noise level ${data.level}, ${numLevels - data.level} of ${numLevels}`,
-      bitmaps: data.images ? await decoded(data.images) : null,
+      bitmaps: data.images ? byLabel(await decoded(data.images), inTurn) : null,
       values: data.values ?? null,
     };
     if (frame.values && !frames.length) half = reach(frame.values);
@@ -174,6 +213,7 @@ export function samplingPanel(model, step, signal) {
     { class: "primary", id: "draw" },
     async () => {
       request = form.request(`${model.id}@${step}`);
+      inTurn = form.inTurn();
       frames = [];
       scrubbing.hidden = downloads.hidden = true;
       running = new AbortController();

@@ -48,6 +48,7 @@ def test_operation_ids_are_stable(document: dict[str, Any]) -> None:
         "sample",
         "calibrate",
         "log_density",
+        "classify",
         "upload_dataset",
         "list_datasets",
         "get_dataset",

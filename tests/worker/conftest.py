@@ -171,14 +171,14 @@ def for_subprocesses(environment: dict[str, str], monkeypatch: pytest.MonkeyPatc
 class Attempt:
     """One attempt at the job that is next, in a thread."""
 
-    def __init__(self, store: RecordStore) -> None:
+    def __init__(self, store: RecordStore, worker: str = "w@test") -> None:
         self.woken: list[tuple[str, str]] = []
         self.stop = threading.Event()
         self.record: JobRecord | None = None
         self._supervisor = Supervisor(
             store,
             store.settings,
-            worker="w@test",
+            worker=worker,
             wake_fn=lambda *job: self.woken.append(job),
             stop_fn=self.stop.is_set,
         )

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Self, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 
+from model.composition import Composition
 from model.config import CalibrationConfig, TrainConfig, from_dict, to_dict
 from model.errors import ConfigError
 from model.events import BatchEvent, HealthEvent, RollbackEvent, StepEvent
@@ -78,6 +79,8 @@ class TrainSpec(Spec):
     config: Annotated[TrainConfig, PlainValidator(_reader(TrainConfig)), PlainSerializer(to_dict)]
     num_gpus: int = 1
     """GPUs of one trainer that share every batch; processes with device "cpu\""""
+    num_nodes: int = 1
+    """trainers that work on it together, each with `num_gpus`"""
     keep_last: int | None = None
     """checkpoints that are kept at least, the newest; None is the workers' own setting, and so below"""
     keep_every: int | None = None
@@ -105,6 +108,10 @@ class SampleSpec(Spec):
     """K, chain steps per level; None is the model's own"""
     noise_scale: float | None
     """multiplies the chain's noise; None is the model's own"""
+    labels: tuple[Composition, ...] = ()
+    """what is asked of the samples' labels, which take them in turn; empty for samples of any class"""
+    adjusted: bool | None = None
+    """whether a Metropolis test decides on each step, as in `worker.queue.tasks.DrawOrder`"""
 
     @property
     def num_shards(self) -> int:

@@ -118,6 +118,8 @@ def _draw(engine: Engine, spec: SampleSpec, index: int) -> DrawTicket:
         seed=spec.seed,
         num_steps=spec.num_steps,
         noise_scale=spec.noise_scale,
+        labels=spec.labels,
+        adjusted=spec.adjusted,
     )
     return engine.draw("model", order, first=index * spec.shard_images)
 
@@ -139,6 +141,8 @@ def _manifest(spec: SampleSpec, model_at: str, model: EnergyModel, cost: int) ->
         event_shape=tuple(model.event_shape),
         num_steps=spec.num_steps,
         noise_scale=spec.noise_scale,
+        labels=tuple(one.named(model.class_names) for one in spec.labels),
+        guidance=max((one.guidance for one in spec.labels), default=None),
         gradient_evaluations=cost,
         shards=tuple(Shard(name=shard_name(i), num_images=spec.count(i)) for i in range(spec.num_shards)),
     )

@@ -15,7 +15,7 @@ import structlog
 
 from model.config import UNKNOWN_DATASET, CalibrationConfig
 from model.errors import ShapeError
-from worker.datasets.names import fetch_dataset
+from worker.datasets.names import fetch_dataset, unread_column
 from worker.jobs.event import CalibratedEvent, CalibrationEvent, StartedEvent
 from worker.jobs.kinds import CalibrateSpec
 from worker.jobs.record import JobRecord, Progress
@@ -104,8 +104,9 @@ def _dataset(attempt: Attempt, model: EnergyModel) -> Dataset | None:
     name, image_size, event_shape = model.config.dataset, model.config.image_size, tuple(model.event_shape)
     if name == UNKNOWN_DATASET:
         return None
-    location = attempt.patiently(lambda: fetch_dataset(name, attempt.settings, attempt.artifacts, image_size))
-    dataset = data.load(location, attempt.settings.read_limits, image_size)
+    column = model.config.label_column
+    location = attempt.patiently(lambda: fetch_dataset(name, attempt.settings, attempt.artifacts, image_size, column))
+    dataset = data.load(location, attempt.settings.read_limits, image_size, unread_column(name, column))
     if dataset.event_shape != event_shape:
         raise ShapeError(
             f"dataset {name!r} holds events of shape {dataset.event_shape}, the model's are of {event_shape}; "

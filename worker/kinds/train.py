@@ -7,12 +7,12 @@ tells of progress, stores checkpoints, and calibrates.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from redis.exceptions import RedisError
@@ -29,7 +29,7 @@ from model.events import (
     StepEvent,
     TrainEvent,
 )
-from worker.datasets.names import fetch_dataset
+from worker.datasets.names import fetch_dataset, unread_column
 from worker.jobs.deletion import Deletions, Retention
 from worker.jobs.event import CheckpointsDeletedEvent, CheckpointStoredEvent, GridEvent, NoticeEvent, StartedEvent
 from worker.jobs.kinds import TrainSpec
@@ -81,18 +81,19 @@ class Run(Attempt):
     def _train(self, record: JobRecord, config: TrainConfig, ranks: Ranks, spool: Spool | None) -> None:
         from model import data, training  # torch takes seconds; signals and threads are in place by now
         from model.networks.winograd import bfloat16_is_slow
+        from model.training.state import class_names
 
-        with ranks.leader_first():  # the others find it in the cache
-            location = self.patiently(
-                lambda: fetch_dataset(config.dataset, self.settings, self.artifacts, config.image_size)
-            )
-        device = self._device(record)
-        dataset = data.load(location, self.settings.read_limits, config.image_size, max_deviation=config.max_deviation)
+        name, image_size, column = config.dataset, config.image_size, config.label_column
+        with ranks.leader_first():  # the others of its machine find it in the cache
+            location = self.patiently(lambda: fetch_dataset(name, self.settings, self.artifacts, image_size, column))
+        device, limits, column = self._device(record), self.settings.read_limits, unread_column(name, column)
+        dataset = data.load(location, limits, image_size, column, max_deviation=config.max_deviation)
         self.use_threads(config.network, dataset.event_shape, config.largest_batch_size)
         model_id = record.model_id or record.id
         if spool is not None:
-            self.patiently(lambda: self._describe_model(model_id, record))
-        snapshot = self._found_together(ranks, lambda: self._newest_snapshot(model_id))
+            about = {"classes": class_names(config, dataset), "event_shape": dataset.event_shape}
+            self.patiently(lambda: self._describe_model(model_id, record, about))
+        snapshot = self._found_together(ranks, model_id, lambda: self._newest_snapshot(model_id))
         start_step = snapshot.step if snapshot else 0
         if spool is not None:
             self.telemetry.event(
@@ -108,7 +109,7 @@ class Run(Attempt):
             device=device,
             ranks=ranks,
             stop_fn=self.watch.should_stop if self.rank == 0 else lambda: False,  # they follow the leading rank
-            earlier_fn=lambda step: self._found_together(ranks, lambda: self._snapshot(model_id, step)),
+            earlier_fn=lambda step: self._found_together(ranks, model_id, lambda: self._snapshot(model_id, step)),
         )
         for event in events:
             if spool is not None:
@@ -117,12 +118,14 @@ class Run(Attempt):
     def _ranks(self, record: JobRecord) -> AbstractContextManager[Ranks]:
         from model.training.ranks import ALONE, joined
 
-        return nullcontext(ALONE) if self.num_ranks == 1 else joined(self.rank, self.num_ranks, self._device(record))
+        if self.num_ranks == 1:
+            return nullcontext(ALONE)
+        return joined(self.rank, self.num_ranks, self._device(record), leads_node=self.local_rank == 0)
 
     def _device(self, record: JobRecord) -> str:
         """The device of this rank."""
         device = device_of(record)
-        return f"cuda:{self.rank}" if device == "cuda" and self.num_ranks > 1 else device
+        return f"cuda:{self.local_rank}" if device == "cuda" and self.num_ranks > 1 else device
 
     def _deliver(self, event: TrainEvent, spool: Spool) -> None:
         match event:
@@ -189,7 +192,7 @@ class Run(Attempt):
             return self.settings.kill_grace_s / 3
         return self.settings.storage_patience_s
 
-    def _describe_model(self, model_id: str, record: JobRecord) -> None:
+    def _describe_model(self, model_id: str, record: JobRecord, about: Mapping[str, Any]) -> None:
         if self.artifacts.has_model(model_id):
             return
         config = record.spec["config"]
@@ -200,22 +203,30 @@ class Run(Attempt):
                 "name": record.name,
                 "dataset": config.get("dataset"),
                 "config": config,
+                **about,
                 "job_id": record.id,
                 "created_at": datetime.now(UTC).isoformat(),
             },
         )
 
-    def _found_together(self, ranks: Ranks, find_fn: Callable[[], Snapshot | None]) -> Snapshot | None:
-        """The checkpoint that the leading rank finds, for all ranks: it leaves the files in a folder for the others."""
+    def _found_together(self, ranks: Ranks, model_id: str, find_fn: Callable[[], Snapshot | None]) -> Snapshot | None:
+        """The checkpoint that the leading rank finds, for all ranks.
+
+        The first rank of every machine leaves the files in a folder for the others. Raises ArtifactMissing or
+        ArtifactDamaged if another machine cannot read what the leading rank has read.
+        """
         from model.checkpoints.checkpoint import read_snapshot
 
-        with ranks.leader_first():
-            if self.rank == 0:
-                snapshot = self.patiently(find_fn)
-            else:
-                snapshot = read_snapshot(self._fetched) if self._fetched.exists() else None
+        snapshot = self.patiently(find_fn) if self.rank == 0 else None
+        step = ranks.told(-1 if snapshot is None else snapshot.step)
+        if step >= 0:
+            with ranks.leader_first():
+                if ranks.leads_node and self.rank > 0:
+                    self.patiently(lambda: self.artifacts.fetch_checkpoint(model_id, step, self._fetched))
+                if snapshot is None:
+                    snapshot = read_snapshot(self._fetched)
         ranks.wait()
-        if self.rank == 0:
+        if ranks.leads_node:
             shutil.rmtree(self._fetched, ignore_errors=True)
         return snapshot
 
