@@ -26,6 +26,7 @@ TellFn = Callable[[str], None]
 RESULTS = Path("bench-results/images.json")
 PARTS: dict[str, Callable[[TellFn], dict[str, Any]]] = {
     "conditional": labelled.measure,
+    "composition": labelled.measure_composition,
     "time_split": time_split.measure,
     "under_load": under_load.measure,
 }

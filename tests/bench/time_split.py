@@ -85,7 +85,7 @@ def _name(way: str, seed: int) -> str:
 def judged(model: EnergyModel, digits: Dataset) -> dict[str, float]:
     """Return the figures of one model."""
     model.config = replace(model.config, sampling=_SAMPLING)
-    held_out, drawn = digits.held_out.numpy(), sample(model, NUM_SAMPLES, seed=5).x.numpy()
+    held_out, drawn = digits.held_out[:].numpy(), sample(model, NUM_SAMPLES, seed=5).x.numpy()
     x_data = continuous(digits, digits.held_out)
     paths = path_log_density(model, x_data[:_ON_PATHS], seed=0, num_paths=_PATHS, num_inner=_INNER)
     long_runs = run_long(model, model.space.encode(x_data[:_NUM_CONDITIONALS]), num_steps=_LONG_STEPS, seed=0)

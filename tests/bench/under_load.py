@@ -15,41 +15,41 @@ import numpy as np
 
 from model import data, presets
 from model.chains.sampling import sample
-from model.evaluation import frechet_distance, nearest_neighbour_accuracy
+from model.composition import Composition
+from tests.bench.composition import digits_judge
+from tests.bench.labelled import NAME, NUM_SAMPLES, SEED, config, figures_of, in_turn
 from tests.bench.trainings import load_trained, train_all
 from worker.engine.engine import Engine
 from worker.queue.tasks import DrawOrder
 
-NUM_SAMPLES = 800
-_SEED = 5
+_OTHER = "digits-digits-0"
+_GUIDANCE = 0.5
 _CLIENTS = 6
 _SAME = 1e-3
 """The largest difference of a pixel, in image values, between samples that count as the same."""
 
 
 def measure(tell_fn: Callable[[str], None]) -> dict[str, Any]:
-    """Return the figures of the same samples, drawn alone and under load."""
-    name = "digits-digits-0"
-    train_all({name: presets.preset("digits")}, tell_fn)
-    model, held_out = load_trained(name), data.load("digits").held_out.numpy()
-    alone = sample(model, NUM_SAMPLES, seed=_SEED).x.numpy()
-    engine = Engine(lambda _: load_trained(name))
+    """Return the figures of the same samples, by label and guidance, drawn alone and under load."""
+    train_all({NAME: config(), _OTHER: presets.preset("digits")}, tell_fn)
+    digits, (judge, _) = data.load("digits"), digits_judge()
+    alone = sample(load_trained(NAME), NUM_SAMPLES, seed=SEED, labels=in_turn(), guidance=_GUIDANCE).x.numpy()
+    labels = tuple(Composition.of_label(label, _GUIDANCE) for label in in_turn())
+    engine = Engine(load_trained)
     engine.start()
     try:
         with _clients(engine) as counts:
-            ticket = engine.draw("model", DrawOrder(num_images=NUM_SAMPLES, seed=_SEED))
+            ticket = engine.draw(NAME, DrawOrder(num_images=NUM_SAMPLES, seed=SEED, labels=labels))
             loaded = np.asarray(ticket.future.result().x)
     finally:
         engine.stop()
-    results: dict[str, Any] = {
-        key: {
-            "frechet": frechet_distance(held_out, drawn),
-            "one_nn": nearest_neighbour_accuracy(held_out, drawn),
-        }
-        for key, drawn in (("alone", alone), ("loaded", loaded))
-    }
     same = np.abs(alone - loaded).reshape(NUM_SAMPLES, -1).max(1) < _SAME
-    results |= {"share_of_same_samples": float(same.mean()), "requests_beside": sum(counts)}
+    results = {
+        "alone": figures_of(alone, digits, judge),
+        "loaded": figures_of(loaded, digits, judge),
+        "share_of_same_samples": float(same.mean()),
+        "requests_beside": sum(counts),
+    }
     tell_fn(str(results))
     return results
 
@@ -62,7 +62,7 @@ def _clients(engine: Engine) -> Iterator[list[int]]:
     def ask(client: int) -> None:
         while not stopped.is_set():
             order = DrawOrder(num_images=(1, 8, 64)[counts[client] % 3], seed=1000 * client + counts[client])
-            engine.draw(("model", "other")[client % 2], order).future.result()
+            engine.draw((NAME, _OTHER)[client % 2], order).future.result()
             counts[client] += 1
 
     threads = [threading.Thread(target=ask, args=(client,)) for client in range(_CLIENTS)]
