@@ -23,7 +23,7 @@ from torch import Tensor
 
 from model.chains.kernels import KERNELS, Adjusted, Flight, State, choose
 from model.chains.sampling import denoising_point
-from model.chains.starts import STARTS, expected_data
+from model.chains.starts import STARTS, Start, expected_data
 from model.composition import ANY_LABEL, Composition
 from model.conditions import At, composed_rows
 from model.config import SamplingConfig, TrainConfig, sampling_kernel
@@ -36,6 +36,7 @@ from model.schedule import expand
 Rows = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
+_START_NAMES, _STARTS = tuple(STARTS), tuple(STARTS.values())
 _EXACT_ROWS, _ROWS_MULTIPLE = 8, 4
 _ACCEPT, _REJECT = np.float32(-1), np.float32(2)  # take the place of a uniform where the decision is known
 
@@ -102,7 +103,7 @@ class Descents:
         self.model = model
         self.capacity = capacity
         self.num_rows = 0
-        self._kernel, self._start = _adjusted_kernel(model.config), STARTS[model.config.sampling.start]
+        self._kernel = _adjusted_kernel(model.config)
         self._noise = NoiseRows(capacity, event, device)
 
         def rows(*shape: int) -> Tensor:
@@ -114,12 +115,14 @@ class Descents:
         level, num_classes = torch.zeros(capacity, dtype=torch.int64, device=device), len(model.class_names)
         self._at = At(level, guidance=rows(), composed=rows(2, num_classes)) if num_classes else At(level)
         self._level, self._num_steps, self._left, self._leaps = (np.zeros(capacity, np.int64) for _ in range(4))
-        self._waiting, self._adjusted = np.zeros(capacity, np.int64), np.zeros(capacity, np.bool_)
+        self._waiting, self._start = (np.zeros(capacity, np.int64) for _ in range(2))
+        self._adjusted = np.zeros(capacity, np.bool_)
         self._tensors = (
             *(self._x_next, self._memory, self._precision, self._step_size, self._noise_scale, *self._at.tensors),
             *(*self._flight.origin, *self._flight[1:]),
         )
-        self._counters = (self._level, self._num_steps, self._left, self._leaps, self._waiting, self._adjusted)
+        counters = (self._level, self._num_steps, self._left, self._leaps, self._waiting)
+        self._counters = (*counters, self._start, self._adjusted)
         self._arrivals: list[Arrivals] = []
         self._ended: list[tuple[Rows, Tensor]] = []
 
@@ -130,6 +133,7 @@ class Descents:
         for row, chain in zip(rows, chains, strict=True):
             self._noise.append(chain.seed, chain.index)
             self._num_steps[row] = chain.settings.num_steps
+            self._start[row] = _START_NAMES.index(chain.settings.start)
             self._adjusted[row] = sampling_kernel(self.model.config.chain, chain.settings) != "langevin"
             self._noise_scale[row] = 1.0 if self._adjusted[row] else chain.settings.noise_scale
         if self._at.guidance is not None and self._at.composed is not None:
@@ -247,19 +251,27 @@ class Descents:
         self._x_next[rows] = x_next
         at, top = self._conditions(rows), self.model.num_levels - 1
         self._step_size[rows] = self.model.step_size[at.level]
-        steps = zip(self._num_steps[rows].tolist(), self._level[rows].tolist(), strict=True)
-        asks = np.array([self._start.asks(num_steps, level == top) for num_steps, level in steps], np.bool_)
-        if asks.any():
-            self._wait(rows[asks], Waiting.start, *self._start.ask(self.model, x_next[asks], at[asks]))
+        begun = zip(*(one[rows].tolist() for one in (self._start, self._num_steps, self._level)), strict=True)
+        asks = np.array([_STARTS[name].asks(num_steps, level == top) for name, num_steps, level in begun], np.bool_)
+        for start, mine in self._by_start(rows[asks]):
+            asking = np.flatnonzero(asks)[mine]
+            self._wait(rows[asking], Waiting.start, *start.ask(self.model, x_next[asking], at[asking]))
         if not asks.all():
             self._begin_chain(rows[~asks], x_next[~asks])
 
+    def _by_start(self, rows: Rows) -> list[tuple[Start, Rows]]:
+        """Return each start that some of the rows have, and the places of those in `rows`."""
+        starts = self._start[rows]
+        return [(_STARTS[index], np.flatnonzero(starts == index)) for index in np.unique(starts)]
+
     def _answer(self, rows: Rows, score: Tensor) -> None:
-        x_next, epsilon = self._x_next[rows], self._noise.normal(rows)
-        y, memory = self._start.answer(self.model, x_next, self._conditions(rows), score, epsilon, self._memory[rows])
-        if memory is not None:
-            self._memory[rows] = memory
-        self._begin_chain(rows, y)
+        for start, mine in self._by_start(rows):
+            asked = rows[mine]
+            x_next, epsilon, memory = self._x_next[asked], self._noise.normal(asked), self._memory[asked]
+            answer = start.answer(self.model, x_next, self._conditions(asked), score[mine], epsilon, memory)
+            if answer.memory is not None:
+                self._memory[asked] = answer.memory
+            self._begin_chain(asked, answer.y)
 
     def _begin_chain(self, rows: Rows, y: Tensor) -> None:
         """Begin the chains at the rows' levels from `y`; a chain of no steps ends there at once."""

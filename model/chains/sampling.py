@@ -99,6 +99,7 @@ def sample(
     num_samples: int,
     *,
     seed: int,
+    start: ChainStart | None = None,
     num_steps: int | None = None,
     noise_scale: float | None = None,
     levels: Collection[int] = (),
@@ -111,7 +112,8 @@ def sample(
 ) -> Samples:
     """Draw samples `first` … `first + num_samples − 1` of the stream `seed`; each depends on its own index alone.
 
-    `num_steps` and `noise_scale` default to the model's `config.sampling`; adjusted kernels have no noise scale.
+    `start`, `num_steps` and `noise_scale` default to the model's `config.sampling`; adjusted kernels have no noise
+    scale.
     `progress_fn(t)` is called when level t is reached. `precision` is the precision of the network's layers, by default
     the model's own, which is float32 for a model that was loaded. `labels` gives a class of a conditional model to each
     sample, or a composition of several, with NO_LABEL for those that may be of any, as all are without `labels`;
@@ -122,6 +124,7 @@ def sample(
     compositions = compositions_of(num_samples, labels, guidance)
     settings = chosen_settings(
         model,
+        start=start,
         num_steps=num_steps,
         noise_scale=noise_scale,
         levels=levels,
@@ -158,6 +161,7 @@ def _composition(label: int | Composition, guidance: float) -> Composition:
 def chosen_settings(
     model: EnergyModel,
     *,
+    start: ChainStart | None = None,
     num_steps: int | None,
     noise_scale: float | None,
     levels: Collection[int],
@@ -177,6 +181,8 @@ def chosen_settings(
         settings = replace(settings, adjusted=is_product if adjusted is None else adjusted)
     if num_steps is None and settings.num_steps == 0 and is_product:
         num_steps = COMPOSED_STEPS
+    if start is not None:
+        settings = replace(settings, start=start)
     if num_steps is not None:
         settings = replace(settings, num_steps=num_steps)
     kernel = sampling_kernel(model.config.chain, settings)

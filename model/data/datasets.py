@@ -159,8 +159,9 @@ def _median_and_std(column: Array) -> tuple[float, float]:
 
 
 def _some_rows(rows: StoredArray) -> Array:
-    """Return all rows, or as many as fit into memory, drawn with the fixed seed."""
-    most = max(1, _MEMORY_BYTES * len(rows) // (rows.size * rows.dtype.itemsize))
-    if most >= len(rows):
+    """Return all rows, or a quarter of what memory holds if that is less, drawn with the fixed seed in one pass."""
+    share = _MEMORY_BYTES / (rows.size * rows.dtype.itemsize)
+    if share >= 1:
         return rows.block(0, len(rows))
-    return rows.rows(np.sort(np.random.default_rng(SPLIT_SEED).choice(len(rows), most, replace=False)))
+    generator = np.random.default_rng(SPLIT_SEED)
+    return np.concatenate([block[generator.random(len(block)) < share / 4] for block in rows.blocks()])

@@ -18,6 +18,7 @@ from pydantic_core import CoreSchema
 from model.composition import DEFAULT_GUIDANCE, MAX_GUIDANCE
 from model.config import Seed, TrainConfig, to_dict
 from model.fields import Config, types_of
+from model.frontier import Quality
 from model.intake.labels import MAX_CLASSES
 from model.presets import PRESETS
 from worker.ids import ULID_PATTERN
@@ -68,8 +69,18 @@ ChainSteps = Annotated[
     Field(
         ge=0,
         le=1000,
-        description="K, the chain steps per noise level; the model's own number when absent",
+        description="K, the chain steps per noise level, from the model's own start; `quality` decides when absent",
         examples=[10],
+    ),
+]
+AskedQuality = Annotated[
+    Quality | None,
+    Field(
+        description="How good samples are to be for what they cost, by the measured settings of the checkpoint: "
+        "`draft` is the cheapest, `best` the nearest to the data, and `standard`, the default, as near to them within "
+        "the noise for fewer evaluations. A checkpoint that was not tuned has its model's own settings; the answer "
+        "says which were used. Not together with `steps`",
+        examples=["standard"],
     ),
 ]
 NoiseScale = Annotated[

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from model.config import CalibrationConfig, TrainConfig
 from model.events import HealthEvent
+from model.frontier import TuneConfig
 from model.presets import ALIASES, PRESET_SUMMARIES
 from service.bodies.datasets import DATASET_NAMES
 from service.bodies.fields import (
@@ -16,6 +17,7 @@ from service.bodies.fields import (
     MODEL_ID,
     SOME_CONFIG,
     Adjusted,
+    AskedQuality,
     ChainSteps,
     CompositionBody,
     Device,
@@ -92,6 +94,12 @@ _OVERRIDES: Any = overrides_of(
         "preset decides when absent",
         examples=[True],
     ),
+    tune=Field(
+        None,
+        description="Whether to measure at the end, in at most a tenth of the time, what samples cost and how good "
+        "they are; the preset decides when absent",
+        examples=[True],
+    ),
 )
 
 
@@ -161,6 +169,24 @@ class CalibrateRequest(_CALIBRATION, _Calibrated):  # type: ignore[misc]
     device: Device = "auto"
 
 
+class _Tuned(RequestBody):
+    """The fields of a tuning request that say which checkpoint it is about, and its name."""
+
+    model: ModelAt = Field(description="Id of a model, or `id@step`; without a step its newest checkpoint")
+    name: Name = Field(None, examples=["frontier"])
+
+
+_TUNING: Any = fields_of(TuneConfig, _Tuned, max_seconds=[60.0])
+
+
+class TuneRequest(_TUNING, _Tuned):  # type: ignore[misc]
+    """A request to measure what samples of a checkpoint cost, and to choose `draft`, `standard` and `best` by it."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"model": MODEL_ID}]})
+
+    device: Device = "auto"
+
+
 class BulkSampleRequest(RequestBody):
     """A request to write many samples of a checkpoint to storage, as shards.
 
@@ -178,6 +204,7 @@ class BulkSampleRequest(RequestBody):
     num_images: int = Field(ge=1, le=1_000_000, examples=[50_000])
     shard_images: int = Field(1000, ge=1, le=10_000, description="Number of samples in each .npy file")
     seed: DrawnSeed = None
+    quality: AskedQuality = None
     steps: ChainSteps = None
     noise_scale: NoiseScale = None
     labels: Labels = None
@@ -200,13 +227,16 @@ class BulkManifestBody(BaseModel):
     seed: int = Field(examples=[0])
     num_images: int = Field(examples=[50_000])
     event_shape: list[int] = Field(examples=[[1, 8, 8]])
-    num_steps: int | None = Field(description="K, when the request named it", examples=[None])
+    num_steps: int | None = Field(description="K as asked; null for the model's own", examples=[0])
+    start: str | None = Field(
+        None, description="Where the chains started, by the quality; null for the model's own", examples=["multistep"]
+    )
     noise_scale: float | None = Field(examples=[None])
     labels: list[str | CompositionBody | None] = Field(
         [], description="What was asked of the samples' labels, which took these in turn", examples=[["3", "5"]]
     )
     guidance: float | None = Field(None, description="Of the labels; null without any", examples=[0.5])
-    gradient_evaluations: int = Field(description="Gradient evaluations per sample", examples=[295])
+    gradient_evaluations: int = Field(description="Gradient evaluations per sample", examples=[14])
     shards: list[BulkShardBody]
 
 
@@ -264,13 +294,13 @@ class JobBody(BaseModel):
         "first checkpoint on",
         examples=[MODEL_ID],
     )
-    model_step: int | None = Field(description="Step of the checkpoint that a calibration is about", examples=[None])
+    model_step: int | None = Field(description="Step of the checkpoint that the job is about", examples=[None])
     seed: int | None = Field(examples=[0])
     dataset: str | None = Field(examples=["digits"])
     device: str | None = Field(examples=["auto"])
     num_gpus: int | None = Field(description="Number of GPUs of each trainer of a training", examples=[1])
     num_nodes: int | None = Field(description="Number of trainers of a training", examples=[1])
-    config: Annotated[dict[str, Any], SchemaOf(TrainConfig, CalibrationConfig)] | None = Field(
+    config: Annotated[dict[str, Any], SchemaOf(TrainConfig, CalibrationConfig, TuneConfig)] | None = Field(
         description="The whole configuration of the job", examples=[SOME_CONFIG]
     )
     created_at: datetime

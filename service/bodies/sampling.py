@@ -6,11 +6,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from model.config import KernelKind, Precision, Seed
+from model.config import ChainStart, KernelKind, Precision, Seed
 from model.densities.verdict import Verdict
 from service.bodies.fields import (
     MODEL_ID,
     Adjusted,
+    AskedQuality,
     ChainSteps,
     CompositionBody,
     DrawnSeed,
@@ -20,7 +21,7 @@ from service.bodies.fields import (
     NoiseScale,
     RequestBody,
 )
-from service.bodies.models import VERDICT, LogZBody
+from service.bodies.models import USED_QUALITY, VERDICT, LogZBody, UsedQuality
 from service.settings import MAX_IMAGES, MAX_ITEM_PATHS, MAX_ITEMS, MAX_LEVELS, MAX_SCALE
 
 
@@ -41,6 +42,7 @@ class SampleRequestBody(RequestBody):
     )
     num_images: int = Field(1, ge=1, le=MAX_IMAGES, description=f"Number of samples, 1…{MAX_IMAGES}", examples=[64])
     seed: DrawnSeed = None
+    quality: AskedQuality = None
     steps: ChainSteps = None
     noise_scale: NoiseScale = None
     labels: Labels = None
@@ -74,7 +76,12 @@ class SampleBody(BaseModel):
     shape: list[int] = Field(
         description="Shape of all samples together: (N, C, H, W) or (N, D)", examples=[[1, 1, 8, 8]]
     )
-    gradient_evaluations: int = Field(description="Gradient evaluations per sample", examples=[200])
+    gradient_evaluations: int = Field(description="Gradient evaluations per sample", examples=[14])
+    quality: UsedQuality = USED_QUALITY
+    start: ChainStart | None = Field(
+        None, description="Where the chains started, by the quality; null for the model's own", examples=["multistep"]
+    )
+    steps: int | None = Field(None, description="K as asked; null for the model's own", examples=[0])
     labels: list[str | CompositionBody | None] | None = Field(
         None, description="What was asked of each sample's label; null for a model without classes", examples=[["3"]]
     )

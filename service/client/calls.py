@@ -17,6 +17,7 @@ from service.client.options import (
     DensityOptions,
     SampleOptions,
     TrainOptions,
+    TuneOptions,
 )
 from service.client.requests import Answer, Classes, Densities, ModelChanges, Scorable, parsed
 from service.client.samples import Samples
@@ -158,6 +159,12 @@ class Calls(Generic[J, M]):
         """Start an estimate of log Z of a checkpoint. Options are those of `CalibrateOptions`."""
         body = given(model=model, **options)
         return self.job_of((yield from requests.create_job("calibrate", body, idempotency_key)))
+
+    @described
+    def tune(self, model: str, *, idempotency_key: str | None = None, **options: Unpack[TuneOptions]) -> Call[J]:
+        """Start a measurement of what samples of a checkpoint cost. Options are those of `TuneOptions`."""
+        body = given(model=model, **options)
+        return self.job_of((yield from requests.create_job("tune", body, idempotency_key)))
 
     @described
     def sample_in_bulk(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from service.bodies.jobs import BulkSampleRequest, CalibrateRequest, TrainRequest
+from service.bodies.jobs import BulkSampleRequest, CalibrateRequest, TrainRequest, TuneRequest
 from service.bodies.options import Option, options_of
 from service.bodies.sampling import ClassifyOptions, LogDensityOptions, SampleRequestBody
 
@@ -30,6 +30,7 @@ from typing import Any, Literal, TypedDict
 _CALLS: list[tuple[str, str, type[BaseModel], Collection[str]]] = [
     ("TrainOptions", "/jobs/train", TrainRequest, ("preset",)),
     ("CalibrateOptions", "/jobs/calibrate", CalibrateRequest, ("model",)),
+    ("TuneOptions", "/jobs/tune", TuneRequest, ("model",)),
     ("BulkOptions", "/jobs/sample", BulkSampleRequest, ("model", "num_images")),
     ("SampleOptions", "/sample", SampleRequestBody, ("model", "num_images", "levels", "scale")),
     ("DensityOptions", "/log-density", LogDensityOptions, ("model",)),

@@ -16,7 +16,14 @@ from service.bodies.jobs import JobBody
 from service.bodies.models import ModelBody
 from service.client import requests
 from service.client.call import Call, ClientError, JobFailedError, Json, Send, answered, described, given
-from service.client.options import BulkOptions, CalibrateOptions, ClassifyOptions, DensityOptions, SampleOptions
+from service.client.options import (
+    BulkOptions,
+    CalibrateOptions,
+    ClassifyOptions,
+    DensityOptions,
+    SampleOptions,
+    TuneOptions,
+)
 from service.client.requests import Answer, Classes, Densities, ModelChanges, Scorable
 from service.client.samples import Samples
 from worker.jobs.record import JobStatus
@@ -132,6 +139,13 @@ class ModelCalls(Answer, ModelBody, Generic[J]):
         """Start an estimate of log Z, which log_density needs. Options are those of `CalibrateOptions`."""
         body = given(model=self.at(step), **options)
         job: J = self._client.job_of((yield from requests.create_job("calibrate", body, None)))
+        return job
+
+    @described
+    def tune(self, *, step: int | None = None, **options: Unpack[TuneOptions]) -> Call[J]:
+        """Start a measurement of what samples cost. Options are those of `TuneOptions`."""
+        body = given(model=self.at(step), **options)
+        job: J = self._client.job_of((yield from requests.create_job("tune", body, None)))
         return job
 
     @described

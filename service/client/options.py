@@ -39,6 +39,9 @@ class TrainOptions(TypedDict, total=False):
     calibrate: bool | None
     """Whether to estimate log Z of the last checkpoint at the end, which POST /log-density needs; the preset decides
     when absent."""
+    tune: bool | None
+    """Whether to measure at the end, in at most a tenth of the time, what samples cost and how good they are; the
+    preset decides when absent."""
     device: Literal["auto", "cpu", "cuda"] | None
     """Where to compute; `auto` takes a GPU when the trainer has one."""
     num_gpus: int | None
@@ -76,6 +79,23 @@ class CalibrateOptions(TypedDict, total=False):
     """Where to compute; `auto` takes a GPU when the trainer has one."""
 
 
+class TuneOptions(TypedDict, total=False):
+    """Fields of POST /jobs/tune."""
+
+    name: str | None
+    """A name for people."""
+    seed: int | None
+    """The seed of the samples; the same seed gives the same samples."""
+    num_samples: int | None
+    """The number of samples that are drawn with each setting."""
+    max_steps: int | None
+    """The largest number of chain steps per level that is tried, beside the model's own, among 0, 1, 2, 4, …."""
+    max_seconds: float | None
+    """The time after which no other setting is measured; when absent, all are."""
+    device: Literal["auto", "cpu", "cuda"] | None
+    """Where to compute; `auto` takes a GPU when the trainer has one."""
+
+
 class BulkOptions(TypedDict, total=False):
     """Fields of POST /jobs/sample."""
 
@@ -85,8 +105,13 @@ class BulkOptions(TypedDict, total=False):
     """Number of samples in each .npy file."""
     seed: int | None
     """Seed of the samples, drawn at random when absent; the header X-Seed or the job's manifest says which it was."""
+    quality: Literal["draft", "standard", "best"] | None
+    """How good samples are to be for what they cost, by the measured settings of the checkpoint: `draft` is the
+    cheapest, `best` the nearest to the data, and `standard`, the default, as near to them within the noise for fewer
+    evaluations. A checkpoint that was not tuned has its model's own settings; the answer says which were used. Not
+    together with `steps`."""
     steps: int | None
-    """K, the chain steps per noise level; the model's own number when absent."""
+    """K, the chain steps per noise level, from the model's own start; `quality` decides when absent."""
     noise_scale: float | None
     """Factor on the chain's noise; the model's own when absent."""
     labels: list[Any] | None
@@ -108,8 +133,13 @@ class SampleOptions(TypedDict, total=False):
 
     seed: int | None
     """Seed of the samples, drawn at random when absent; the header X-Seed or the job's manifest says which it was."""
+    quality: Literal["draft", "standard", "best"] | None
+    """How good samples are to be for what they cost, by the measured settings of the checkpoint: `draft` is the
+    cheapest, `best` the nearest to the data, and `standard`, the default, as near to them within the noise for fewer
+    evaluations. A checkpoint that was not tuned has its model's own settings; the answer says which were used. Not
+    together with `steps`."""
     steps: int | None
-    """K, the chain steps per noise level; the model's own number when absent."""
+    """K, the chain steps per noise level, from the model's own start; `quality` decides when absent."""
     noise_scale: float | None
     """Factor on the chain's noise; the model's own when absent."""
     labels: list[Any] | None

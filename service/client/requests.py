@@ -149,6 +149,7 @@ def draw(model: str, num_images: int, levels: Iterable[int], options: SampleOpti
         seed=int(reply.headers["X-Seed"]),
         model=reply.headers["X-Model"],
         gradient_evaluations=int(reply.headers["X-NFE"]),
+        quality=reply.headers.get("X-Quality", "own"),
         labels=json.loads(reply.headers.get("X-Labels", "[]")),
         guidance=float(reply.headers["X-Guidance"]) if "X-Guidance" in reply.headers else None,
         kernel=reply.headers.get("X-Kernel"),

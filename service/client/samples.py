@@ -30,6 +30,8 @@ class Samples:
     """The checkpoint that was sampled, as id@step."""
     gradient_evaluations: int
     """Gradient evaluations per sample."""
+    quality: str = "own"
+    """The quality whose settings were used, or `own` for the model's own settings and for numbers of the request."""
     labels: list[Any] = field(default_factory=list)
     """What was asked of the samples' labels, which took it in turn; empty if nothing was."""
     guidance: float | None = None

@@ -11,11 +11,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from service.bodies.jobs import CalibrateRequest, TrainRequest
+from service.bodies.jobs import CalibrateRequest, TrainRequest, TuneRequest
 from service.client import ClientError, Job, Recovery, RefusedError
 from service.client.call import Json
 from service.client.progress import Bar, health_in_words
 from service.commands import terminal_image
+from service.commands.frontier import print_frontier
 from service.commands.options import (
     JOBS_PANEL,
     ApiKey,
@@ -193,6 +194,28 @@ def calibrate(
     with Recovery(url, api_key=api_key) as client:
         job = client.calibrate(model_at(client, model), **options)
         _started(job, wait=wait, as_json=as_json)
+
+
+@application.command(
+    rich_help_panel=JOBS_PANEL,
+    epilog=examples("recovery tune MODEL --wait", "recovery tune MODEL@2000 --num-samples 5000 --max-steps 32"),
+)
+@takes_fields(TuneRequest, leave_out=("model",))
+def tune(
+    model: ModelAt,
+    *,
+    options: Json,
+    wait: Wait = False,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Measure what samples of a checkpoint cost and how good they are, and print the job's id, then a table."""
+    with Recovery(url, api_key=api_key) as client:
+        job = client.tune(model_at(client, model), **options)
+        _started(job, wait=wait, as_json=as_json)
+        if wait and not as_json:
+            print_frontier(job.model(), job.model_step)
 
 
 @application.command(

@@ -16,6 +16,7 @@ from service.client.call import Json
 from service.client.progress import Bar, with_error
 from service.client.samples import spread_levels
 from service.commands import terminal_image
+from service.commands.frontier import frontier_in_short
 from service.commands.options import (
     MODELS_PANEL,
     ApiKey,
@@ -56,7 +57,8 @@ def models(
         print_line(f"{found.name or found.id}, trained on {found.dataset or 'data that are not known'}")
         if found.classes:
             print_line(f"classes: {', '.join(found.classes)}")
-        print_table(["checkpoint", "size", "log Z, nats", "held-out log density, nats"], _checkpoints(found))
+        headings = ["checkpoint", "size", "log Z, nats", "held-out log density, nats", "evaluations"]
+        print_table(headings, _checkpoints(found))
     else:
         print_table(["id", "name", "tags", "dataset", "checkpoints"], [_row(model) for model in found])
 
@@ -73,7 +75,8 @@ def _checkpoints(model: Model) -> list[list[str]]:
         log_z = with_error(known.log_z.estimate, known.log_z.std_error) if known else "not calibrated"
         held_out = known.held_out_log_density if known else None
         told = "" if held_out is None else f"{held_out:.3f}"
-        rows.append([f"{model.id}@{one.step}", f"{one.size_bytes / 1e6:.1f} MB", log_z, told])
+        costs = "not tuned" if one.frontier is None else frontier_in_short(one.frontier)
+        rows.append([f"{model.id}@{one.step}", f"{one.size_bytes / 1e6:.1f} MB", log_z, told, costs])
     return rows
 
 
@@ -87,7 +90,7 @@ def _checkpoints(model: Model) -> list[list[str]]:
         "recovery sample MODEL@2000 -n 50000 --bulk --out samples/",
     ),
 )
-@takes_fields(SampleRequestBody, only=("seed", "steps", "noise_scale", "guidance", "adjusted"))
+@takes_fields(SampleRequestBody, only=("seed", "quality", "steps", "noise_scale", "guidance", "adjusted"))
 def sample(
     model: ModelAt,
     *,
@@ -136,12 +139,13 @@ def sample(
         shape, cost = list(drawn.x.shape), drawn.gradient_evaluations
         told = {"file": str(out), "model": drawn.model, "seed": drawn.seed, "shape": shape}
         labels = {"labels": drawn.labels, "guidance": drawn.guidance} if drawn.labels else {}
-        print_json({**told, **labels, "kernel": drawn.kernel, "gradient_evaluations": cost})
+        print_json({**told, **labels, "kernel": drawn.kernel, "gradient_evaluations": cost, "quality": drawn.quality})
     else:
         print_line(out)
         of_labels = f", {len(drawn.labels)} labels in turn with guidance {drawn.guidance:g}" if drawn.labels else ""
+        how = "the model's own settings" if drawn.quality == "own" else f"quality {drawn.quality}"
         cost = drawn.gradient_evaluations
-        print_note(f"{drawn.model}, seed {drawn.seed}{of_labels}, {cost} gradient evaluations a sample")
+        print_note(f"{drawn.model}, seed {drawn.seed}{of_labels}, {how}, {cost} gradient evaluations a sample")
 
 
 def _label(text: str) -> Any:

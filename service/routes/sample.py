@@ -39,6 +39,7 @@ from service.work.images import (
     is_image,
 )
 from service.work.labels import named, read_labels
+from service.work.quality import Chosen, chosen
 from worker.queue.tasks import DRAW, SampleReply, SampleRequest
 
 router = APIRouter(tags=["sampling"])
@@ -61,6 +62,7 @@ class Drawing:
     step: int
     seed: int
     num_levels: int
+    how: Chosen
     classes: tuple[str, ...]
     own_kernel: KernelKind
     """By which the model's chains move unless something else is asked."""
@@ -74,8 +76,8 @@ class Drawing:
         """
         levels = self.body.levels or (range(self.num_levels + 1) if stream else [])
         decided = {"seed": self.seed, "levels": sorted(set(levels), reverse=True), "stream": stream}
-        decided |= {"labels": self.labels}
-        asked = self.body.model_dump(exclude={"model", "scale", "guidance"})
+        decided |= {"labels": self.labels, "start": self.how.start, "num_steps": self.how.num_steps}
+        asked = self.body.model_dump(exclude={"model", "scale", "guidance", "quality", "steps"})
         return SampleRequest.model_validate(addressed(stores, self.model_id, self.step) | asked | decided)
 
     def told(self) -> dict[str, Any]:
@@ -93,6 +95,7 @@ class Drawing:
     def headers(self, kernel: KernelKind | None) -> dict[str, str]:
         """What the headers say of how the samples were drawn; labels that are too long for one are left out."""
         found = {"X-Seed": str(self.seed), "X-Precision": self.body.precision, "Vary": "Accept"}
+        found["X-Quality"] = self.how.quality
         if kernel is not None:
             found["X-Kernel"] = kernel
         if self.labels:
@@ -139,6 +142,10 @@ class Drawing:
             "headers": {
                 "X-Seed": {"description": "The seed used", "schema": {"type": "integer"}},
                 "X-Precision": {"description": "Of the network's arithmetic", "schema": {"type": "string"}},
+                "X-Quality": {
+                    "description": "Whose settings, as in SampleBody",
+                    "schema": {"type": "string"},
+                },
                 "X-Kernel": {"description": "By which the chains moved", "schema": {"type": "string"}},
                 "X-Labels": {
                     "description": "As JSON, what was asked of the samples' labels, which took it in turn; absent for "
@@ -226,8 +233,10 @@ def _prepare(stores: Stores, body: SampleRequestBody) -> Drawing:
     step = checkpoint_step(stores, model_id, step)
     num_levels = int(config.get("schedule", {}).get("num_levels", 0))
     _require_levels(body.levels, num_levels)
-    _require_little_work(body, config, stores.settings.max_chain_steps)
     labels = read_labels(body.labels, body.guidance, classes, body.num_images)
+    is_plain = body.adjusted is None and not any(one.is_product for one in labels)
+    how = chosen(stores, model_id, step, quality=body.quality, steps=body.steps, is_plain=is_plain)
+    _require_little_work(body, config, how.num_steps, stores.settings.max_chain_steps)
     require_sampler(stores)
     return Drawing(
         body=body,
@@ -235,6 +244,7 @@ def _prepare(stores: Stores, body: SampleRequestBody) -> Drawing:
         step=step,
         seed=random_seed() if body.seed is None else body.seed,
         num_levels=num_levels,
+        how=how,
         classes=classes,
         own_kernel=_own_kernel(config),
         labels=labels,
@@ -255,9 +265,9 @@ def _require_levels(levels: Sequence[int], num_levels: int) -> None:
         )
 
 
-def _require_little_work(body: SampleRequestBody, config: Mapping[str, Any], limit: int) -> None:
+def _require_little_work(body: SampleRequestBody, config: Mapping[str, Any], num_steps: int | None, limit: int) -> None:
     num_levels = config.get("schedule", {}).get("num_levels", 1)
-    num_steps = config.get("sampling", {}).get("num_steps") if body.steps is None else body.steps
+    num_steps = config.get("sampling", {}).get("num_steps") if num_steps is None else num_steps
     work = body.num_images * num_levels * (num_steps or 1)
     if work > limit:
         raise field_problem(
@@ -318,7 +328,9 @@ def _to_zip(x: FloatArray, drawing: Drawing, reply: SampleReply) -> bytes:
         "model": model_at(reply),
         "seed": reply.seed,
         "num_images": len(x),
-        "steps": drawing.body.steps,
+        "quality": drawing.how.quality,
+        "start": drawing.how.start,
+        "steps": drawing.how.num_steps,
         "noise_scale": drawing.body.noise_scale,
         **drawing.told(),
         "gradient_evaluations": reply.gradient_evaluations,
@@ -334,6 +346,9 @@ def _to_json(x: FloatArray, drawing: Drawing, reply: SampleReply) -> bytes:
         seed=reply.seed,
         shape=list(x.shape),
         gradient_evaluations=reply.gradient_evaluations,
+        quality=drawing.how.quality,
+        start=drawing.how.start,
+        steps=drawing.how.num_steps,
         levels=[SampleLevelBody(level=level, **_as_json(values, scale)) for level, values in _levels(reply)],
         kernel=reply.kernel,
         note=drawing.note(reply.kernel),

@@ -6,6 +6,7 @@ import { classifyingPanel } from "./classifying.js";
 import { datasetNames } from "./datasets.js";
 import { actionButton, ask, h, messagePlace, problem, say } from "./dom.js";
 import { ago, bytes, facts, whole } from "./format.js";
+import { frontierPanel } from "./frontier.js";
 import { title } from "./models.js";
 import { samplingPanel } from "./sampling.js";
 import { scoringPanel } from "./scoring.js";
@@ -126,7 +127,8 @@ export async function view(root, { id, signal }) {
     const { calibration } = checkpoint;
     const isPlanar = calibration?.event_shape.length === 1 && calibration.event_shape[0] === 2;
     place.replaceChildren(
-      samplingPanel(model, checkpoint.step, leaving.signal),
+      samplingPanel(model, checkpoint, leaving.signal),
+      frontierPanel(modelAt, checkpoint.frontier),
       ...(isPlanar ? [densityMap(model, checkpoint.step, leaving.signal)] : []),
       ...(model.classes?.length && model.event_shape ? [classifyingPanel(model, modelAt, leaving.signal)] : []),
       calibration ? scoringPanel(modelAt, calibration, leaving.signal) : calibratePanel(modelAt),

@@ -5,6 +5,7 @@ import { actionButton, freshId, h, messagePlace, say } from "./dom.js";
 import { eventKindOfConfig } from "./events.js";
 import { decoded, drawImages, drawPoints, magnified, reach } from "./frames.js";
 import { fixed, whole } from "./format.js";
+import { QUALITIES, pointOf } from "./frontier.js";
 import { hasGrid } from "./jobs.js";
 
 const MAX_SEED = 2 ** 32;
@@ -31,6 +32,16 @@ function slider(label, note, { min, max, step, value, format, disabled = false }
       say(output, format(value));
     },
   };
+}
+
+/** A choice among the measured qualities of a checkpoint; null where none were measured. */
+function qualityChoice(frontier) {
+  if (!frontier) return null;
+  const options = QUALITIES.map((quality) => {
+    const cost = pointOf(frontier, quality).evaluations;
+    return h("option", { value: quality }, `${quality}, ${whole(cost)} evaluations a sample`);
+  });
+  return h("select", { id: "quality", value: "standard" }, options, h("option", { value: "" }, "my own number of steps"));
 }
 
 /** What samples of a conditional model are to be of: a class and how strongly; null for other models. */
@@ -63,7 +74,7 @@ function labelControls(classes) {
   };
 }
 
-function controls(config, classes) {
+function controls(config, classes, frontier) {
   const labels = labelControls(classes);
   const kind = eventKindOfConfig(config);
   const own = config.sampling ?? { num_steps: 30, noise_scale: 1 };
@@ -97,6 +108,11 @@ function controls(config, classes) {
     value: own.noise_scale,
     format: (value) => fixed(value, 2),
   });
+  const quality = qualityChoice(frontier);
+  const chainSteps = h("div", {}, steps.element);
+  const showOwn = () => (chainSteps.hidden = Boolean(quality?.value));
+  quality?.addEventListener("change", showOwn);
+  showOwn();
   const reset = h(
     "button",
     { type: "button", class: "link", onclick: () => [steps, noise, labels].forEach((one) => one?.reset()) },
@@ -106,8 +122,9 @@ function controls(config, classes) {
     element: [
       h("div", { class: "field" }, h("label", { for: "count" }, "Samples"), count),
       h("div", { class: "field" }, h("label", { for: "seed" }, "Seed"), h("div", { class: "row" }, seed, dice)),
+      quality ? h("div", { class: "field" }, h("label", { for: "quality" }, "Quality"), quality) : null,
       labels?.element ?? [],
-      steps.element,
+      chainSteps,
       noise.element,
       h("p", {}, reset),
     ],
@@ -115,7 +132,8 @@ function controls(config, classes) {
       const text = seed.value.trim();
       if (!/^\d+$/.test(text)) throw new Error(`“${seed.value}” is not a seed; expected a whole number from 0 on.`);
       const body = { model, num_images: Number(count.value), seed: Number(text), scale: 1, ...labels?.fields() };
-      if (!steps.isOwn()) body.steps = steps.value;
+      if (quality?.value) body.quality = quality.value;
+      else if (quality || !steps.isOwn()) body.steps = steps.value;
       if (!noise.isOwn()) body.noise_scale = noise.value;
       return body;
     },
@@ -128,10 +146,10 @@ function byLabel(samples, inTurn) {
   return Array.from({ length: inTurn }, (_, label) => samples.filter((_, index) => index % inTurn === label)).flat();
 }
 
-export function samplingPanel(model, step, signal) {
+export function samplingPanel(model, { step, frontier }, signal) {
   const config = model.config ?? {};
   const numLevels = config.schedule?.num_levels ?? 0;
-  const form = controls(config, model.classes);
+  const form = controls(config, model.classes, frontier);
   const { element: message, report } = messagePlace();
   const first = h(
     "p",

@@ -47,6 +47,7 @@ def test_operation_ids_are_stable(document: dict[str, Any]) -> None:
         "get_model_density",
         "sample",
         "calibrate",
+        "tune",
         "log_density",
         "classify",
         "upload_dataset",

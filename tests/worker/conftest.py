@@ -42,6 +42,7 @@ def tiny_config(**changes: Any) -> TrainConfig:
         preset("density-2d"),
         energy="gaussian",
         calibrate=False,
+        tune=False,
         network=NetworkConfig(kind="mlp", width=8, num_blocks=1, spectral_norm=False),
         schedule=ScheduleConfig(kind="log_snr", num_levels=3),
         chain=ChainConfig(num_steps=1, step_size=0.1),

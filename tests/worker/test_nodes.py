@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from worker.queue.broker import make_app, wake
 from worker.redis_keys import GATHERING
 from worker.storage.artifacts import Artifacts
 from worker.trainer.supervise import Supervisor
+from worker.trainer.team import Membership, Team
 
 LONG = {"steps": 1_000_000, "checkpoint_every": 50}
 
@@ -87,6 +90,36 @@ def test_a_gathering_and_its_places_run_out_like_a_lease(store: RecordStore, gat
         assert 0 < store.redis.pttl(key) <= 1000 * store.settings.lease_s
     store.redis.set(GATHERING, b'{"of": "another version"}')
     assert nodes.join("c@test") is None
+
+
+def test_a_node_that_falls_silent_is_lost_and_a_wiped_redis_is_no_silence(
+    store: RecordStore, gathering: Gathering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes, clock = Nodes(store.redis, store.settings), itertools.count(0, 1000)
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    team = Team(nodes, gathering, store.settings.model_copy(update={"nodes_patience_s": 1e9}))
+    team.look()
+    assert not team.is_complete
+    members = [Membership(store, nodes, *place, f"{place[1]}@test") for place in iter(lambda: nodes.join("x"), None)]
+    team.look()
+    assert team.is_complete
+    assert not nodes.is_gathering()
+    store.redis.delete(*(f"node:{gathering.lease.job_id}:{gathering.lease.token}:{index}" for index in (1, 2)))
+    team.look()
+    for member in members:
+        member.renew(leaves=False)
+    for _ in range(3):
+        team.look()
+    assert (team.lost, team.leaves) == (None, False)
+    members[0].end()
+    for _ in range(3):
+        assert team.lost is None
+        team.look()
+    assert team.lost == "the trainer of node 1 of 3 was lost"
+    store.lose_attempt(gathering.lease, team.lost)
+    assert not members[1].is_over
+    members[1].renew(leaves=False)
+    assert members[1].is_over
 
 
 @pytest.mark.slow

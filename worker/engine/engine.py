@@ -125,6 +125,7 @@ class Engine:
             model = lane.model
             settings = chosen_settings(
                 model,
+                start=order.start,
                 num_steps=order.num_steps,
                 noise_scale=order.noise_scale,
                 levels=order.levels,

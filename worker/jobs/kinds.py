@@ -15,9 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidat
 from pydantic.json_schema import SkipJsonSchema
 
 from model.composition import Composition
-from model.config import CalibrationConfig, TrainConfig, from_dict, to_dict
+from model.config import CalibrationConfig, ChainStart, TrainConfig, from_dict, to_dict
 from model.errors import ConfigError
 from model.events import BatchEvent, HealthEvent, RollbackEvent, StepEvent
+from model.frontier import TuneConfig
 from worker.jobs.event import (
     CalibratedEvent,
     CalibrationEvent,
@@ -27,6 +28,8 @@ from worker.jobs.event import (
     GridEvent,
     SamplingEvent,
     ShardEvent,
+    TunedEvent,
+    TuningEvent,
 )
 from worker.redis_keys import TRAIN_QUEUE
 from worker.storage.shards import Manifest
@@ -38,6 +41,7 @@ class JobKind(StrEnum):
     train = "train"
     sample = "sample"
     calibrate = "calibrate"
+    tune = "tune"
 
 
 KindName: TypeAlias = Annotated[JobKind | SkipJsonSchema[str], Field(union_mode="left_to_right")]
@@ -95,6 +99,14 @@ class CalibrateSpec(Spec):
     """of the checkpoint"""
 
 
+class TuneSpec(Spec):
+    """A measurement of what samples of a checkpoint cost, and of how good they are."""
+
+    config: Annotated[TuneConfig, PlainValidator(_reader(TuneConfig)), PlainSerializer(to_dict)]
+    step: int
+    """of the checkpoint"""
+
+
 class SampleSpec(Spec):
     """Many samples of a checkpoint, into storage as shards."""
 
@@ -106,6 +118,8 @@ class SampleSpec(Spec):
     seed: int
     num_steps: int | None
     """K, chain steps per level; None is the model's own"""
+    start: ChainStart | None = None
+    """where the chain of each level starts; None is the model's own"""
     noise_scale: float | None
     """multiplies the chain's noise; None is the model's own"""
     labels: tuple[Composition, ...] = ()
@@ -155,6 +169,8 @@ KINDS = (
             HealthEvent,
             CalibrationEvent,
             CalibratedEvent,
+            TuningEvent,
+            TunedEvent,
         ),
         makes_model=True,
     ),
@@ -163,6 +179,12 @@ KINDS = (
         spec=CalibrateSpec,
         module="worker.kinds.calibrate",
         events=(CalibrationEvent, CalibratedEvent),
+    ),
+    Kind(
+        name=JobKind.tune,
+        spec=TuneSpec,
+        module="worker.kinds.tune",
+        events=(TuningEvent, TunedEvent),
     ),
     Kind(
         name=JobKind.sample,

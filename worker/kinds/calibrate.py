@@ -55,7 +55,7 @@ def calibrate_checkpoint(
     model = load_checkpoint(attempt, model_id, step, device_of(record))
     attempt.use_threads(model.config.network, tuple(model.event_shape), config.num_chains)
     # before the chains: a dataset that is gone should not cost an hour
-    dataset = _dataset(attempt, model)
+    dataset = data_of(attempt, model)
     rounds, log_z, began_at = 0, None, time.monotonic()
     tolerance = density.tolerance_of(model, config.tolerance)
     for log_z in density.calibrate(
@@ -97,7 +97,7 @@ def load_checkpoint(attempt: Attempt, model_id: str, step: int, device: str) -> 
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _dataset(attempt: Attempt, model: EnergyModel) -> Dataset | None:
+def data_of(attempt: Attempt, model: EnergyModel) -> Dataset | None:
     """The data that the model was trained on; None where an import did not say. Raises DataError, ShapeError."""
     from model import data
 

@@ -1,7 +1,7 @@
 """The work of a training; worker/trainer/attempt.py is its frame.
 
 Of several ranks all train, and the leading one does what is seen from outside: it finds the data and the checkpoint,
-tells of progress, stores checkpoints, and calibrates.
+tells of progress, stores checkpoints, tunes and calibrates.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from model.config import CalibrationConfig, TrainConfig
-from model.errors import CheckpointError
+from model.errors import CheckpointError, ModelError
 from model.events import (
     BatchEvent,
     CheckpointEvent,
@@ -29,12 +29,14 @@ from model.events import (
     StepEvent,
     TrainEvent,
 )
+from model.frontier import TuneConfig
 from worker.datasets.names import fetch_dataset, unread_column
 from worker.jobs.deletion import Deletions, Retention
 from worker.jobs.event import CheckpointsDeletedEvent, CheckpointStoredEvent, GridEvent, NoticeEvent, StartedEvent
 from worker.jobs.kinds import TrainSpec
 from worker.jobs.record import JobRecord, Progress, RecordError
 from worker.kinds.calibrate import calibrate_checkpoint
+from worker.kinds.tune import tune_checkpoint
 from worker.storage.artifacts import ArtifactDamaged, ArtifactError, ArtifactMissing
 from worker.trainer.attempt import Attempt, device_of
 from worker.trainer.spool import Spool, deliver_leftovers
@@ -56,13 +58,16 @@ _QUICK = {"max_bridges": 8, "max_chains": CalibrationConfig.num_chains}
 that of `density-2d`. A job of its own goes further."""
 
 
+_SHORTEST_TUNING_S, _LONGEST_TUNING_S = 1.0, 600.0
+
+
 class Run(Attempt):
     """One attempt at a training: it goes on from the newest committed checkpoint, and delivers what it yields."""
 
     _stop_reason: StopReason | None = None
 
     def work(self, record: JobRecord) -> StopReason | None:
-        """Train, deliver, and calibrate the last checkpoint if the configuration says so."""
+        """Train, deliver, and tune and calibrate the last checkpoint if the configuration says so."""
         spec = TrainSpec.of(record.spec)
         config = spec.config
         spool = self._start_spool(record.model_id or record.id, spec) if self.rank == 0 else None
@@ -71,12 +76,33 @@ class Run(Attempt):
         if spool is None:
             return None
         spool.flush(self._delivery_patience_s)
+        # from storage, where the checkpoint is committed by now: what is measured is what will be served
+        if self._stop_reason is None and config.tune:
+            self._stop_reason = self._tune(record, config)
         if self._stop_reason is None and config.calibrate:
-            # from storage, where the checkpoint is committed by now: what is scored is what will be served
             options = CalibrationConfig(seed=config.seed, **_QUICK)
             model_id = record.model_id or record.id
             return calibrate_checkpoint(self, record, model_id, config.steps, options, report_progress=False)
         return self._stop_reason
+
+    def _tune(self, record: JobRecord, config: TrainConfig) -> StopReason | None:
+        """Tune the last checkpoint in a small share of the training's time, if that is enough for anything."""
+        limit_s = min(self.settings.tuning_share * self._elapsed_s(record), _LONGEST_TUNING_S)
+        if limit_s < _SHORTEST_TUNING_S:
+            return None
+        options = TuneConfig(seed=config.seed, num_samples=500, max_steps=8, max_seconds=limit_s)
+        try:
+            return tune_checkpoint(
+                self, record, record.model_id or record.id, config.steps, options, report_progress=False
+            )
+        except ModelError as error:  # the training has succeeded all the same
+            self.telemetry.event(NoticeEvent(text=f"not tuned: {error}"))
+            return None
+
+    def _elapsed_s(self, record: JobRecord) -> float:
+        """Seconds since the first attempt at the job began, or this one, where its event is forgotten."""
+        started = (event.at for event in self.store.read_events(record.id) if event.type == "started")
+        return (datetime.now(UTC) - next(started, record.started_at or datetime.now(UTC))).total_seconds()
 
     def _train(self, record: JobRecord, config: TrainConfig, ranks: Ranks, spool: Spool | None) -> None:
         from model import data, training  # torch takes seconds; signals and threads are in place by now

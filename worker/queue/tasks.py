@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from model.composition import Composition
-from model.config import KernelKind, Precision
+from model.config import ChainStart, KernelKind, Precision
 from worker.queue.messages import DoubleArray, FloatArray, R, SamplerReply, SamplerRequest
 
 Q = TypeVar("Q", bound=SamplerRequest)
@@ -29,6 +29,8 @@ class DrawOrder(BaseModel):
     seed: int = Field(ge=0, lt=2**63)
     num_steps: int | None = Field(default=None, ge=0, le=10_000, validation_alias=AliasChoices("num_steps", "steps"))
     """K, chain steps per level; None is the model's own."""
+    start: ChainStart | None = None
+    """Where the chain of each level starts; None is the model's own."""
     noise_scale: float | None = Field(default=None, ge=0, le=2)
     """What the chain's noise is multiplied by; None is the model's own."""
     labels: tuple[Composition, ...] = ()

@@ -246,3 +246,22 @@ def test_a_network_of_lower_precision_differs_a_little_and_its_gaussian_not_at_a
         samples = sample(lower, 4, seed=0).x
     assert samples.dtype == torch.float32
     assert not torch.equal(samples, sample(exact, 4, seed=0).x)
+
+
+def test_rows_that_start_in_different_ways_are_as_if_each_were_alone() -> None:
+    model = _model(replace(_CONFIG, sampling=SamplingConfig(num_steps=1, start="neighbour", denoise=True)))
+    settings = [
+        replace(model.config.sampling, start=start, num_steps=num_steps)
+        for start in get_args(ChainStart)
+        for num_steps in (0, 2)
+    ]
+    found: dict[int, Tensor] = {}
+    names = list(range(len(settings)))
+    with model.frozen():
+        descents = Descents(model, len(settings))
+        descents.add([Chain(5, index, one) for index, one in enumerate(settings)])
+        while names:
+            _finish(descents, names, found)
+    for index, one in enumerate(settings):
+        alone = sample(model, 1, seed=5, first=index, start=one.start, num_steps=one.num_steps)
+        torch.testing.assert_close(found[index], alone.x[0], atol=1e-5, rtol=1e-5)
