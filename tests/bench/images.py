@@ -14,17 +14,41 @@ import platform
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
+from model import presets
 from tests.bench import labelled, time_split, trainings, under_load
+from tests.bench.frontier import cheap_enough, digits_frontier, engine_ratio
 
 TellFn = Callable[[str], None]
 RESULTS = Path("bench-results/images.json")
+_SEEDS = range(5)
+
+
+def _digits(tell_fn: TellFn) -> dict[str, Any]:
+    """Return what samples of the digits cost (`tests.bench.frontier`)."""
+    preset = presets.preset("digits")
+    trainings.train_all({f"digits-digits-{seed}": replace(preset, seed=seed) for seed in _SEEDS}, tell_fn)
+    points = digits_frontier(_SEEDS, trainings.FOLDER)
+    for point in points:
+        tell_fn(str(point))
+    rates = engine_ratio(trainings.load_trained(f"digits-digits-{_SEEDS[0]}"))
+    tell_fn(f"samples a second in the engine: {rates}")
+    return {
+        "frontier": points,
+        "few_evaluations": cheap_enough(points),
+        "engine_ratio": rates["ratio"],
+        "samples_per_s": rates,
+    }
+
+
 PARTS: dict[str, Callable[[TellFn], dict[str, Any]]] = {
+    "digits": _digits,
     "conditional": labelled.measure,
     "composition": labelled.measure_composition,
     "time_split": time_split.measure,
