@@ -229,6 +229,9 @@ class ScoreMatchingConfig(Config):
     noise_contrast: _Weight = 0.0
     """The weight of a logistic loss between x_λ and draws of the widened Gaussian base, which raises the energy where
     no data fall, since score matching says nothing there. `dual` only."""
+    level_classification_weight: _Weight = 0.0
+    """The weight of a logistic loss that tells the level of x_t from a neighbouring one by their energies, which ties
+    the levels together as `dual` does. `marginal` only."""
     low_noise_tilt: Annotated[float, Interval(ge=0.0, le=10.0)] = 0.0
     """The tilt of the density ∝ (λ − min)^tilt with which log-SNRs λ are drawn. `dual` only."""
     learning_rate: _LearningRate = 1e-3
