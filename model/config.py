@@ -25,7 +25,7 @@ UNKNOWN_DATASET = "unknown"
 """The dataset of imported weights of which it is not known what they were trained on."""
 
 ScheduleKind = Literal["published", "linear_betas", "log_snr"]
-NetworkKind = Literal["resnet", "mlp"]
+NetworkKind = Literal["resnet", "unet", "mlp"]
 Activation = Literal["leaky_relu", "silu"]
 EnergyForm = Literal["step_size", "gaussian", "log_snr"]
 ChainStart = Literal["neighbour", "predictor", "multistep"]

@@ -14,7 +14,7 @@ class Images(EventKind):
 
     name = "images"
     axes = ("C", "H", "W")
-    networks = ("resnet", "mlp")
+    networks = ("resnet", "unet", "mlp")
     preset = "digits"
     standardized_over = ()
     pictured_channels = CHANNELS

@@ -7,6 +7,7 @@ tells of progress, stores checkpoints, and calibrates.
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 import structlog
 from redis.exceptions import RedisError
 
-from model.config import CalibrationConfig, TrainConfig
+from model.config import CalibrationConfig, TrainConfig, to_dict
 from model.errors import CheckpointError
 from model.events import (
     BatchEvent,
@@ -29,10 +30,18 @@ from model.events import (
     StepEvent,
     TrainEvent,
 )
+from model.planning import Machine, expectations, fit, overlaid, plan
 from worker.datasets.names import fetch_dataset
 from worker.jobs.deletion import Deletions, Retention
-from worker.jobs.event import CheckpointsDeletedEvent, CheckpointStoredEvent, GridEvent, NoticeEvent, StartedEvent
-from worker.jobs.kinds import TrainSpec
+from worker.jobs.event import (
+    CheckpointsDeletedEvent,
+    CheckpointStoredEvent,
+    GridEvent,
+    NoticeEvent,
+    PlanEvent,
+    StartedEvent,
+)
+from worker.jobs.kinds import PlanRequest, TrainSpec
 from worker.jobs.record import JobRecord, Progress, RecordError
 from worker.kinds.calibrate import calibrate_checkpoint
 from worker.storage.artifacts import ArtifactDamaged, ArtifactError, ArtifactMissing
@@ -42,6 +51,7 @@ from worker.trainer.watch import StopReason
 
 if TYPE_CHECKING:
     from model.checkpoints.checkpoint import Snapshot
+    from model.data.datasets import Dataset
     from model.training.ranks import Ranks
 
 log = structlog.get_logger(__name__)
@@ -56,18 +66,22 @@ _QUICK = {"max_bridges": 8, "max_chains": CalibrationConfig.num_chains}
 that of `density-2d`. A job of its own goes further."""
 
 
+_MEASURED_SHARE = 0.03
+"""The share of a planned training's time in which its steps are timed."""
+
+
 class Run(Attempt):
     """One attempt at a training: it goes on from the newest committed checkpoint, and delivers what it yields."""
 
     _stop_reason: StopReason | None = None
+    _checkpoint_every = 1
 
     def work(self, record: JobRecord) -> StopReason | None:
         """Train, deliver, and calibrate the last checkpoint if the configuration says so."""
         spec = TrainSpec.of(record.spec)
-        config = spec.config
         spool = self._start_spool(record.model_id or record.id, spec) if self.rank == 0 else None
         with self._ranks(record) as ranks:
-            self._train(record, config, ranks, spool)
+            config = self._train(record, spec, ranks, spool)
         if spool is None:
             return None
         spool.flush(self._delivery_patience_s)
@@ -78,7 +92,8 @@ class Run(Attempt):
             return calibrate_checkpoint(self, record, model_id, config.steps, options, report_progress=False)
         return self._stop_reason
 
-    def _train(self, record: JobRecord, config: TrainConfig, ranks: Ranks, spool: Spool | None) -> None:
+    def _train(self, record: JobRecord, spec: TrainSpec, ranks: Ranks, spool: Spool | None) -> TrainConfig:
+        begun, config = time.monotonic(), spec.config
         from model import data, training  # torch takes seconds; signals and threads are in place by now
         from model.networks.winograd import bfloat16_is_slow
 
@@ -88,10 +103,13 @@ class Run(Attempt):
             )
         device = self._device(record)
         dataset = data.load(location, self.settings.read_limits, config.image_size, max_deviation=config.max_deviation)
+        if spec.plan is not None:
+            config = self._planned(record, spec.plan, config.dataset, dataset, device, ranks, begun)
         self.use_threads(config.network, dataset.event_shape, config.largest_batch_size)
+        self._checkpoint_every = config.checkpoint_every
         model_id = record.model_id or record.id
         if spool is not None:
-            self.patiently(lambda: self._describe_model(model_id, record))
+            self.patiently(lambda: self._describe_model(model_id, record, config))
         snapshot = self._found_together(ranks, lambda: self._newest_snapshot(model_id))
         start_step = snapshot.step if snapshot else 0
         if spool is not None:
@@ -113,6 +131,31 @@ class Run(Attempt):
         for event in events:
             if spool is not None:
                 self._deliver(event, spool)
+        return config
+
+    def _planned(
+        self, record: JobRecord, wish: PlanRequest, name: str, dataset: Dataset, device: str, ranks: Ranks, begun: float
+    ) -> TrainConfig:
+        """Decide by the data, the machine and the time since `begun` how to train, for this and every later attempt."""
+        import torch
+
+        from model.data.datasets import summary_of
+        from model.training.pace import measure_pace
+
+        machine = Machine(device=device, num_threads=torch.get_num_threads())
+        chosen = plan(summary_of(dataset), machine, name)
+        config = overlaid(chosen.config, wish.changes)
+        self.use_threads(config.network, dataset.event_shape, config.largest_batch_size)
+        seconds = 60 * wish.minutes
+        step_s = measure_pace(config, dataset, device, ranks, seconds=_MEASURED_SHARE * seconds)
+        left_s = float(ranks.sum(torch.tensor(begun + seconds - time.monotonic() if ranks.leads else 0.0)))
+        config = overlaid(fit(config, step_s, left_s), wish.changes)
+        if self.rank == 0:
+            spec = {**record.spec, "config": to_dict(config), "plan": None}
+            self.patiently(lambda: self.store.decide(self.lease, spec))
+            reasons = [*chosen.reasons, *expectations(config, step_s, wish.minutes)]
+            self.telemetry.event(PlanEvent(minutes=wish.minutes, steps=config.steps, reasons=reasons))
+        return config
 
     def _ranks(self, record: JobRecord) -> AbstractContextManager[Ranks]:
         from model.training.ranks import ALONE, joined
@@ -172,7 +215,7 @@ class Run(Attempt):
         )
         try:
             self.watch.confirm()
-            steps = Deletions(self.store).thin_out(model_id, retention, spec.config.checkpoint_every)
+            steps = Deletions(self.store).thin_out(model_id, retention, self._checkpoint_every)
             if steps:
                 self.telemetry.event(CheckpointsDeletedEvent(steps=steps, **asdict(retention)))
         except (ArtifactError, RedisError, RecordError) as error:  # after the next checkpoint, then
@@ -189,17 +232,16 @@ class Run(Attempt):
             return self.settings.kill_grace_s / 3
         return self.settings.storage_patience_s
 
-    def _describe_model(self, model_id: str, record: JobRecord) -> None:
+    def _describe_model(self, model_id: str, record: JobRecord, config: TrainConfig) -> None:
         if self.artifacts.has_model(model_id):
             return
-        config = record.spec["config"]
         self.artifacts.put_model(
             model_id,
             {
                 "id": model_id,
                 "name": record.name,
-                "dataset": config.get("dataset"),
-                "config": config,
+                "dataset": config.dataset,
+                "config": to_dict(config),
                 "job_id": record.id,
                 "created_at": datetime.now(UTC).isoformat(),
             },
