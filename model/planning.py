@@ -32,7 +32,7 @@ IMAGES_PRESET = "images"
 """The preset whose configuration is planned."""
 DEFAULT_MINUTES = 15.0
 """The time of a training that names none."""
-_RECOVERY_SHARE = 0.15
+RECOVERY_SHARE = 0.15
 """The share of the time that recovery likelihood takes, at the end."""
 _RESERVED_SHARE = 0.03
 """The share of the time that is kept for previews, checkpoints and the end."""
@@ -104,7 +104,7 @@ def plan(found: Summary, machine: Machine, dataset: str) -> Plan:
             learning_rate=5e-5, beta2=0.99, warmup_steps=100, cosine_decay=True, max_gradient_norm=1.0, ema_decay=0.998
         ),
         score_matching=ScoreMatchingConfig(
-            steps=9_000, batch_size=batch_size, form="marginal", learning_rate=2e-3, recovery_weight=1.0
+            steps=9_000, batch_size=batch_size, form="marginal", learning_rate=2e-3, evenness=0.0, recovery_weight=1.0
         ),
         dataset=dataset,
         steps=10_000,
@@ -117,14 +117,16 @@ def plan(found: Summary, machine: Machine, dataset: str) -> Plan:
     return Plan(config=config, reasons=tuple(_reasons(found, machine, config, sides)))
 
 
-def fit(config: TrainConfig, step_s: Mapping[Phase, float], seconds: float) -> TrainConfig:
+def fit(
+    config: TrainConfig, step_s: Mapping[Phase, float], seconds: float, recovery_share: float = RECOVERY_SHARE
+) -> TrainConfig:
     """Return `config` with as many steps of each phase as end within `seconds`, and what goes by their number.
 
-    `step_s` is what a step of each phase takes, in seconds.
+    `step_s` is what a step of each phase takes, in seconds; `recovery_share` of the time is for recovery likelihood.
     """
     usable_s = seconds * (1 - _RESERVED_SHARE)
-    matching = max(1, int(usable_s * (1 - _RECOVERY_SHARE) / step_s["score_matching"]))
-    recovery = max(1, int(usable_s * _RECOVERY_SHARE / step_s["recovery"]))
+    matching = max(1, int(usable_s * (1 - recovery_share) / step_s["score_matching"]))
+    recovery = int(usable_s * recovery_share / step_s["recovery"])
     steps, every = matching + recovery, max(1, (matching + recovery) // _NUM_PREVIEWS)
     return replace(
         config,
@@ -172,7 +174,7 @@ def _reasons(found: Summary, machine: Machine, config: TrainConfig, sides: list[
         + ("." if on_gpu else ", where a step must stay cheap; a GPU would get four times the width."),
         f"Batches of {config.score_matching.batch_size} at {config.schedule.num_levels} noise levels, and samples in "
         f"{config.schedule.num_levels} evaluations: one at each level.",
-        f"Score matching takes {1 - _RECOVERY_SHARE:.0%} of the time, recovery likelihood the rest.",
+        f"Score matching takes {1 - RECOVERY_SHARE:.0%} of the time, recovery likelihood the rest.",
     ]
     if config.affine_jitter:
         told.append("The pictures are few, so that each is shifted and turned a little whenever it is seen.")

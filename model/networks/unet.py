@@ -41,12 +41,12 @@ class UNetEnergy(ResNetEnergy):
         scales = self.encoded(x, embedding)
         output = self.read_features(scales[-1], embedding)
         h = scales.pop()
-        for first, *others in self.decoder:  # type: ignore[misc]
+        for blocks in self.decoder:
             finer = scales.pop()
-            h = F.interpolate(first(h, embedding), size=finer.shape[2:])  # narrowed first, where that is cheaper
-            h = _SKIP_GAIN * (h + finer)
-            for block in others:
+            for index, block in enumerate(blocks):  # type: ignore[arg-type]
                 h = block(h, embedding)
-        drawn = self.conv_out(self.activation(h)).to(x.dtype)
+                if index == 0:  # narrowed before it is enlarged, where that is cheaper
+                    h = _SKIP_GAIN * (F.interpolate(h, size=finer.shape[2:]) + finer)
+        drawn: Tensor = self.conv_out(self.activation(h)).to(x.dtype)
         agreement = (drawn * (x - drawn / 2)).flatten(1).sum(1)
         return output + (agreement if self.num_classes == 0 else agreement[:, None])

@@ -99,7 +99,7 @@ class TrainRequest(_OVERRIDES, _TrainingStart):  # type: ignore[misc]
 
     minutes: float | None = Field(
         None,
-        ge=1,
+        ge=0.1,
         le=10_080,
         description="Time that the training may take, with preset `images` only, which is planned to end within it; "
         f"{DEFAULT_MINUTES:g} when absent",

@@ -1,7 +1,9 @@
-"""Judges trainings of real pictures: `mnist5k` and `photo_crops` train by the preset `images` and compare.
+"""Judges trainings of real pictures: `mnist5k` and `photo_crops` train as the preset `images` does, and compare.
 
 The digits are judged in the features of a small classifier, by their Fréchet distance to held-out digits and by the
-accuracy of a nearest neighbour that tells the two apart; the crops of photographs in patches' pixels.
+accuracy of a nearest neighbour that tells the two apart; crops of photographs by the same in their pixels. Beside the
+model stand the same time of score matching alone and mixtures of Gaussians. `python -m tests.bench.pictures` trains all
+of them one after another, prints the figures and draws the samples into bench-results/.
 """
 
 from __future__ import annotations
@@ -68,10 +70,129 @@ def train_judge(digits: Dataset) -> tuple[Judge, float]:
             moved = jittered(digits.train[rows], 1.2, noise)
             loss = F.cross_entropy(judge(moved), digits.labels.train[rows], label_smoothing=0.05)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
     judge.eval()
     with torch.no_grad():
         accuracy = float((judge(digits.held_out).argmax(1) == digits.labels.held_out).float().mean())
     return judge, accuracy
+
+
+def mnist5k(minutes: float) -> dict[str, Any]:
+    """Train on the digits twice for `minutes`, and return the figures of both models and of a mixture of Gaussians."""
+    digits = data.load("mnist5k")
+    judge, accuracy = train_judge(digits)
+    found = compared(digits, minutes, judge.features)
+    return {"judge_accuracy": accuracy, **found}
+
+
+def photo_crops(minutes: float) -> dict[str, Any]:
+    """Train on the crops twice for `minutes`, and return the figures of both models, a Gaussian and a mixture."""
+    crops = data.load("photo-crops")
+    found = compared(crops, minutes, lambda x: x.reshape(len(x), -1))
+    gaussian = sample_gaussian(crops.train.numpy(), _NUM_SAMPLES, seed=0).clip(-1, 1)
+    return {**found, "gaussian": figures(crops.held_out.numpy(), gaussian, lambda x: x.reshape(len(x), -1))}
+
+
+def compared(dataset: Dataset, minutes: float, features_fn: FeaturesFn) -> dict[str, Any]:
+    """Return the figures of the plan, of as much time of score matching alone, of a mixture, and of training data."""
+    held_out = dataset.held_out.numpy()
+    found: dict[str, Any] = {}
+    for name, recovery_share in (("model", RECOVERY_SHARE), ("score_matching", 0.0)):
+        trained = train_planned(dataset, minutes, recovery_share)
+        samples = drawn(trained.model)
+        draw_sheet(f"{dataset.name}-{name}", samples)
+        found[name] = {**figures(held_out, samples, features_fn), **trained.told}
+    mixture, num_components = best_mixture(dataset)
+    found["mixture"] = {**figures(held_out, mixture, features_fn), "num_components": num_components}
+    found["training_data"] = figures(held_out, dataset.train[:_NUM_SAMPLES].numpy(), features_fn)
+    return found
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model, and what its training took."""
+
+    model: EnergyModel
+    told: dict[str, float]
+
+
+def train_planned(dataset: Dataset, minutes: float, recovery_share: float) -> Trained:
+    """Train for `minutes` as the preset `images` does, or with another share of recovery likelihood."""
+    begun, cpu_begun = time.monotonic(), time.process_time()
+    machine = Machine(device="cpu", num_threads=torch.get_num_threads())
+    config = plan(summary_of(dataset), machine, dataset.name).config
+    step_s = measure_pace(config, dataset, seconds=_MEASURED_SHARE * 60 * minutes)
+    config = fit(config, step_s, 60 * minutes - (time.monotonic() - begun), recovery_share)
+    config = replace(config, num_preview_samples=16)
+    with tempfile.TemporaryDirectory() as directory:
+        for event in train(config, dataset):
+            if isinstance(event, CheckpointEvent) and event.step == config.steps:
+                event.write(Path(directory) / "last")
+        model = load_model(Path(directory) / "last")
+    told = {
+        "steps": config.steps,
+        "score_matching_steps": config.score_matching.steps,
+        "minutes": (time.monotonic() - begun) / 60,
+        "cpu_minutes": (time.process_time() - cpu_begun) / 60,
+    }
+    return Trained(model, told)
+
+
+def drawn(model: EnergyModel) -> Array:
+    """Draw samples as the model does by default; of a conditional one, every class in turn."""
+    num_classes = len(model.class_names)
+    labels = [index % num_classes for index in range(_NUM_SAMPLES)] if num_classes else None
+    samples: Array = sample(model, _NUM_SAMPLES, seed=1, labels=labels).x.numpy()
+    return samples
+
+
+def figures(held_out: Array, samples: Array, features_fn: FeaturesFn) -> dict[str, float]:
+    """Return the Fréchet distance and the 1-NN accuracy of samples beside held-out data, in features."""
+    real, generated = features_fn(held_out), features_fn(samples)
+    return {
+        "frechet": frechet_distance(real, generated),
+        "one_nn": nearest_neighbour_accuracy(real, generated),
+    }
+
+
+def best_mixture(dataset: Dataset) -> tuple[Array, int]:
+    """Draw from the mixture of Gaussians, of 1 to 100 components in PCA space, that a validation set finds likeliest.
+
+    A fifth of the training data chooses the number; the mixture is then fit to all of them.
+    """
+    flat = dataset.train.flatten(1).numpy()
+    pca = PCA(0.95, random_state=0).fit(flat)
+    coded = pca.transform(flat)
+    cut = len(coded) * 4 // 5
+
+    def fitted(rows: npt.NDArray[Any], count: int) -> GaussianMixture:
+        return GaussianMixture(count, reg_covar=1e-3, random_state=0, max_iter=50).fit(rows)
+
+    chosen = max((1, 2, 5, 10, 20, 50, 100), key=lambda count: fitted(coded[:cut], count).score(coded[cut:]))
+    codes, _ = fitted(coded, chosen).sample(_NUM_SAMPLES)
+    codes = np.random.default_rng(0).permutation(codes)  # they come sorted by component
+    samples = pca.inverse_transform(codes).reshape(-1, *dataset.event_shape).clip(-1, 1)
+    return samples.astype(np.float32), chosen
+
+
+def draw_sheet(name: str, samples: Array) -> None:
+    """Draw the first hundred samples, enlarged, as a picture in bench-results."""
+    _FOLDER.mkdir(exist_ok=True)
+    sheet = pixels.sheet(samples[:100])
+    image = Image.fromarray(sheet[..., 0] if sheet.shape[-1] == 1 else sheet)
+    image.resize((2 * image.width, 2 * image.height), Image.Resampling.NEAREST).save(_FOLDER / f"{name}.png")
+
+
+def main() -> None:
+    """Run both, for the minutes that the command line names, 15 by default, and write bench-results/pictures.json."""
+    minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 15.0
+    found = {"mnist5k": mnist5k(minutes), "photo_crops": photo_crops(minutes), "minutes": minutes}
+    _FOLDER.mkdir(exist_ok=True)
+    (_FOLDER / "pictures.json").write_text(json.dumps(found, indent=2))
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()
