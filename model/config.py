@@ -218,7 +218,7 @@ class ScoreMatchingConfig(Config):
     and fixes log Z near 0 (`dual`, energy `log_snr` only)."""
     evenness: Annotated[float, Interval(ge=0.0, le=1.0)] = 1.0
     """How evenly errors count along the principal directions of the data: all alike (1), or as much as pixels do in
-    them (0), so that what a picture shows at large counts more than its grain. `marginal` only, with a Gaussian base."""
+    them (0), so that what a picture shows at large counts more than its grain. `marginal` only."""
     noise_contrast: _Weight = 0.0
     """The weight of a logistic loss between x_λ and draws of the widened Gaussian base, which raises the energy where
     no data fall, since score matching says nothing there. `dual` only."""

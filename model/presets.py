@@ -278,6 +278,9 @@ PRESETS: dict[str, TrainConfig] = {
 for _name, _paper in _PAPERS.items():
     PRESETS |= _in_three_forms(_name, _t6(_paper))
 
+PAPER_PRESETS = frozenset(name for name in PRESETS if "-t6" in name or "-t1k" in name)
+"""The presets that repeat the paper's experiments, or one of them in small."""
+
 ALIASES: dict[str, str] = {name: f"{name}-t6" for name in _PAPERS}
 """The bare name of one of the paper's datasets stands for its T6 preset, the setting of the paper's samples."""
 

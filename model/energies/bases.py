@@ -136,8 +136,8 @@ class GaussianBase(nn.Module):
         """Bring the residual σ̄_t ∇E − ε (B, *event) to the units of the network's part in it, along each eigenvector.
 
         The network has output scale ᾱ/σ̄ and input scale (λ/v)^½, so that its part has the scale s = ᾱ (λ/v)^½, by which
-        all eigenvectors count alike. With `evenness` e they count as s^(2−2e), with their mean 1 at every level. Returns
-        (B, D).
+        all eigenvectors count alike. With `evenness` e they count as s^(2−2e), with the same sum at every level.
+        Returns (B, D).
         """
         alpha_bar, _, variance = self._moments(level)
         scale = alpha_bar * (self.variance / variance).sqrt()

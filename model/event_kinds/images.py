@@ -15,7 +15,7 @@ class Images(EventKind):
     name = "images"
     axes = ("C", "H", "W")
     networks = ("resnet", "unet", "mlp")
-    preset = "digits"
+    preset = "images"
     standardized_over = ()
     pictured_channels = CHANNELS
 

@@ -33,6 +33,8 @@ class TrainOptions(TypedDict, total=False):
     calibrate: bool | None
     """Whether to estimate log Z of the last checkpoint at the end, which POST /log-density needs; the preset decides
     when absent."""
+    minutes: float | None
+    """Time that the training may take, with preset `images` only, which is planned to end within it; 15 when absent."""
     device: Literal["auto", "cpu", "cuda"] | None
     """Where to compute; `auto` takes a GPU when the trainer has one."""
     num_gpus: int | None

@@ -83,7 +83,7 @@ def test_what_a_request_asks_for_stays_and_mistakes_in_it_are_named() -> None:
     config = planned((1, 28, 28)).config
     changed = overlaid(config, {"network": {"width": 24}, "seed": 7})
     assert changed == replace(config, network=replace(config.network, width=24), seed=7)
-    with pytest.raises(ConfigError, match="unknown field network.breadth"):
+    with pytest.raises(ConfigError, match=r"unknown field network\.breadth"):
         overlaid(config, {"network": {"breadth": 24}})
 
 
