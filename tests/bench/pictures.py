@@ -156,8 +156,8 @@ def train_planned(dataset: Dataset, minutes: float, recovery_share: float) -> Tr
     with tempfile.TemporaryDirectory() as directory:
         for event in train(config, dataset):
             if isinstance(event, CheckpointEvent) and event.step == config.steps:
-                event.write(Path(directory) / "last")
-        model = load_model(Path(directory) / "last")
+                event.write(Path(directory))
+        model = load_model(Path(directory))
     told = {
         "steps": config.steps,
         "score_matching_steps": config.score_matching.steps,
