@@ -81,7 +81,7 @@ def test_pictures_are_planned_by_the_trainer_for_the_time_that_is_given(
     assert job["config"]["network"]["width"] == 8
     assert job["config"]["network"]["kind"] == "unet"
     assert recovery.model(job["model_id"])["config"] == job["config"]
-    assert recovery.sample(job["model_id"], 2, seed=0, labels=["0", "1"]).x.shape == (2, 3, 8, 9)
+    assert recovery.sample(job["model_id"], 2, seed=0).x.shape == (2, 3, 8, 9)
 
 
 def test_rows_of_a_csv_get_a_density(recovery: Recovery, tmp_path: Path) -> None:
