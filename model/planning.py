@@ -33,7 +33,12 @@ IMAGES_PRESET = "images"
 DEFAULT_MINUTES = 15.0
 """The time of a training that names none."""
 RECOVERY_SHARE = 0.15
-"""The share of the time that recovery likelihood takes, at the end."""
+"""The share of the time that recovery likelihood takes, at the end of a training that is long enough for it."""
+_MATCHING_FIRST_STEPS = 4_500
+"""A training with time for fewer steps of score matching is score matching alone: with 2,300 on `mnist5k`, the steps of
+recovery likelihood that 15 % of the time allowed did less than as much more score matching."""
+_FEW_STEPS = 1_500
+"""Of score matching; samples are poor after fewer."""
 _RESERVED_SHARE = 0.03
 """The share of the time that is kept for previews, checkpoints and the end."""
 _NUM_PREVIEWS = 10
@@ -118,13 +123,17 @@ def plan(found: Summary, machine: Machine, dataset: str) -> Plan:
 
 
 def fit(
-    config: TrainConfig, step_s: Mapping[Phase, float], seconds: float, recovery_share: float = RECOVERY_SHARE
+    config: TrainConfig, step_s: Mapping[Phase, float], seconds: float, recovery_share: float | None = None
 ) -> TrainConfig:
     """Return `config` with as many steps of each phase as end within `seconds`, and what goes by their number.
 
-    `step_s` is what a step of each phase takes, in seconds; `recovery_share` of the time is for recovery likelihood.
+    `step_s` is what a step of each phase takes, in seconds. `recovery_share` of the time is for recovery likelihood; by
+    default RECOVERY_SHARE, or nothing in short trainings.
     """
     usable_s = seconds * (1 - _RESERVED_SHARE)
+    if recovery_share is None:
+        is_long = usable_s * (1 - RECOVERY_SHARE) >= _MATCHING_FIRST_STEPS * step_s["score_matching"]
+        recovery_share = RECOVERY_SHARE if is_long else 0.0
     matching = max(1, int(usable_s * (1 - recovery_share) / step_s["score_matching"]))
     recovery = int(usable_s * recovery_share / step_s["recovery"])
     steps, every = matching + recovery, max(1, (matching + recovery) // _NUM_PREVIEWS)
@@ -174,7 +183,8 @@ def _reasons(found: Summary, machine: Machine, config: TrainConfig, sides: list[
         + ("." if on_gpu else ", where a step must stay cheap; a GPU would get four times the width."),
         f"Batches of {config.score_matching.batch_size} at {config.schedule.num_levels} noise levels, and samples in "
         f"{config.schedule.num_levels} evaluations: one at each level.",
-        f"Score matching takes {1 - RECOVERY_SHARE:.0%} of the time, recovery likelihood the rest.",
+        f"Score matching takes {1 - RECOVERY_SHARE:.0%} of the time and recovery likelihood the rest, or all of it "
+        f"where there is time for fewer than {_MATCHING_FIRST_STEPS:,} steps.",
     ]
     if config.affine_jitter:
         told.append("The pictures are few, so that each is shifted and turned a little whenever it is seen.")
@@ -184,8 +194,13 @@ def _reasons(found: Summary, machine: Machine, config: TrainConfig, sides: list[
 
 
 def _expected_quality(config: TrainConfig) -> str:
-    """Return what was measured of trainings of as many score-matching steps."""
-    seen = config.score_matching.steps * config.score_matching.batch_size
-    if seen < 60_000:
-        return "That is short: expect blurred pictures; more minutes help more than anything else."
-    return ""
+    """Return how good the samples of a training of as many steps were, where one was measured."""
+    if config.score_matching.steps < _FEW_STEPS:
+        return (
+            "That is short: after 700 steps, digits of 28×28 pixels were often broken (1-NN accuracy 0.81, where 0.5 "
+            "is perfect). More minutes help more than anything else."
+        )
+    return (
+        "After 2,600 steps, most digits of 28×28 pixels could be read (1-NN accuracy 0.63, where 0.5 is perfect and a "
+        "mixture of Gaussians has 0.94); larger or more varied pictures take more."
+    )

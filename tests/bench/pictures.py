@@ -37,7 +37,7 @@ from model.evaluation import frechet_distance, nearest_neighbour_accuracy, sampl
 from model.event_kinds import pixels
 from model.events import CheckpointEvent
 from model.noise import SharedNoise, make_generator
-from model.planning import RECOVERY_SHARE, Machine, fit, plan
+from model.planning import Machine, fit, plan
 from model.training.loop import train
 from model.training.pace import measure_pace
 
@@ -126,7 +126,7 @@ def compared(dataset: Dataset, minutes: float, features_fn: FeaturesFn) -> dict[
     """Return the figures of the plan, of as much time of score matching alone, of a mixture, and of training data."""
     held_out = dataset.held_out.numpy()
     found: dict[str, Any] = {}
-    for name, recovery_share in (("model", RECOVERY_SHARE), ("score_matching", 0.0)):
+    for name, recovery_share in (("model", None), ("score_matching", 0.0)):
         trained = train_planned(dataset, minutes, recovery_share)
         samples = drawn(trained.model)
         draw_sheet(f"{dataset.name}-{name}", samples)
@@ -145,7 +145,7 @@ class Trained:
     told: dict[str, float]
 
 
-def train_planned(dataset: Dataset, minutes: float, recovery_share: float) -> Trained:
+def train_planned(dataset: Dataset, minutes: float, recovery_share: float | None) -> Trained:
     """Train for `minutes` as the preset `images` does, or with another share of recovery likelihood."""
     begun, cpu_begun = time.monotonic(), time.process_time()
     machine = Machine(device="cpu", num_threads=torch.get_num_threads())

@@ -57,7 +57,7 @@ def test_vectors_are_refused_with_the_preset_that_takes_them() -> None:
         plan(BUILT_IN_DATASETS["two_moons"], CPU, "two_moons")
 
 
-@pytest.mark.parametrize("seconds", [60.0, 900.0, 36_000.0])
+@pytest.mark.parametrize("seconds", [300.0, 900.0, 36_000.0])
 def test_the_steps_fill_the_time_and_the_phases_their_shares(seconds: float) -> None:
     config = fit(planned((1, 28, 28)).config, STEP_S, seconds)
     matching = config.score_matching.steps
@@ -65,6 +65,14 @@ def test_the_steps_fill_the_time_and_the_phases_their_shares(seconds: float) -> 
     assert 0.9 * seconds < sum(spent.values()) < seconds
     assert spent["recovery"] == pytest.approx(0.15 * sum(spent.values()), rel=0.1)
     assert config.sample_every == config.checkpoint_every == config.steps // 10
+
+
+def test_a_short_training_is_score_matching_alone_and_a_share_can_be_asked_for() -> None:
+    config = planned((1, 28, 28)).config
+    short = fit(config, STEP_S, 60)
+    assert short.steps == short.score_matching.steps == int(0.97 * 60 / 0.05)
+    asked = fit(config, STEP_S, 60, recovery_share=0.5)
+    assert asked.steps - asked.score_matching.steps == int(0.97 * 30 / 0.4)
 
 
 def test_weights_are_averaged_over_few_steps_of_a_short_training_and_more_of_a_long_one() -> None:
@@ -92,4 +100,5 @@ def test_the_plan_says_what_a_step_costs_and_what_short_trainings_give() -> None
     costs, quality = expectations(config, STEP_S, 1)
     assert "50 ms of score matching and 400 ms of recovery likelihood" in costs
     assert f"{config.score_matching.steps:,} and {config.steps - config.score_matching.steps:,} steps" in costs
-    assert "blurred" in quality
+    assert "More minutes help" in quality
+    assert "could be read" in expectations(fit(config, STEP_S, 900), STEP_S, 15)[1]
