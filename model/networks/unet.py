@@ -43,7 +43,7 @@ class UNetEnergy(ResNetEnergy):
         h = scales.pop()
         for blocks in self.decoder:
             finer = scales.pop()
-            for index, block in enumerate(blocks):  # type: ignore[arg-type]
+            for index, block in enumerate(blocks.children()):
                 h = block(h, embedding)
                 if index == 0:  # narrowed before it is enlarged, where that is cheaper
                     h = _SKIP_GAIN * (F.interpolate(h, size=finer.shape[2:]) + finer)

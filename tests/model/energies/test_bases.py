@@ -150,6 +150,7 @@ def test_errors_count_by_directions_alike_or_as_pixels_do_with_the_same_sum() ->
     base = GaussianBase(make_schedule(_CONFIG.schedule), (3,))
     base.fit(torch.randn(5000, 3) * torch.tensor([3.0, 1.0, 0.1]))
     level, residual = torch.tensor([2, 2]), torch.randn(2, 3)
+    assert base.rotation is not None
     rotated = residual @ base.rotation
     alpha_bar, sigma_bar = base.alpha_bar[2], base.sigma_bar[2]
     scale = alpha_bar * (base.variance / (alpha_bar**2 * base.variance + sigma_bar**2)).sqrt()
