@@ -10,6 +10,7 @@ A path runs from a closed form of known normalizer to the target; neighbouring e
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -60,12 +61,24 @@ class AnnealingPath:
         """
         if self.spreads is None:
             return [_geometric(1.0, num_bridges)] * (len(self.energies) - 1)
-        ratios = (self.spreads[:, 0] / self.spreads[:, 1]).double()
-        lengths = self.spreads[:, 0].double() * torch.where(
-            (ratios - 1).abs() < _EQUAL, 1.0, ratios.log() / (ratios - 1)
-        )
+        ratios, lengths = _ratios(self.spreads), _lengths(self.spreads)
         numbers = (lengths / lengths.sum() * num_bridges * len(lengths)).round().clamp(min=1).long()
         return [_geometric(ratio, number) for ratio, number in zip(ratios.tolist(), numbers.tolist(), strict=True)]
+
+    @property
+    def fewest_bridges(self) -> int:
+        """The power of 2 from which on, as `tune` measured, weights spread by at most a nat at each temperature."""
+        return 1 if self.spreads is None else 1 << max(0, math.ceil(math.log2(_lengths(self.spreads).mean())))
+
+
+def _ratios(spreads: Tensor) -> Tensor:
+    return (spreads[:, 0] / spreads[:, 1]).double()
+
+
+def _lengths(spreads: Tensor) -> Tensor:
+    """Return ∫ std(U − V) dβ of each pair, in nats, where the inverse of the standard deviation is linear in β."""
+    ratios = _ratios(spreads)
+    return spreads[:, 0].double() * torch.where((ratios - 1).abs() < _EQUAL, 1.0, ratios.log() / (ratios - 1))
 
 
 def _geometric(ratio: float, number: int) -> list[float]:
