@@ -93,12 +93,11 @@ class NetworkConfig(Config):
     path: ClassVar[str] = "network."
 
     kind: NetworkKind = "resnet"
-    """The kind of network: `resnet` takes images, `mlp` takes vectors."""
+    """The kind of network: `resnet`, and `unet`, which draws too, take images; `mlp` takes vectors."""
     width: Annotated[int, Interval(ge=4, le=4096)] = 128
     """The number of channels at full resolution (DRL: ch), or of units in a hidden layer of the MLP."""
     multipliers: Annotated[tuple[Annotated[int, Interval(ge=1, le=16)], ...], Len(1, 8)] = (1, 2, 2, 2)
-    """The factor of `width` at each resolution, the full one first; 2×2 average pooling leads from each to the next.
-    `resnet` only."""
+    """The factor of `width` at each resolution, the full one first; 2×2 pooling leads to the next. Not for `mlp`."""
     num_blocks: Annotated[int, Interval(ge=1, le=64)] = 8
     """The number of residual blocks at each resolution (DRL: N), or of the MLP."""
     activation: Activation = "leaky_relu"
@@ -227,8 +226,8 @@ class ScoreMatchingConfig(Config):
     matching (`marginal`), or the same for x_λ at a continuous log-SNR λ and ∂E/∂λ too, which ties the levels together
     and fixes log Z near 0 (`dual`, energy `log_snr` only)."""
     evenness: Annotated[float, Interval(ge=0.0, le=1.0)] = 1.0
-    """How evenly errors count along the principal directions of the data: all alike (1), or as much as pixels do in
-    them (0), so that what a picture shows at large counts more than its grain. `marginal` only."""
+    """How evenly errors count along the principal directions of the data: all alike (1), or as pixels do (0), by which
+    what a picture shows at large counts more than its grain. `marginal` only."""
     noise_contrast: _Weight = 0.0
     """The weight of a logistic loss between x_λ and draws of the widened Gaussian base, which raises the energy where
     no data fall, since score matching says nothing there. `dual` only."""

@@ -164,8 +164,14 @@ def expectations(config: TrainConfig, step_s: Mapping[Phase, float], minutes: fl
 
 
 def overlaid(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
-    """Return `config` with what a request asks for laid over it, as nested JSON values. Raises ConfigError."""
-    return from_dict(TrainConfig, merged(to_dict(config), changes))
+    """Return `config` with what a request asks for laid over it, as nested JSON values.
+
+    With another number of steps the phases keep their shares. Raises ConfigError.
+    """
+    shares = to_dict(config)
+    if isinstance(steps := changes.get("steps"), int):
+        shares["score_matching"]["steps"] = config.score_matching.steps * steps // config.steps
+    return from_dict(TrainConfig, merged(shares, changes))
 
 
 def _reasons(found: Summary, machine: Machine, config: TrainConfig, sides: list[int]) -> list[str]:

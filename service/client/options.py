@@ -39,11 +39,11 @@ class TrainOptions(TypedDict, total=False):
     calibrate: bool | None
     """Whether to estimate log Z of the last checkpoint at the end, which POST /log-density needs; the preset decides
     when absent."""
-    minutes: float | None
-    """Time that the training may take, with preset `images` only, which is planned to end within it; 15 when absent."""
     tune: bool | None
     """Whether to measure at the end, in at most a tenth of the time, what samples cost and how good they are; the
     preset decides when absent."""
+    minutes: float | None
+    """Time that the training may take, with preset `images` only, which is planned to end within it; 15 when absent."""
     device: Literal["auto", "cpu", "cuda"] | None
     """Where to compute; `auto` takes a GPU when the trainer has one."""
     num_gpus: int | None

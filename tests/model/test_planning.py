@@ -91,6 +91,8 @@ def test_what_a_request_asks_for_stays_and_mistakes_in_it_are_named() -> None:
     config = planned((1, 28, 28)).config
     changed = overlaid(config, {"network": {"width": 24}, "seed": 7})
     assert changed == replace(config, network=replace(config.network, width=24), seed=7)
+    half = overlaid(config, {"steps": config.steps // 2})
+    assert half.score_matching.steps == config.score_matching.steps // 2
     with pytest.raises(ConfigError, match=r"unknown field network\.breadth"):
         overlaid(config, {"network": {"breadth": 24}})
 

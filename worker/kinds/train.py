@@ -173,7 +173,9 @@ class Run(Attempt):
         self.use_threads(config.network, dataset.event_shape, config.largest_batch_size)
         seconds = 60 * wish.minutes
         step_s = measure_pace(config, dataset, device, ranks, seconds=_MEASURED_SHARE * seconds)
-        left_s = float(ranks.sum(torch.tensor(begun + seconds - time.monotonic() if ranks.leads else 0.0)))
+        tuning_s = self.settings.tuning_share * seconds if config.tune else 0.0
+        left_s = begun + seconds - tuning_s - time.monotonic()
+        left_s = float(ranks.sum(torch.tensor(left_s if ranks.leads else 0.0)))
         config = overlaid(fit(config, step_s, left_s), wish.changes)
         if self.rank == 0:
             spec = {**record.spec, "config": to_dict(config), "plan": None}
