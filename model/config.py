@@ -106,8 +106,7 @@ class NetworkConfig(Config):
     """Normalize every layer by its largest singular value (DRL). Without this, layers start with the gains of
     `model.networks.blocks`."""
     coordinates: bool = False
-    """Add two input channels that hold the row and the column of each pixel, for objects that are always centred alike.
-    `resnet` only."""
+    """Add two input channels that hold the row and the column of each pixel, for centred objects. Not for `mlp`."""
     level_width: _Width = 0
     """The number of units of the level embedding; 0 stands for four times `width` (DRL)."""
     fourier_features: _Width = 0
@@ -118,7 +117,7 @@ class NetworkConfig(Config):
     `mlp` only."""
     head_width: _Width = 0
     """The width of a dense layer that reads the features of all positions; 0 sums them over space instead (DRL).
-    `resnet` only."""
+    Not for `mlp`."""
 
 
 @dataclass(frozen=True, kw_only=True)
