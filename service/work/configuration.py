@@ -56,7 +56,7 @@ def _planned(request: TrainRequest, settings: Settings, bucket: Bucket) -> Train
     changes = merged(request.config or {}, {"seed": config.seed, **_overrides(request)})
     minutes = DEFAULT_MINUTES if request.minutes is None else request.minutes
     wish = PlanRequest(minutes=minutes, changes=changes)
-    found = _known_dataset(config.dataset, settings, bucket)
+    found = _known_dataset(config, settings, bucket)
     if found is None:  # only the trainer reads it
         return Training(config=config, plan=wish)
     likely = Machine(device="cuda" if request.device == "cuda" else "cpu", num_threads=request.num_gpus)

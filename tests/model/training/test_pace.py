@@ -20,5 +20,5 @@ def test_a_phase_with_a_chain_and_larger_batches_costs_more() -> None:
     small = replace(config, batch_size=4, score_matching=replace(config.score_matching, batch_size=4))
     costs, less = (measure_pace(one, digits, seconds=2.0) for one in (large, small))
     assert 0 < less["score_matching"] < costs["score_matching"] < costs["recovery"]
-    fitted = fit(config, costs, 60.0)
+    fitted = fit(config, costs, 60.0, recovery_share=0.5)
     assert fitted.steps > fitted.score_matching.steps > 0
