@@ -1,9 +1,9 @@
 """Judges trainings of real pictures: `mnist5k` and `photo_crops` train as the preset `images` does, and compare.
 
 The digits are judged in the features of a small classifier, by their Fréchet distance to held-out digits and by the
-accuracy of a nearest neighbour that tells the two apart; crops of photographs by the same in their `texture`. Beside the
-model stand the same time of score matching alone and mixtures of Gaussians. `python -m tests.bench.pictures` trains all
-of them one after another, prints the figures and draws the samples into bench-results/.
+accuracy of a nearest neighbour that tells the two apart; crops of photographs by the same in their `texture`. Beside
+the model stand the same time of score matching alone and mixtures of Gaussians. `python -m tests.bench.pictures` trains
+all of them one after another, prints the figures and draws the samples into bench-results/.
 """
 
 from __future__ import annotations
