@@ -12,6 +12,7 @@ from model.events import Phase
 from model.intake.limits import ClassCount, Summary
 from model.planning import Machine, Plan, expectations, fit, overlaid, plan
 from model.presets import BUILT_IN_DATASETS
+from model.schedule import make_schedule
 
 CPU, GPU = Machine(device="cpu", num_threads=2), Machine(device="cuda:0", num_threads=8)
 CLASSES = (ClassCount(name="cat", count=600), ClassCount(name="dog", count=400))
@@ -50,6 +51,15 @@ def test_colour_pictures_are_mirrored_unless_they_have_classes_and_few_grey_ones
     assert not planned((1, 28, 28)).config.horizontal_flips
     assert planned((1, 28, 28)).config.affine_jitter > 0
     assert planned((3, 32, 32)).config.affine_jitter == 0
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 64, 64)])
+def test_at_the_noisiest_level_the_brightness_of_a_picture_is_lost_in_noise(shape: tuple[int, ...]) -> None:
+    config = planned(shape).config.schedule
+    schedule = make_schedule(config)
+    top = config.num_levels - 1
+    assert float(schedule.alpha_bar[top]) ** 2 * math.prod(shape) < 0.33
+    assert 0.6 < (config.log_snr_max - config.log_snr_min) / top <= 0.8
 
 
 def test_vectors_are_refused_with_the_preset_that_takes_them() -> None:
