@@ -203,8 +203,8 @@ def _reasons(found: Summary, machine: Machine, config: TrainConfig, sides: list[
         f"A U-Net of width {config.network.width} at {len(sides)} resolutions ({', '.join(map(str, sides))} pixels), "
         f"because it runs on {place}"
         + ("." if on_gpu else ", where a step must stay cheap; a GPU would get four times the width."),
-        f"Batches of {config.score_matching.batch_size} at {config.schedule.num_levels} noise levels, at the last of which "
-        "even a picture's brightness is lost in noise; a sample takes one evaluation at each.",
+        f"Batches of {config.score_matching.batch_size} at {config.schedule.num_levels} noise levels, at the last of "
+        "which even a picture's brightness is lost in noise; a sample takes one evaluation at each.",
         f"Score matching takes {1 - RECOVERY_SHARE:.0%} of the time and recovery likelihood the rest, or all of it "
         f"where there is time for fewer than {_MATCHING_FIRST_STEPS:,} steps.",
     ]
