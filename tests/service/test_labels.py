@@ -15,7 +15,7 @@ from redis import Redis
 from model.composition import ANY_LABEL, Composition
 from service.work.images import by_label, columns_by_label
 from tests.service.conftest import StandInSampler, store_model
-from tests.service.test_sample import _reply, draw, picture
+from tests.service.test_sample import draw, picture, reply
 from worker.jobs.kinds import SampleSpec
 from worker.jobs.records import RecordStore
 from worker.queue.tasks import SampleReply, SampleRequest
@@ -39,7 +39,7 @@ def _labelled(request: SampleRequest) -> SampleReply:
     asked = [request.labels[index % len(request.labels)] for index in range(request.num_images)]
     greys = np.array([[*one.any_of, *(label for label, _ in one.all_of), 1][0] for one in asked], np.float32) - 1
     x = np.array(np.broadcast_to(greys[:, None, None, None], (request.num_images, 1, 8, 8)))
-    return _reply(request).model_copy(update={"x": x, "kernel": "langevin" if request.adjusted is False else "mala"})
+    return reply(request).model_copy(update={"x": x, "kernel": "langevin" if request.adjusted is False else "mala"})
 
 
 @pytest.fixture
