@@ -134,9 +134,8 @@ class ChainConfig(Config):
     """The step size b: with energy `step_size`, s_t² = c_t² b² σ_{t+1}² (DRL: b² = 2e-4); with the other energies, s_t
     is b widths of the conditional."""
     start: ChainStart = "neighbour"
-    """Where a chain starts: at y = x_{t+1} (`neighbour`, DRL), or at one draw from the Gaussian that the score at
-    x_{t+1} predicts (`predictor`). In sampling, `multistep` extrapolates the prediction from the two last levels, to
-    second order; in training it is `predictor`."""
+    """Where a chain starts: at x_{t+1} (`neighbour`, DRL), or at a draw from the Gaussian that its score predicts
+    (`predictor`). In sampling, `multistep` extrapolates this from the two last levels; in training, it is the same."""
     target_acceptance: _Acceptance | Literal["auto"] | None = "auto"
     """The acceptance rate to which training adapts the step size of every level; unset keeps `step_size`. `mala` and
     `hmc` only, for which `auto` is 0.7."""
@@ -289,9 +288,8 @@ class TrainConfig(Config):
     """The weight of the squared energies that are added to the contrastive loss, both on the network's output scale
     (Du & Mordatch 2019); 0 in DRL. Energy `step_size` only."""
     max_deviation: Annotated[float, Interval(ge=1.0, le=1e30)] | None = 1e4
-    """The most robust standard deviations that a value of a vector may lie from its column's median; data beyond it are
-    refused before the first step, since columns are divided by their spread, which one far value alone would decide.
-    Unset takes any value."""
+    """The most robust standard deviations that a value of a vector may lie from its column's median; other data are
+    refused, since columns are divided by their spread, which one far value would decide. Unset takes any value."""
     image_size: tuple[_Side, _Side] | None = None
     """The (height, width) to which images are brought when they are read: they are cropped around the centre to these
     proportions, then resized (`model.intake.framing`). Unset takes images as they are, which must be of one size."""
@@ -313,8 +311,7 @@ class TrainConfig(Config):
     calibrate: bool = False
     """Estimate log Z of the last checkpoint at the end of training, so that it answers with densities."""
     tune: bool = True
-    """Measure at the end of training, in at most a tenth of its time, how near samples come to held-out data at which
-    cost, and choose the settings for `draft`, `standard` and `best` by it."""
+    """Measure at the end, in at most a tenth of the time, what samples cost, and choose `draft` to `best` by it."""
 
     def __post_init__(self) -> None:
         if self.image_size is not None and len(self.image_size) != 2:
