@@ -25,7 +25,7 @@ UNKNOWN_DATASET = "unknown"
 """The dataset of imported weights of which it is not known what they were trained on."""
 
 ScheduleKind = Literal["published", "linear_betas", "log_snr"]
-NetworkKind = Literal["resnet", "mlp"]
+NetworkKind = Literal["resnet", "unet", "mlp"]
 Activation = Literal["leaky_relu", "silu"]
 EnergyForm = Literal["step_size", "gaussian", "log_snr"]
 ChainStart = Literal["neighbour", "predictor", "multistep"]
@@ -93,12 +93,11 @@ class NetworkConfig(Config):
     path: ClassVar[str] = "network."
 
     kind: NetworkKind = "resnet"
-    """The kind of network: `resnet` takes images, `mlp` takes vectors."""
+    """The kind of network: `resnet`, and `unet`, which draws too, take images; `mlp` takes vectors."""
     width: Annotated[int, Interval(ge=4, le=4096)] = 128
     """The number of channels at full resolution (DRL: ch), or of units in a hidden layer of the MLP."""
     multipliers: Annotated[tuple[Annotated[int, Interval(ge=1, le=16)], ...], Len(1, 8)] = (1, 2, 2, 2)
-    """The factor of `width` at each resolution, the full one first; 2×2 average pooling leads from each to the next.
-    `resnet` only."""
+    """The factor of `width` at each resolution, the full one first; 2×2 pooling leads to the next. Not for `mlp`."""
     num_blocks: Annotated[int, Interval(ge=1, le=64)] = 8
     """The number of residual blocks at each resolution (DRL: N), or of the MLP."""
     activation: Activation = "leaky_relu"
@@ -107,8 +106,7 @@ class NetworkConfig(Config):
     """Normalize every layer by its largest singular value (DRL). Without this, layers start with the gains of
     `model.networks.blocks`."""
     coordinates: bool = False
-    """Add two input channels that hold the row and the column of each pixel, for objects that are always centred alike.
-    `resnet` only."""
+    """Add two input channels that hold the row and the column of each pixel, for centred objects. Not for `mlp`."""
     level_width: _Width = 0
     """The number of units of the level embedding; 0 stands for four times `width` (DRL)."""
     fourier_features: _Width = 0
@@ -119,7 +117,7 @@ class NetworkConfig(Config):
     `mlp` only."""
     head_width: _Width = 0
     """The width of a dense layer that reads the features of all positions; 0 sums them over space instead (DRL).
-    `resnet` only."""
+    Not for `mlp`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,9 +224,15 @@ class ScoreMatchingConfig(Config):
     """What is matched: DRL's normal approximation of the conditional (`recovery`), y_t itself by denoising score
     matching (`marginal`), or the same for x_λ at a continuous log-SNR λ and ∂E/∂λ too, which ties the levels together
     and fixes log Z near 0 (`dual`, energy `log_snr` only)."""
+    evenness: Annotated[float, Interval(ge=0.0, le=1.0)] = 1.0
+    """How evenly errors count along the principal directions of the data: all alike (1), or as pixels do (0), by which
+    what a picture shows at large counts more than its grain. `marginal` only."""
     noise_contrast: _Weight = 0.0
     """The weight of a logistic loss between x_λ and draws of the widened Gaussian base, which raises the energy where
     no data fall, since score matching says nothing there. `dual` only."""
+    level_classification_weight: _Weight = 0.0
+    """The weight of a logistic loss that tells the level of x_t from a neighbouring one by their energies, which ties
+    the levels together as `dual` does. `marginal` only."""
     low_noise_tilt: Annotated[float, Interval(ge=0.0, le=10.0)] = 0.0
     """The tilt of the density ∝ (λ − min)^tilt with which log-SNRs λ are drawn. `dual` only."""
     learning_rate: _LearningRate = 1e-3

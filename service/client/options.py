@@ -42,6 +42,8 @@ class TrainOptions(TypedDict, total=False):
     tune: bool | None
     """Whether to measure at the end, in at most a tenth of the time, what samples cost and how good they are; the
     preset decides when absent."""
+    minutes: float | None
+    """Time that the training may take, with preset `images` only, which is planned to end within it; 15 when absent."""
     device: Literal["auto", "cpu", "cuda"] | None
     """Where to compute; `auto` takes a GPU when the trainer has one."""
     num_gpus: int | None
