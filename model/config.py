@@ -174,17 +174,15 @@ class SamplingConfig(Config):
     start: ChainStart = "neighbour"
     """Where the chain of each level starts, as in `chain.start`."""
     adjusted: bool | None = None
-    """Whether a Metropolis test accepts or rejects each step; unset does as the kernel of the chain does. MALA takes
-    the place of an unadjusted kernel, and Langevin that of an adjusted one."""
+    """Whether a Metropolis test decides on each step, by MALA or else by Langevin; unset does as `chain.kernel` does."""
     denoise: bool = False
     """Return the expected data given x_0 (Tweedie 1956) in place of x_0, in which noise of std σ̄_0 remains."""
 
 
 def sampling_kernel(chain: ChainConfig, sampling: SamplingConfig) -> KernelKind:
     """Return the kernel by which samples are drawn."""
-    if sampling.adjusted is None or sampling.adjusted == (chain.kernel != "langevin"):
-        return chain.kernel
-    return "mala" if sampling.adjusted else "langevin"
+    is_own = sampling.adjusted in (None, chain.kernel != "langevin")
+    return chain.kernel if is_own else "mala" if sampling.adjusted else "langevin"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,8 +259,7 @@ class TrainConfig(Config):
     dataset: str = "digits"
     """The data to train on: a built-in name, the id of an uploaded dataset, or an address that the trainer can read."""
     label_column: str | None = None
-    """The column of a .csv, or the array of a .npz, that holds the class of each item, if `dataset` is such a file in
-    the server's folder or a bucket. Uploaded datasets know theirs."""
+    """The column that holds the class of each item, if `dataset` is a .csv or .npz in the server's folder or a bucket."""
     steps: _Steps = 100_000
     """The number of all training steps, which includes the score-matching start."""
     conditional: bool = False
