@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.energies.energy_model import EnergyModel
 from model.errors import ConfigError, ShapeError
 from model.inverse.config import OperatorConfig
 from model.noise import make_generator
@@ -42,7 +43,7 @@ class Operator(ABC):
 
     def pseudo_inverse(self, measured: Tensor) -> Tensor:
         """Return A⁺ b (B, *event), the smallest x that comes nearest to the measurements (B, *measurement)."""
-        left, values, right = self._decomposition
+        left, values, right = (one.to(measured.device) for one in self._decomposition)
         flat = measured.flatten(1).double() @ left / values @ right
         return flat.to(measured).reshape(-1, *self.event_shape)
 
@@ -305,6 +306,15 @@ def as_operator(operator: Operator | Any, event_shape: Sequence[int]) -> Operato
             f"the operator takes events of shape {operator.event_shape}; the model's are {tuple(event_shape)}"
         )
     return operator
+
+
+def standardized(model: EnergyModel, operator: Operator, measured: Tensor) -> tuple[Operator, Tensor]:
+    """Return the operator, and what it measured, for items in the coordinates u = (data − mean)/std of the model."""
+    if not bool(model.data_mean.any()) and bool((model.data_std == 1).all()):
+        return operator, measured
+    mean, std = (one.cpu().double().expand(model.event_shape).flatten() for one in (model.data_mean, model.data_std))
+    offset = (operator.matrix @ mean).reshape(operator.measurement_shape).to(measured)
+    return Matrix(model.event_shape, operator.matrix * std), (measured - offset).flatten()
 
 
 def box_mask(event_shape: Sequence[int], top: int, left: int, height: int, width: int) -> Mask:
