@@ -69,10 +69,10 @@ class Guide:
         residual = target - rows @ mean
         gained = vectors @ ((rows @ vectors).T @ residual / values) / noise_std**2
         covariance = rows @ torch.linalg.solve(precision, rows.T) + noise_std**2 * torch.eye(len(rows)).to(rows)
-        normal = torch.distributions.MultivariateNormal(torch.zeros_like(residual), covariance, validate_args=False)
-        return cls(
-            model, mean, variance, rotation, mean + gained, 1 / values, vectors, float(normal.log_prob(residual))
-        )
+        root = torch.linalg.cholesky(covariance)
+        whitened = torch.linalg.solve_triangular(root, residual[:, None], upper=False)
+        log_evidence = -float((whitened**2).sum() + torch.log(2 * math.pi * root.diagonal() ** 2).sum()) / 2
+        return cls(model, mean, variance, rotation, mean + gained, 1 / values, vectors, log_evidence)
 
     def path(self) -> AnnealingPath:
         """Return the path from N(0, I) over the levels to the posterior, in the coordinates z.

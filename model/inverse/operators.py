@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -272,14 +272,18 @@ class Physics(Operator):
         self._physics = physics
 
     def forward(self, x: Tensor) -> Tensor:
-        # deepinv computes in float32, whatever it is given
-        return self._physics.A(x.float()).to(x)  # type: ignore[no-any-return]
+        return self._in_float32(self._physics.A, x)
 
     def adjoint(self, measured: Tensor) -> Tensor:
-        return self._physics.A_adjoint(measured.float()).to(measured)  # type: ignore[no-any-return]
+        return self._in_float32(self._physics.A_adjoint, measured)
 
     def pseudo_inverse(self, measured: Tensor) -> Tensor:
-        return self._physics.A_dagger(measured.float()).to(measured)  # type: ignore[no-any-return]
+        return self._in_float32(self._physics.A_dagger, measured)
+
+    @staticmethod
+    def _in_float32(map_fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Return the map of `x` in its own dtype; deepinv's computes in float32 alone."""
+        return map_fn(x.float()).to(x)
 
 
 def make_operator(steps: Sequence[OperatorConfig], event_shape: Sequence[int]) -> Operator:

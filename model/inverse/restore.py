@@ -40,9 +40,9 @@ from model.noise import NoiseSource, SharedNoise, make_generator
 MIN_NOISE_STD = 1e-3
 """The least noise, in the data's units, that measurements are taken to have; none at all stands for it."""
 _MOST_NOISE_STD = 1e3
-_SPREAD_PER_BRIDGE = 0.5  # nats between two temperatures
+_SPREAD_PER_BRIDGE = 0.25  # nats between two temperatures
 _MOST_BRIDGES = 32
-_NUM_LEAPFROG = 5
+_NUM_LEAPFROG = 3
 _PILOT_CHAINS = 32
 
 
@@ -204,17 +204,21 @@ class _Chains:
             num_evaluations=evaluations,
         )
 
-    def _mean_and_error(self, walk: Walk) -> tuple[Tensor, Tensor]:
-        """Return the weighted mean (D,) of a half's ends, in the coordinates z, and its squared error."""
+    @staticmethod
+    def _mean_and_error(walk: Walk) -> tuple[Tensor, Tensor]:
+        """Return the weighted mean (D,) of a half's ends, in the coordinates z, and its squared error.
+
+        Chains that were drawn anew are not independent, but their lines of descent are, so that these are counted.
+        """
         shares = torch.softmax(walk.end_log_weights, 0)[:, None]
         flat = walk.position.flatten(1).double()
         mean = (shares * flat).sum(0)
         variance = (shares * (flat - mean) ** 2).sum(0)
-        return mean, variance * float((shares**2).sum())
+        return mean, variance / walk.effective_sample_size
 
 
 def bridges(path: AnnealingPath) -> int:
-    """Return the temperatures between neighbours at which the weights of a tuned path spread by half a nat each."""
+    """Return the temperatures between neighbours at which the weights of a tuned path spread by 1/4 nat each."""
     mean = float(path.lengths.sum()) / len(path.lengths)
     return min(max(1, math.ceil(mean / _SPREAD_PER_BRIDGE)), _MOST_BRIDGES)
 

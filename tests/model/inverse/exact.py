@@ -28,7 +28,7 @@ def mixture_model(events: Tensor, num_components: int, *, num_levels: int = 14) 
     config = TrainConfig(energy="log_snr", base_components=num_components, schedule=schedule, dataset="digits")
     model = EnergyModel(config, tuple(events.shape[1:]))
     model.fit_base(events)
-    model.network = _Nothing()
+    model.network = _Nothing()  # type: ignore[assignment]
     return model.eval().requires_grad_(False)
 
 
@@ -91,4 +91,4 @@ def draw(model: EnergyModel, count: int, seed: int) -> Tensor:
     chosen = torch.multinomial(log_shares.exp(), count, replacement=True, generator=generator)
     noise = torch.randn(count, means.shape[1], generator=generator, dtype=torch.float64)
     x = means[chosen] + (torch.linalg.cholesky(covariances)[chosen] @ noise[..., None])[..., 0]
-    return x.reshape(count, *model.event_shape)
+    return torch.as_tensor(x.reshape(count, *model.event_shape))
