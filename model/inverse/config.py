@@ -69,8 +69,9 @@ def parse(text: str) -> tuple[OperatorConfig, ...]:
 
 
 def _parsed(text: str) -> OperatorConfig:
-    kind, _, rest = text.strip().partition(":")
-    if kind not in NUMBERS:
+    word, _, rest = text.strip().partition(":")
+    kind = next((one for one in NUMBERS if one == word), None)
+    if kind is None:
         raise ConfigError(f"operator is {text!r}; expected one of {', '.join(NUMBERS)}, then a colon and its numbers")
     names = NUMBERS[kind]
     words = rest.split(",") if rest else []

@@ -206,7 +206,7 @@ class Matrix(Operator):
         self._rows = rows.double()
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.flatten(1) @ self._rows.T.to(x)
+        return torch.as_tensor(x.flatten(1) @ self._rows.T.to(x))
 
     def adjoint(self, measured: Tensor) -> Tensor:
         return (measured @ self._rows.to(measured)).reshape(-1, *self.event_shape)
