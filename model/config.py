@@ -176,8 +176,18 @@ class SamplingConfig(Config):
     """The factor by which the noise injected by an unadjusted kernel is multiplied; DRL publishes with 0.99."""
     start: ChainStart = "neighbour"
     """Where the chain of each level starts, as in `chain.start`."""
+    adjusted: bool | None = None
+    """Whether a Metropolis test accepts or rejects each step; unset does as the kernel of the chain does. MALA takes
+    the place of an unadjusted kernel, and Langevin that of an adjusted one."""
     denoise: bool = False
     """Return the expected data given x_0 (Tweedie 1956) in place of x_0, in which noise of std σ̄_0 remains."""
+
+
+def sampling_kernel(chain: ChainConfig, sampling: SamplingConfig) -> KernelKind:
+    """Return the kernel by which samples are drawn."""
+    if sampling.adjusted is None or sampling.adjusted == (chain.kernel != "langevin"):
+        return chain.kernel
+    return "mala" if sampling.adjusted else "langevin"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,6 +257,9 @@ class TrainConfig(Config):
     score_matching: ScoreMatchingConfig = field(default_factory=ScoreMatchingConfig)
     dataset: str = "digits"
     """The data to train on: a built-in name, the id of an uploaded dataset, or an address that the trainer can read."""
+    label_column: str | None = None
+    """The column of a .csv, or the array of a .npz, that holds the class of each item, if `dataset` is such a file in
+    the server's folder or a bucket. Uploaded datasets know theirs."""
     steps: _Steps = 100_000
     """The number of all training steps, which includes the score-matching start."""
     conditional: bool = False
@@ -295,6 +308,9 @@ class TrainConfig(Config):
     """The number of samples in a preview."""
     calibrate: bool = False
     """Estimate log Z of the last checkpoint at the end of training, so that it answers with densities."""
+    tune: bool = True
+    """Measure at the end of training, in at most a tenth of its time, how near samples come to held-out data at which
+    cost, and choose the settings for `draft`, `standard` and `best` by it."""
 
     def __post_init__(self) -> None:
         if self.image_size is not None and len(self.image_size) != 2:

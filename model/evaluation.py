@@ -5,7 +5,9 @@ Every function takes arrays (N, *event), in the units in which the caller compar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +18,9 @@ from model.errors import DataError, ShapeError
 
 Array = npt.NDArray[np.floating]
 _TIE = 1e-9
+_EVENTS_PER_FEATURE = 4
+_MAX_COMPONENTS = 64
+_MAX_FITTED = 2_000  # events that principal components are fitted to: their products take the square of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +48,70 @@ class CopyTest:
     """number of samples nearer than `copy_distance` to a training item"""
     copy_distance: float
     """half the smallest distance of a held-out item: real data does not come so near"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Likeness:
+    """How near samples come to real data, with standard errors."""
+
+    frechet: float
+    """Fréchet distance, in squared units of the features"""
+    frechet_error: float
+    """its standard error, by the jackknife over groups of the samples"""
+    one_nn: float
+    """accuracy of the nearest neighbour; 0.5 is perfect"""
+    one_nn_error: float
+    """its standard error, that of as many decisions as there are samples and real events"""
+
+
+class Reference:
+    """Held-out data that samples are compared with.
+
+    A covariance needs several events for each feature. Where there are fewer than four, the features are the events'
+    coordinates on the largest principal components of the training data, in place of all their values.
+    """
+
+    def __init__(self, train: Array, held_out: Array, *, num_samples: int) -> None:
+        """Prepare to compare `num_samples` at a time with `held_out` (N, *event)."""
+        most = max(1, min(len(held_out), num_samples) // _EVENTS_PER_FEATURE)
+        flat = rows(train)
+        self._mean, self._axes = flat.mean(0), None
+        if flat.shape[1] > most:
+            self._axes = _principal_axes(flat[:_MAX_FITTED] - self._mean, min(most, _MAX_COMPONENTS))
+        self._held_out = self.features(held_out)
+
+    @property
+    def name(self) -> Literal["data", "pca"]:
+        """What is compared: all values, or principal components."""
+        return "data" if self._axes is None else "pca"
+
+    @property
+    def num_features(self) -> int:
+        """The number of values that stand for an event."""
+        return int(self._held_out.shape[1])
+
+    def features(self, events: Array) -> npt.NDArray[np.float64]:
+        """Return the features (N, F) of events. Raises DataError for values that are not finite."""
+        flat = rows(events)
+        return flat if self._axes is None else np.asarray((flat - self._mean) @ self._axes)
+
+    def compare(self, groups: Sequence[Array]) -> Likeness:
+        """Compare all samples of at least two groups of equal size. Raises DataError, ShapeError."""
+        drawn = [self.features(group) for group in groups]
+        real = gaussian_moments(self._held_out)
+        together = np.concatenate(drawn)
+        without = [
+            gaussian_frechet_distance(real, gaussian_moments(np.concatenate(drawn[:index] + drawn[index + 1 :])))
+            for index in range(len(drawn))
+        ]
+        accuracy = nearest_neighbour_accuracy(self._held_out, together)
+        decisions = 2 * min(len(self._held_out), len(together))
+        return Likeness(
+            frechet=gaussian_frechet_distance(real, gaussian_moments(together)),
+            frechet_error=float(np.sqrt((len(drawn) - 1) * np.var(without))),
+            one_nn=accuracy,
+            one_nn_error=float(np.sqrt(accuracy * (1 - accuracy) / decisions)),
+        )
 
 
 def rows(events: Array) -> npt.NDArray[np.float64]:
@@ -144,6 +213,13 @@ def sample_mixture(train: Array, count: int, *, num_components: int, seed: int) 
     # sklearn returns samples sorted by component.
     shuffled = np.random.default_rng(seed).permutation(drawn)
     return np.asarray(shuffled.reshape(count, *np.shape(train)[1:]), dtype=np.float32)
+
+
+def _principal_axes(centred: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.float64]:
+    """Return the `count` axes (D, count) of largest variance, from the products of the rows, which are fewer than D."""
+    size = len(centred)
+    values, vectors = eigh(centred @ centred.T, subset_by_index=[max(0, size - count), size - 1])
+    return np.asarray(centred.T @ vectors / np.sqrt(np.maximum(values, _TIE)))
 
 
 def _symmetric_root(matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -70,7 +70,7 @@ _DIGITS = TrainConfig(
     ),
     energy="gaussian",
     chain=ChainConfig(kernel="mala", start="predictor", num_steps=6, step_size=0.7**0.5),
-    sampling=SamplingConfig(num_steps=20, denoise=True),
+    sampling=SamplingConfig(start="multistep", num_steps=0, denoise=True),
     optimizer=OptimizerConfig(
         learning_rate=5e-5, beta2=0.99, warmup_steps=100, cosine_decay=True, max_gradient_norm=1.0, ema_decay=0.998
     ),

@@ -16,7 +16,7 @@ from service.http import errors
 from service.http.fleet import fleet
 from service.http.metrics import FleetCollector, RequestMetrics
 from service.openapi import complete
-from service.routes import datasets, health, jobs, log_density, models, pages, presets, sample, shards
+from service.routes import classify, datasets, health, jobs, log_density, models, pages, presets, sample, shards
 from service.settings import ServiceSettings
 from service.stores import Stores
 from worker.observe.logs import configure_logging
@@ -27,7 +27,7 @@ _DESCRIPTION = """Train energy-based models by diffusion recovery likelihood, dr
 score data under them.
 
 Start a job with `POST /jobs/train`, follow it at `/jobs/{id}/events`, then `POST /sample` from its model;
-`POST /jobs/calibrate` once, then `POST /log-density`.
+`POST /jobs/calibrate` once, then `POST /log-density`; `POST /classify` by models of labelled data.
 Every error is `application/problem+json` (RFC 9457) and says what to do. Where the service has keys, send one as
 `Authorization: Bearer KEY`; an operation's security entry names the scope that it needs."""
 
@@ -68,7 +68,7 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     app.state.metrics = metrics
     app.add_middleware(Envelope, metrics=metrics)
     errors.install(app)
-    for routes in (jobs, shards, presets, models, datasets, sample, log_density, health, pages):
+    for routes in (jobs, shards, presets, models, datasets, sample, log_density, classify, health, pages):
         app.include_router(routes.router)
     app.mount(FILES_PREFIX, pages.files, name="web")
     return app

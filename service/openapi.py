@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from service.bodies.events import EventBody
-from service.bodies.sampling import LogDensityBody, LogDensityRequestBody, SampleBody
+from service.bodies.sampling import (
+    ClassificationBody,
+    ClassifyRequestBody,
+    LogDensityBody,
+    LogDensityRequestBody,
+    SampleBody,
+)
 from service.door.security import required_scope
 from service.http import errors
 from service.http.examples import add_examples
@@ -25,7 +31,8 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
     components = document["components"]
     schemas = components["schemas"]
     # Routes refer to these schemas only by name, so FastAPI does not write them.
-    for model in (errors.ProblemBody, EventBody, SampleBody, LogDensityRequestBody, LogDensityBody):
+    of_samplers = (SampleBody, LogDensityRequestBody, LogDensityBody, ClassifyRequestBody, ClassificationBody)
+    for model in (errors.ProblemBody, EventBody, *of_samplers):
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(schema.pop("$defs", {}))
         schemas[model.__name__] = schema

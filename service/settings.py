@@ -14,13 +14,14 @@ from worker.settings import Settings
 _PREFIX = "RECOVERY_"
 
 LOG_DENSITY_PATH = "/log-density"
+CLASSIFY_PATH = "/classify"
 DATASETS_PATH = "/datasets"
 MAX_IMAGES = 256
 """The most samples of one request. It is part of the contract, so that the schema can say it."""
 MAX_SCALE = 32
 MAX_LEVELS = 64
 MAX_ITEMS = 1024
-"""The most items of one POST /log-density."""
+"""The most items of one POST /log-density or POST /classify."""
 MAX_ITEM_PATHS = 512
 """The most items times paths of one POST /log-density: each is some thousand evaluations of the network."""
 
@@ -31,7 +32,8 @@ class ServiceSettings(Settings):
     max_body_bytes: int = Field(default=1_048_576, ge=1024)
     """The largest body of a request; a larger one gets 413. A training configuration is a few kilobytes."""
     max_density_body_bytes: int = Field(default=67_108_864, ge=1024)
-    """The largest body of POST /log-density, which carries data: 1,024 32×32 images in colour are 12 MB as .npy."""
+    """The largest body of POST /log-density and POST /classify, which carry data: 1,024 images of 32×32 in colour are
+    12 MB as .npy."""
     max_dataset_bytes: int = Field(default=512 * 2**20, ge=1024)
     """The largest body of POST /datasets; the workers' settings `dataset_max_…` limit what it may unpack to."""
     keys_file: Path | None = None
@@ -48,13 +50,17 @@ class ServiceSettings(Settings):
     max_pixels: int = Field(default=67_108_864, ge=1)
     """The most pixels of one answer of POST /sample: images × levels shown × height × width × scale²."""
     sample_timeout_s: float = Field(default=120.0, gt=0)
-    """The seconds that POST /sample and POST /log-density wait for a sampler."""
+    """The seconds that POST /sample, POST /log-density and POST /classify wait for a sampler."""
     max_queued_requests: int = Field(default=256, ge=1)
-    """The most requests that no sampler has taken yet; with more, POST /sample and POST /log-density answer 429."""
+    """The most requests that no sampler has taken yet; with more, those calls answer 429."""
 
     def body_limit_bytes(self, path: str) -> int:
         """Return the size, in bytes, of the largest body that a request to the path may have."""
-        carrying_data = {LOG_DENSITY_PATH: self.max_density_body_bytes, DATASETS_PATH: self.max_dataset_bytes}
+        carrying_data = {
+            LOG_DENSITY_PATH: self.max_density_body_bytes,
+            CLASSIFY_PATH: self.max_density_body_bytes,
+            DATASETS_PATH: self.max_dataset_bytes,
+        }
         return carrying_data.get(path, self.max_body_bytes)
 
 

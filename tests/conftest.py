@@ -98,8 +98,8 @@ def settings_for(valkey: Valkey, seaweedfs: SeaweedFS, directory: Path) -> Setti
         heartbeat_s=0.5,
         reaper_every_s=0.3,
         deletion_grace_s=2.0,
-        cancel_grace_s=5.0,
-        kill_grace_s=10.0,
+        cancel_grace_s=30.0,  # guards: only a machine that is very busy needs so long
+        kill_grace_s=30.0,
         spool_dir=directory / "spool",
     )
 

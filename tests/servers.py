@@ -29,6 +29,8 @@ from redis.retry import Retry
 
 ACCESS_KEY = "test-access"
 SECRET_KEY = "test-secret-never-logged"
+PATIENCE_S = 90.0
+"""What a test waits for something that will surely happen: a guard against hanging for ever, on a busy machine too."""
 BUCKET = "recovery-test"
 _TETHER = """
 import ctypes, os, signal, sys
@@ -68,7 +70,7 @@ def free_ports(count: int) -> list[int]:
     raise RuntimeError(f"no {count} free ports from {start} on")
 
 
-def wait_until(condition: Callable[[], Any], timeout_s: float, what: str, *, every_s: float = 0.05) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, *, timeout_s: float = PATIENCE_S, every_s: float = 0.05) -> Any:
     """The first true answer of `condition`. Raises TimeoutError naming `what`."""
     give_up_at = time.monotonic() + timeout_s
     while time.monotonic() < give_up_at:
@@ -98,7 +100,7 @@ class Valkey:
         arguments.insert(arguments.index("--save") + 1, "")
         with (self.directory / "log").open("ab") as log:
             self.process = subprocess.Popen(tethered([_valkey_binary(), *arguments]), stdout=log, stderr=log)
-        wait_until(self._answers, 10, "Valkey's first answer")
+        wait_until(self._answers, "Valkey's first answer")
 
     def stop(self) -> None:
         """Kill it at once."""
@@ -142,7 +144,7 @@ class SeaweedFS:
         with (self.directory.parent / "weed.log").open("ab") as log:
             command = [weed, "-logtostderr=true", "mini", *options]
             self.process = subprocess.Popen(tethered(command), stdout=log, stderr=log, env=environment)
-        wait_until(self._accepts, 30, "SeaweedFS's first write", every_s=0.2)
+        wait_until(self._accepts, "SeaweedFS's first write", every_s=0.2)
 
     def stop(self) -> None:
         """Kill it at once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -40,6 +41,7 @@ class UpCommand:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            env=os.environ | {"RECOVERY_TUNING_SHARE": "0"},  # whether a short training is tuned is chance
         )
         self.output = ""
         self.url = ""

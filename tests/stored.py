@@ -23,7 +23,7 @@ def untrained(config: TrainConfig, seed: int = 0) -> EnergyModel:
     dataset = data.load(config.dataset)
     model = EnergyModel(config, tuple(dataset.train.shape[1:]))
     model.space = dataset.space
-    model.fit_base(dataset.train)
+    model.fit_base(dataset.train[:])
     return model
 
 

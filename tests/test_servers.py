@@ -42,7 +42,7 @@ def test_nothing_is_left_of_what_a_killed_test_run_started(start: str, end: sign
     )
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT) as run:
         try:
-            wait_until((tmp_path / "ready").exists, 150, "the start")
+            wait_until((tmp_path / "ready").exists, "the start", timeout_s=150)
             below = psutil.Process(run.pid).children(recursive=True)
             assert below
         finally:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import urllib.parse
+
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.retry import Retry as AsyncRetry
@@ -39,3 +42,16 @@ def async_redis_client(settings: Settings) -> AsyncRedis:
         max_connections=MAX_CONNECTIONS,
         retry=AsyncRetry(ExponentialBackoff(cap=0.5, base=0.05), RETRIES),
     )
+
+
+def own_address(settings: Settings) -> str:
+    """The address of this machine towards Redis, which is the one that other workers reach it at."""
+    found = urllib.parse.urlsplit(settings.redis_url)
+    if found.hostname is None:  # a socket of this machine
+        return "127.0.0.1"
+    family, kind, protocol, _, address = socket.getaddrinfo(found.hostname, found.port or 6379, type=socket.SOCK_DGRAM)[
+        0
+    ]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.connect(address)  # sends nothing
+        return str(probe.getsockname()[0])

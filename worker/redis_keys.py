@@ -65,6 +65,16 @@ JOB_PLACES = Keys("quota:")
 It stays for ever; jobs that have ended leave it when the next one is asked for, deleted ones at once.
 worker/jobs/places.py uses it.
 """
+GATHERING = "gathering"
+"""String, the job that waits for its nodes (JSON, worker/jobs/nodes.py). It lives for `lease_s` after the last renewal.
+
+The trainer that holds the job's lease writes it; trainers without work read it.
+"""
+NODE = Keys("node:")
+"""String, `node:{job id}:{lease token}:{number}`: the trainer that is that node of the job, or that it leaves.
+
+It lives for `lease_s` after the last renewal. The node's supervisor writes it; that of node 0 reads all.
+"""
 REAPER_LOCK = "reaper:lock"
 """String, the worker that sweeps. It lives for three sweeps after the last one."""
 

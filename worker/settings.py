@@ -47,6 +47,8 @@ class Settings(BaseSettings):
     """A cancelled or shut-down training gets so long to save a checkpoint before SIGTERM."""
     kill_grace_s: float = Field(default=45.0, ge=0)
     """From SIGTERM to SIGKILL, and a training whose supervisor died ends itself after as long."""
+    nodes_patience_s: float = Field(default=600.0, gt=0)
+    """How long a training of several trainers waits for the others; then it has lost an attempt."""
     storage_patience_s: float = Field(default=600.0, ge=0)
     """How long a finished training waits for storage that is away, to deliver its last checkpoints."""
     visibility_timeout_s: int = Field(default=3600, ge=1)
@@ -55,6 +57,8 @@ class Settings(BaseSettings):
     """Checkpoints of a training that are kept at least, its newest; a training may ask for another number."""
     keep_every: int = Field(default=10, ge=1)
     """Of its older ones, one in this many; 1 keeps them all. A training may ask for another number."""
+    tuning_share: float = Field(default=0.1, ge=0)
+    """The share of a training's time that measuring what its samples cost, at its end, may take; 0 leaves it out."""
     deletion_grace_s: float = Field(default=60.0, ge=0)
     """What was deleted is swept once more after so long, for what a slow process may have written meanwhile."""
     event_limit: int = Field(default=20_000, ge=100)

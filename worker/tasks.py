@@ -12,7 +12,7 @@ from celery import Celery
 from celery import Task as CeleryTask
 from pydantic import ValidationError
 
-from worker.datasets.names import fetch_dataset
+from worker.datasets.names import fetch_dataset, unread_column
 from worker.jobs.records import RecordStore
 from worker.observe.metrics import REGISTRY
 from worker.queue.broker import wake
@@ -25,6 +25,7 @@ from worker.settings import Settings
 from worker.trainer.supervise import Supervisor
 
 if TYPE_CHECKING:
+    from model.config import TrainConfig
     from model.data.datasets import Dataset
 
 log = structlog.get_logger(__name__)
@@ -64,11 +65,12 @@ def _sampler() -> Sampler:
         return _made_sampler()
 
 
-def _load_dataset(name: str) -> Dataset:
+def _load_dataset(config: TrainConfig) -> Dataset:
     from model import data  # torch
 
-    settings = _settings()
-    return data.load(fetch_dataset(name, settings, _store().artifacts), settings.read_limits)
+    settings, name, column = _settings(), config.dataset, config.label_column
+    location = fetch_dataset(name, settings, _store().artifacts, label_column=column)
+    return data.load(location, settings.read_limits, label_column=unread_column(name, column))
 
 
 def register_tasks(app: Celery) -> None:

@@ -23,9 +23,10 @@ from torch import Tensor
 
 from model.chains.kernels import KERNELS, Adjusted, Flight, State, choose
 from model.chains.sampling import denoising_point
-from model.chains.starts import STARTS, expected_data
-from model.conditions import NO_LABEL, At
-from model.config import SamplingConfig, TrainConfig
+from model.chains.starts import STARTS, Start, expected_data
+from model.composition import ANY_LABEL, Composition
+from model.conditions import At, composed_rows
+from model.config import SamplingConfig, TrainConfig, sampling_kernel
 from model.energies.conditional import recovery_energy
 from model.energies.energy import energy_and_score
 from model.energies.energy_model import EnergyModel
@@ -35,6 +36,7 @@ from model.schedule import expand
 Rows = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
+_START_NAMES, _STARTS = tuple(STARTS), tuple(STARTS.values())
 _EXACT_ROWS, _ROWS_MULTIPLE = 8, 4
 _ACCEPT, _REJECT = np.float32(-1), np.float32(2)  # take the place of a uniform where the decision is known
 
@@ -47,7 +49,7 @@ class Waiting(IntEnum):
     launch = 1
     """the row is at the first state of a chain, which the chain's first step leaves"""
     flight = 2
-    """the row is in a step of a chain; with an unadjusted kernel, the step is already done"""
+    """the row is in a step of a chain; that of an unadjusted chain is already done"""
     denoise = 3
     """the row is at x_0 and is to become the expected data"""
 
@@ -59,10 +61,8 @@ class Chain:
     seed: int
     index: int
     settings: SamplingConfig
-    label: int = NO_LABEL
-    """the class that the sample is to be of (`model.chains.sampling.require_label`)"""
-    guidance: float = 0.0
-    """the weight w with which the label is exaggerated (`model.energies.labels`)"""
+    composition: Composition = ANY_LABEL
+    """what is asked of the sample's label; `Composition.require_possible` was called"""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def evaluations_per_sample(config: TrainConfig, settings: SamplingConfig) -> int
     """Return the gradient evaluations that one descent takes, as `model.chains.sampling.sample` reports them."""
     num_levels, start = config.schedule.num_levels, STARTS[settings.start]
     starts = (num_levels - 1) * start.asks(settings.num_steps, False) + start.asks(settings.num_steps, True)
-    kernel = KERNELS[config.chain.kernel]
+    kernel = KERNELS[sampling_kernel(config.chain, settings)]
     chain = kernel.num_evaluations(settings.num_steps) if settings.num_steps else 0
     return starts + num_levels * chain + settings.denoise
 
@@ -103,7 +103,7 @@ class Descents:
         self.model = model
         self.capacity = capacity
         self.num_rows = 0
-        self._kernel, self._start = KERNELS[model.config.chain.kernel], STARTS[model.config.sampling.start]
+        self._kernel = _adjusted_kernel(model.config)
         self._noise = NoiseRows(capacity, event, device)
 
         def rows(*shape: int) -> Tensor:
@@ -112,15 +112,17 @@ class Descents:
         self._point, self._x_next, self._epsilon, self._memory = (rows(*event) for _ in range(4))
         self._flight = Flight(State(rows(*event), rows(), rows(*event)), self._point, rows(*event), rows())
         self._precision, self._step_size, self._noise_scale = (rows() for _ in range(3))
-        level = torch.zeros(capacity, dtype=torch.int64, device=device)
-        self._at = At(level, torch.full_like(level, NO_LABEL), rows()) if model.class_names else At(level)
+        level, num_classes = torch.zeros(capacity, dtype=torch.int64, device=device), len(model.class_names)
+        self._at = At(level, guidance=rows(), composed=rows(2, num_classes)) if num_classes else At(level)
         self._level, self._num_steps, self._left, self._leaps = (np.zeros(capacity, np.int64) for _ in range(4))
-        self._waiting = np.zeros(capacity, np.int64)
+        self._waiting, self._start = (np.zeros(capacity, np.int64) for _ in range(2))
+        self._adjusted = np.zeros(capacity, np.bool_)
         self._tensors = (
             *(self._x_next, self._memory, self._precision, self._step_size, self._noise_scale, *self._at.tensors),
             *(*self._flight.origin, *self._flight[1:]),
         )
-        self._counters = (self._level, self._num_steps, self._left, self._leaps, self._waiting)
+        counters = (self._level, self._num_steps, self._left, self._leaps, self._waiting)
+        self._counters = (*counters, self._start, self._adjusted)
         self._arrivals: list[Arrivals] = []
         self._ended: list[tuple[Rows, Tensor]] = []
 
@@ -131,9 +133,14 @@ class Descents:
         for row, chain in zip(rows, chains, strict=True):
             self._noise.append(chain.seed, chain.index)
             self._num_steps[row] = chain.settings.num_steps
-            self._noise_scale[row] = 1.0 if isinstance(self._kernel, Adjusted) else chain.settings.noise_scale
-            if self._at.label is not None and self._at.guidance is not None:
-                self._at.label[row], self._at.guidance[row] = chain.label, chain.guidance
+            self._start[row] = _START_NAMES.index(chain.settings.start)
+            self._adjusted[row] = sampling_kernel(self.model.config.chain, chain.settings) != "langevin"
+            self._noise_scale[row] = 1.0 if self._adjusted[row] else chain.settings.noise_scale
+        if self._at.guidance is not None and self._at.composed is not None:
+            compositions = [chain.composition for chain in chains]
+            self._at.guidance[rows], self._at.composed[rows] = composed_rows(
+                compositions, len(self.model.class_names), self._point
+            )
         self._level[rows] = self.model.num_levels - 1
         self._memory[rows] = 0.0
         x_top = self._noise.normal(rows)
@@ -195,48 +202,44 @@ class Descents:
         Returns which rows' chains have ended, and the positions (N, *event) of all rows. What this writes into rows
         that are in no chain is overwritten as soon as they are given something to do.
         """
-        n = len(waiting)
+        n, kernel = len(waiting), self._kernel
         starting, flying = waiting == Waiting.launch, waiting == Waiting.flight
         self._leaps[:n] -= flying
         landing = flying & (self._leaps[:n] == 0)
-        if isinstance(self._kernel, Adjusted):
-            return self._fly_adjusted(self._kernel, starting, landing, here)
-        self._launch(starting | landing)
-        noise = expand(self._noise_scale[:n], self._epsilon) * self._epsilon[:n]
-        self._point[:n] = self._kernel.launch(here, self._step_size[:n], noise).point
-        return (starting | landing) & (self._left[:n] == 0), self._point
-
-    def _fly_adjusted(self, kernel: Adjusted, starting: Mask, landing: Mask, here: State) -> tuple[Mask, Tensor]:
-        n = len(starting)
         buffers = Flight(State(*(one[:n] for one in self._flight.origin)), *(one[:n] for one in self._flight[1:]))
         step_size = self._step_size[:n]
         state, _ = kernel.land(buffers, here, step_size, self._decisions(starting, landing))
         launching = (starting | landing) & (self._left[:n] > 0)
         self._launch(launching)
-        flight = kernel.launch(state, step_size, self._epsilon[:n])
+        noise = expand(self._noise_scale[:n], self._epsilon) * self._epsilon[:n]
+        flight = kernel.launch(state, step_size, noise)
         if kernel.num_leaps > 1:
             first, leapt = torch.from_numpy(launching).to(self._point.device), kernel.leap(buffers, here, step_size)
             merged = (choose(first, *both) for both in zip(flight[1:], leapt[1:], strict=True))
             flight = Flight(state, *merged)
         for buffer, new in zip((*buffers.origin, *buffers[1:]), (*flight.origin, *flight[1:]), strict=True):
             buffer.copy_(new)
-        return (starting | landing) & ~launching, state.position
+        # An adjusted chain ends where its last step was evaluated, an unadjusted one where its last step leads.
+        landed, done = (starting | landing) & ~launching, launching & ~self._adjusted[:n] & (self._left[:n] == 0)
+        return landed | done, choose(torch.from_numpy(done).to(self._point.device), self._point[:n], state.position)
 
     def _launch(self, launching: Mask) -> None:
         """Begin a step for the rows marked in `launching`, with new noise in their places of `_epsilon`."""
         n, rows = len(launching), np.flatnonzero(launching)
         self._epsilon[rows] = self._noise.normal(rows)
         self._left[:n] -= launching
-        self._leaps[rows] = self._kernel.num_leaps
+        self._leaps[rows] = np.where(self._adjusted[rows], self._kernel.num_leaps, 1)
         self._waiting[rows] = Waiting.flight
 
     def _decisions(self, starting: Mask, landing: Mask) -> Tensor:
         """Return a number (N,) for each row that decides whether it takes the state it was evaluated at.
 
-        It is a uniform for rows that land. Starting rows always take the state, and all other rows keep their own.
+        It is a uniform for rows that land. Starting rows, and unadjusted ones, always take the state, and all other
+        rows keep their own.
         """
-        uniform = np.where(starting, _ACCEPT, _REJECT)
-        uniform[landing] = self._noise.uniform(np.flatnonzero(landing))
+        uniform = np.where(starting | (landing & ~self._adjusted[: len(landing)]), _ACCEPT, _REJECT)
+        tested = landing & self._adjusted[: len(landing)]
+        uniform[tested] = self._noise.uniform(np.flatnonzero(tested))
         return torch.from_numpy(uniform).to(self._point.device)
 
     def _conditions(self, rows: Rows) -> At:
@@ -248,19 +251,27 @@ class Descents:
         self._x_next[rows] = x_next
         at, top = self._conditions(rows), self.model.num_levels - 1
         self._step_size[rows] = self.model.step_size[at.level]
-        steps = zip(self._num_steps[rows].tolist(), self._level[rows].tolist(), strict=True)
-        asks = np.array([self._start.asks(num_steps, level == top) for num_steps, level in steps], np.bool_)
-        if asks.any():
-            self._wait(rows[asks], Waiting.start, *self._start.ask(self.model, x_next[asks], at[asks]))
+        begun = zip(*(one[rows].tolist() for one in (self._start, self._num_steps, self._level)), strict=True)
+        asks = np.array([_STARTS[name].asks(num_steps, level == top) for name, num_steps, level in begun], np.bool_)
+        for start, mine in self._by_start(rows[asks]):
+            asking = np.flatnonzero(asks)[mine]
+            self._wait(rows[asking], Waiting.start, *start.ask(self.model, x_next[asking], at[asking]))
         if not asks.all():
             self._begin_chain(rows[~asks], x_next[~asks])
 
+    def _by_start(self, rows: Rows) -> list[tuple[Start, Rows]]:
+        """Return each start that some of the rows have, and the places of those in `rows`."""
+        starts = self._start[rows]
+        return [(_STARTS[index], np.flatnonzero(starts == index)) for index in np.unique(starts)]
+
     def _answer(self, rows: Rows, score: Tensor) -> None:
-        x_next, epsilon = self._x_next[rows], self._noise.normal(rows)
-        y, memory = self._start.answer(self.model, x_next, self._conditions(rows), score, epsilon, self._memory[rows])
-        if memory is not None:
-            self._memory[rows] = memory
-        self._begin_chain(rows, y)
+        for start, mine in self._by_start(rows):
+            asked = rows[mine]
+            x_next, epsilon, memory = self._x_next[asked], self._noise.normal(asked), self._memory[asked]
+            answer = start.answer(self.model, x_next, self._conditions(asked), score[mine], epsilon, memory)
+            if answer.memory is not None:
+                self._memory[asked] = answer.memory
+            self._begin_chain(asked, answer.y)
 
     def _begin_chain(self, rows: Rows, y: Tensor) -> None:
         """Begin the chains at the rows' levels from `y`; a chain of no steps ends there at once."""
@@ -300,6 +311,13 @@ class Descents:
             return
         self._x_next[rows] = x
         self._wait(rows, Waiting.denoise, *denoising_point(self.model, x, self._at[rows]))
+
+
+def _adjusted_kernel(config: TrainConfig) -> Adjusted:
+    """Return the kernel of the model's adjusted chains; unadjusted ones take each of its steps, the last one unseen."""
+    kernel = KERNELS[sampling_kernel(config.chain, SamplingConfig(adjusted=True))]
+    assert isinstance(kernel, Adjusted)
+    return kernel
 
 
 def _padded(num_rows: int) -> int:

@@ -1,6 +1,6 @@
 """Checkpoints: each is a directory of two safetensors files and one JSON file, and never a pickle.
 
-    config.json          version, step, rollbacks, event shape, names of the classes, training configuration
+    config.json          version, step, rollbacks, event shape, classes and held-out energies, training configuration
     ema.safetensors      averaged weights, which are all that sampling and densities need
     state.safetensors    `model.*` weights and `optimizer.*` moments, which resuming needs in addition
 
@@ -65,6 +65,8 @@ class Snapshot:
     """how often the run had gone back after a divergence"""
     class_names: tuple[str, ...] = ()
     """what the labels 0, 1, … of a conditional model mean"""
+    held_out_energies: tuple[float, ...] = ()
+    """those of a conditional model, as `EnergyModel.held_out_energies`"""
 
     @property
     def energy(self) -> NetworkTensors:
@@ -88,6 +90,7 @@ class Snapshot:
             "rollbacks": self.rollbacks,
             "event_shape": list(self.event_shape),
             "classes": list(self.class_names),
+            "held_out_energies": list(self.held_out_energies),
             "config": to_dict(self.config),
         }
         (directory / CONFIG_FILE).write_text(json.dumps(description, indent=1), encoding="utf-8")
@@ -102,6 +105,7 @@ def load_model(directory: Path, device: str = "cpu") -> EnergyModel:
     """Load the averaged model of the checkpoint in `directory`, ready for sampling. Raises CheckpointError."""
     about = _read_description(directory)
     model = EnergyModel(about.config, about.event_shape, about.class_names)
+    model.held_out_energies = about.held_out_energies
     load_weights(model, _read_tensors(directory / EMA_FILE, like=model.state_dict()))
     return model.to(device).eval()
 
@@ -116,7 +120,15 @@ def read_snapshot(directory: Path) -> Snapshot:
         )
         for network, average in averages.items()
     }
-    return Snapshot(about.step, about.config, about.event_shape, networks, about.rollbacks, about.class_names)
+    return Snapshot(
+        about.step,
+        about.config,
+        about.event_shape,
+        networks,
+        about.rollbacks,
+        about.class_names,
+        about.held_out_energies,
+    )
 
 
 class _Description(NamedTuple):
@@ -127,6 +139,7 @@ class _Description(NamedTuple):
     step: int
     rollbacks: int
     class_names: tuple[str, ...]
+    held_out_energies: tuple[float, ...]
 
 
 def _by_network(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -170,7 +183,8 @@ def _read_description(directory: Path) -> _Description:
         event_shape = tuple(int(n) for n in description["event_shape"])
         rollbacks = int(description.get("rollbacks", 0))  # absent from checkpoints of 0.1.0
         classes = _class_names(config, description.get("classes", []))  # absent from checkpoints before labels
-        return _Description(config, event_shape, int(description["step"]), rollbacks, classes)
+        energies = tuple(float(energy) for energy in description.get("held_out_energies", []))  # nor those before it
+        return _Description(config, event_shape, int(description["step"]), rollbacks, classes, energies)
     except (ConfigError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} does not describe a model: {error}") from error
 

@@ -1,4 +1,4 @@
-"""A dataset in memory: events with a held-out part that never changes, and the classes of its events."""
+"""A dataset: events with a held-out part that never changes, and the classes of its events."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from model.data.events import Events, StoredEvents
 from model.intake.labels import Labels
 from model.spaces.affine import AffineSpace
 
@@ -31,9 +32,9 @@ class Dataset:
     """Training and held-out events, in the coordinates of their space."""
 
     name: str
-    train: Tensor
+    train: Events
     """(N, *event) float32"""
-    held_out: Tensor
+    held_out: Events
     """(M, *event) float32"""
     space: AffineSpace
     """The change of coordinates between these events and the data as they came."""
@@ -48,7 +49,7 @@ class Dataset:
 
 def split(
     name: str,
-    events: npt.NDArray[np.float32],
+    events: npt.NDArray[np.float32] | StoredEvents,
     space: AffineSpace,
     *,
     labels: Labels | None = None,
@@ -62,16 +63,22 @@ def split(
 
 def cut(
     name: str,
-    events: npt.NDArray[np.float32],
+    events: npt.NDArray[np.float32] | StoredEvents,
     space: AffineSpace,
     order: npt.NDArray[np.int64],
     num_train: int,
     labels: Labels | None,
 ) -> Dataset:
     """Put the events and their labels into `order` (N,), and hold out all after the first `num_train`."""
-    ordered = torch.from_numpy(np.ascontiguousarray(events[order]))
+    train, held_out = (_taken(events, rows) for rows in (order[:num_train], order[num_train:]))
     classes = None
     if labels is not None:
         codes = torch.from_numpy(labels.codes[order])
         classes = SplitLabels(labels.names, codes[:num_train], codes[num_train:])
-    return Dataset(name, ordered[:num_train], ordered[num_train:], space, classes)
+    return Dataset(name, train, held_out, space, classes)
+
+
+def _taken(events: npt.NDArray[np.float32] | StoredEvents, rows: npt.NDArray[np.int64]) -> Events:
+    if isinstance(events, StoredEvents):
+        return events.taken(rows)
+    return torch.from_numpy(np.ascontiguousarray(events[rows]))

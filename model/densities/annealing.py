@@ -10,6 +10,7 @@ A path runs from a closed form of known normalizer to the target; neighbouring e
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -68,9 +69,9 @@ class AnnealingPath:
 
     @property
     def lengths(self) -> Tensor:
-        """(len(energies) − 1,) float64 integral of the spread of U − V over β, in nats: what a pair's bridges share.
+        """(len(energies) − 1,) float64 ∫ std(U − V) dβ of each pair of neighbours, in nats, as `tune` measured it.
 
-        They are known of a path that `tune` has measured.
+        The inverse of the standard deviation is taken as linear in β.
         """
         assert self.spreads is not None
         ratios = _ratios(self.spreads)
@@ -88,6 +89,11 @@ class AnnealingPath:
         ratios, lengths = _ratios(self.spreads), self.lengths
         numbers = (lengths / lengths.sum() * num_bridges * len(lengths)).round().clamp(min=1).long()
         return [_geometric(ratio, number) for ratio, number in zip(ratios.tolist(), numbers.tolist(), strict=True)]
+
+    @property
+    def fewest_bridges(self) -> int:
+        """The power of 2 from which on, as `tune` measured, weights spread by at most a nat at each temperature."""
+        return 1 if self.spreads is None else 1 << max(0, math.ceil(math.log2(self.lengths.mean())))
 
 
 def _ratios(spreads: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from model.config import CalibrationConfig, from_dict, to_dict
 from model.data.datasets import Dataset
+from model.data.events import Events
 from model.densities.density import bits_per_dim, blur_std, log_density, tolerance_of
 from model.densities.log_z import LogZ
 from model.densities.verdict import Verdict
@@ -141,7 +142,7 @@ def _quantiles(scores: Tensor) -> tuple[Quantile, ...]:
     return tuple(Quantile(level=level, log_density=value) for level, value in zip(QUANTILE_LEVELS, values, strict=True))
 
 
-def _scores(model: EnergyModel, dataset: Dataset, events: Tensor, log_z: LogZ) -> Tensor:
+def _scores(model: EnergyModel, dataset: Dataset, events: Events, log_z: LogZ) -> Tensor:
     """Return log p (N,), in the data's units and on the CPU, of the first `events`, which are in the dataset's space.
 
     E[log p] over the noise of one bin bounds the log probability of a discrete value, less the log of the bin's volume,
@@ -150,7 +151,7 @@ def _scores(model: EnergyModel, dataset: Dataset, events: Tensor, log_z: LogZ) -
     return log_density(model, continuous(dataset, events), log_z.estimate).cpu()
 
 
-def continuous(dataset: Dataset, events: Tensor) -> Tensor:
+def continuous(dataset: Dataset, events: Events) -> Tensor:
     """Return the first `events`, which are in the dataset's space, in the data's units, dequantized if discrete."""
     noise = SharedNoise(make_generator(_DEQUANTIZATION_SEED))
     return dataset.space.dequantized(dataset.space.decode(events[:_MAX_SCORED]), noise)

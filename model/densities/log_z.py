@@ -142,7 +142,8 @@ def bound_log_z(
 ) -> Iterator[LogZ]:
     """Bound log Z from both sides in rounds of more and more work, until the sides meet within `tolerance` nats.
 
-    Every round doubles the bridges, up to `max_bridges`, and begins anew. If the sides then agree, and only their own
+    The first round has as many bridges as the spread of the weights asks for (`AnnealingPath.fewest_bridges`). Every
+    further round doubles them, up to `max_bridges`, and begins anew. If the sides then agree, and only their own
     errors are too large, a round walks as many chains again as there are and pools their weights, up to `max_chains`
     (None: `num_chains`); at most `num_chains` are walked at once. More chains cannot close a gap that is not due to
     chance. Yields the result of every round; the last is the answer. Without `sample_target` the backward walk starts
@@ -155,7 +156,7 @@ def bound_log_z(
         path = tune(path, min(num_chains, _PILOT_CHAINS), noise, stop_fn=stop_fn)
         bounds = _Bounds(path, noise, num_chains, sample_target, stop_fn)
         data = None if sample_data is None else bounds.settled(sample_data(num_chains, noise))
-        num_bridges = 1
+        num_bridges = min(path.fewest_bridges, max_bridges)
         walked = [bounds.there_and_back(num_bridges)]
         while True:
             log_z = bounds.log_z(walked, num_bridges, data)

@@ -67,6 +67,8 @@ class EnergyModel(nn.Module):
         self.config = config
         self.event_shape = event_shape
         self.class_names = class_names
+        self.held_out_energies: tuple[float, ...] = ()
+        """quantiles, evenly spaced from the least to the largest, of E_0 of held-out data; empty if not known"""
         self.schedule = make_schedule(config.schedule)
         self.network = make_network(config.network, event_shape, len(class_names))
         step_size, loss_weight = _step_sizes(config, self.schedule)

@@ -9,7 +9,8 @@ With the base's energy b(x) and the network's K corrections c_k(x), in nats, and
 
 The last is the energy of p(x, k) p(k | x)^w: guidance by the model's own classifier (Dhariwal & Nichol 2021; Ho &
 Salimans 2022), of which chains draw exactly, since it is an energy. The constant log K makes K equal corrections the
-energy of a model without classes.
+energy of a model without classes. The density of one label is p(x) p(k | x)^(1 + w) up to a constant, in which a
+composition of labels can take the place of p(k | x) (`model.composition`).
 """
 
 from __future__ import annotations
@@ -29,10 +30,13 @@ def chosen(correction: Tensor, at: At) -> Tensor:
     """
     if correction.dim() == 1:
         return correction
-    log_joint = correction - math.log(correction.shape[1])
-    marginal = torch.logsumexp(log_joint, 1)
-    if at.label is None:
-        return marginal
-    joint = log_joint.gather(1, at.label.clamp(min=0)[:, None])[:, 0]
-    guided = joint if at.guidance is None else joint + at.guidance * (joint - marginal)
-    return torch.where(at.label < 0, marginal, guided)
+    marginal = torch.logsumexp(correction, 1) - math.log(correction.shape[1])
+    log_posterior = torch.log_softmax(correction, 1)
+    told = torch.zeros_like(marginal)
+    if at.composed is not None:
+        allowed, weights = at.composed.unbind(1)
+        told = torch.logsumexp(log_posterior + allowed, 1) + (weights * log_posterior).sum(1)
+    if at.label is not None:
+        of_label = log_posterior.gather(1, at.label.clamp(min=0)[:, None])[:, 0]
+        told = torch.where(at.label < 0, told, of_label)
+    return marginal + (told if at.guidance is None else (1 + at.guidance) * told)

@@ -62,7 +62,7 @@ def store_npy(
     with source.open("rb") as file:
         header = read_header(file, name)
     _require_numbers(name, header.dtype)
-    _require_layout(name, header, limits)
+    require_layout(name, header.shape, header.dtype, limits)
     data_bytes = math.prod(header.shape) * header.dtype.itemsize
     there = source.stat().st_size - header.size_bytes
     if there != data_bytes:
@@ -117,15 +117,14 @@ def pickled(name: str) -> DataError:
     return DataError(f"{name} holds pickled objects, which are never unpickled; expected an array of plain numbers")
 
 
-def _require_layout(name: str, header: Header, limits: ReadLimits) -> None:
-    """Check what the header says of the array. Raises DataError, DataTooLarge."""
-    shape = header.shape
+def require_layout(name: str, shape: tuple[int, ...], dtype: np.dtype[Any], limits: ReadLimits) -> None:
+    """Check what the header of an array says of it. Raises DataError, DataTooLarge."""
     if any(isinstance(size, bool) or size < 0 for size in shape):
         raise DataError(f"{name} has the impossible shape {shape}; save it with numpy.save")
-    layout = layout_of(name, shape, header.dtype)
+    layout = layout_of(name, shape, dtype)
     layout.require_shape(name, shape, limits)
     require_count(name, shape[0], limits)
-    require_bytes(name, shape, max(header.dtype.itemsize, layout.dtype.itemsize), limits)
+    require_bytes(name, shape, max(dtype.itemsize, layout.dtype.itemsize), limits)
 
 
 def store_array(array: Array, target: Path, *, name: str) -> Summary:
@@ -134,30 +133,48 @@ def store_array(array: Array, target: Path, *, name: str) -> Summary:
     uint8 images become (N, H, W, C) uint8, everything else float32 as it is shaped. Raises DataError.
     """
     layout = layout_of(name, array.shape, array.dtype)
-    stored = layout.stored(array)
-    low, high = _copy(stored, target, layout.dtype, name)
-    layout.require_range(name, low, high)
-    require_variation(name, len(array), differ=bool((low < high).any()))
+    stored = array.reshape(layout.stored_shape(array.shape))
+    extremes = _copy(stored, target, layout.dtype, name)
+    layout.require_range(name, extremes.low, extremes.high)
+    require_variation(name, len(array), differ=extremes.differ)
     return Summary(kind=layout.kind.name, count=len(array), event_shape=layout.event_shape(stored.shape))
 
 
-def _copy(array: Array, target: Path, dtype: np.dtype[Any], name: str) -> tuple[Array, Array]:
-    """Write a .npy file of `dtype`; return the least and the greatest value of every coordinate. Raises DataError."""
+class Extremes:
+    """The least and the greatest value of every coordinate of the items seen so far. The dataset is called `name`."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._count = 0
+        self.low: Array = np.empty(0)
+        self.high: Array = np.empty(0)
+
+    def add(self, items: Array) -> None:
+        """Take in the next items (B, …). Raises DataError for a value that is not finite, which names the item."""
+        finite = np.isfinite(items.reshape(len(items), -1)).all(1)
+        if not finite.all():
+            index = self._count + int(np.argmin(finite))
+            raise DataError(
+                f"{self._name} has a value that is not finite in item {index}, as a 32-bit number; remove or fill it"
+            )
+        low, high = items.min(0), items.max(0)
+        self.low, self.high = (np.minimum(self.low, low), np.maximum(self.high, high)) if self._count else (low, high)
+        self._count += len(items)
+
+    @property
+    def differ(self) -> bool:
+        """Whether two items differ."""
+        return bool((self.low < self.high).any())
+
+
+def _copy(array: Array, target: Path, dtype: np.dtype[Any], name: str) -> Extremes:
+    """Write a .npy file of `dtype`; return the extremes of what was written. Raises DataError."""
     block = max(1, _BLOCK_BYTES // (math.prod(array.shape[1:]) * array.dtype.itemsize))
-    low = high = np.empty(0, dtype)
+    extremes = Extremes(name)
     with ArrayWriter(target, dtype, array.shape) as file:
         for start in range(0, len(array), block):
             with np.errstate(over="ignore", invalid="ignore"):  # such a value becomes inf, and is refused
                 items = array[start : start + block].astype(dtype)
-            _require_finite(items, start, name)
+            extremes.add(items)
             file.append(items)
-            low = np.minimum(low, items.min(0)) if start else items.min(0)
-            high = np.maximum(high, items.max(0)) if start else items.max(0)
-    return low, high
-
-
-def _require_finite(items: Array, start: int, name: str) -> None:
-    finite = np.isfinite(items.reshape(len(items), -1)).all(1)
-    if not finite.all():
-        index = start + int(np.argmin(finite))
-        raise DataError(f"{name} has a value that is not finite in item {index}, as a 32-bit number; remove or fill it")
+    return extremes

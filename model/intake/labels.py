@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -94,15 +93,6 @@ def store_labels(
     _pack(target, labels, name, limits)
     note = f"Labelled by {source}: {len(labels.names)} classes"
     return replace(summary, labels=labels.counts, notes=(*summary.notes, note))
-
-
-def read_stored(path: Path) -> tuple[npt.NDArray[Any], Labels | None]:
-    """Return the items of a stored dataset, and their labels if it has some."""
-    found = np.load(path, allow_pickle=False)
-    if isinstance(found, np.ndarray):
-        return found, None
-    with found:
-        return found[ITEMS], Labels(tuple(found[CLASSES].tolist()), found[LABELS].astype(np.int64))
 
 
 def stored_suffix(path: Path) -> str:

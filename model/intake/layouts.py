@@ -43,9 +43,9 @@ class Layout(ABC):
     def require_range(self, name: str, low: Array, high: Array) -> None:
         """Check the least and the greatest value of every coordinate. Raises DataError."""
 
-    def stored(self, array: Array) -> Array:
-        """Return the array with the axes that are stored."""
-        return array
+    def stored_shape(self, shape: Shape) -> Shape:
+        """Return the shape in which an array of that shape is stored."""
+        return shape
 
     def event_shape(self, stored_shape: Shape) -> Shape:
         """Return the shape of one event in an array that is stored."""
@@ -101,9 +101,9 @@ class ByteImages(Layout):
     def require_range(self, name: str, low: Array, high: Array) -> None:
         """Every byte is a valid pixel, so that nothing is checked."""
 
-    def stored(self, array: Array) -> Array:
-        """Return the array as (N, H, W, C)."""
-        return array[..., None] if array.ndim == 3 else array
+    def stored_shape(self, shape: Shape) -> Shape:
+        """Return (N, H, W, C)."""
+        return (*shape, 1) if len(shape) == 3 else shape
 
     def event_shape(self, stored_shape: Shape) -> Shape:
         """Return the shape (C, H, W) of one event."""

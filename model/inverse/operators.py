@@ -179,14 +179,17 @@ class Blur(Operator):
         return self._filtered(measured, inverse)
 
     def singular_values(self) -> Tensor:
-        return self._response.abs()[self._kept].repeat(self.event_shape[0])
+        values: Tensor = self._response.abs()[self._kept]
+        return values.repeat(self.event_shape[0])
 
     @property
     def _kept(self) -> Tensor:
-        return self._response.abs() > _RANK_TOLERANCE * self._response.abs().max()
+        size: Tensor = self._response.abs()
+        return size > _RANK_TOLERANCE * size.max()
 
     def _filtered(self, x: Tensor, response: Tensor) -> Tensor:
-        return torch.fft.ifft2(torch.fft.fft2(x.double()) * response.to(x.device)).real.to(x)
+        filtered: Tensor = torch.fft.ifft2(torch.fft.fft2(x.double()) * response.to(x.device))
+        return filtered.real.to(x)
 
 
 class Matrix(Operator):
@@ -206,7 +209,7 @@ class Matrix(Operator):
         self._rows = rows.double()
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.as_tensor(x.flatten(1) @ self._rows.T.to(x))
+        return x.flatten(1) @ self._rows.T.to(x)
 
     def adjoint(self, measured: Tensor) -> Tensor:
         return (measured @ self._rows.to(measured)).reshape(-1, *self.event_shape)

@@ -30,6 +30,7 @@ from model.conditions import At
 from model.config import TrainConfig
 from model.data.augmentation import augment
 from model.data.datasets import Dataset
+from model.data.events import Events
 from model.energies.energy_model import EnergyModel
 from model.errors import CheckpointError, ConfigError, DivergenceError, ShapeError
 from model.event_kinds.images import IMAGES
@@ -55,6 +56,8 @@ from model.training.state import (
 _MAX_LOSS = 1e4
 """A larger loss is a divergence. It is on the network's output scale, where a healthy run stays within a few units;
 DRL's release gives up at −1e6."""
+_SCORED_EVENTS = 2000
+"""The held-out events whose energies a checkpoint of a conditional model tells of."""
 MAX_ROLLBACKS = 3
 """How often a run goes back to a checkpoint before it gives up."""
 
@@ -108,32 +111,35 @@ def train(
             yield SampleEvent(step=state.step, samples=_preview(state))
             meter.restart_clock()
         if state.step % config.checkpoint_every == 0 and not last:
-            good = state.snapshot()
+            good = _snapshot(state, dataset)
             yield CheckpointEvent(step=state.step, write=good.write)
     if state.step == config.steps and (verdict := health.verdict()) is not None:
         yield verdict
-    yield CheckpointEvent(step=state.step, write=state.snapshot().write)
+    yield CheckpointEvent(step=state.step, write=_snapshot(state, dataset).write)
     yield DoneEvent(step=state.step, stopped=state.step < config.steps)
 
 
 @dataclass(frozen=True)
 class _Data:
-    """The training events and, for a conditional model, their labels, on the device that trains."""
+    """The training events, on the device that trains or in a file, and for a conditional model their labels."""
 
-    events: Tensor
+    events: Events
     """(N, *event)"""
     labels: Tensor | None
     """(N,)"""
+    device: str
 
     @classmethod
     def of(cls, dataset: Dataset, config: TrainConfig, device: str) -> _Data:
         labels = dataset.labels.train.to(device) if config.conditional and dataset.labels is not None else None
-        return cls(dataset.train.to(device), labels)
+        events = dataset.train.to(device) if isinstance(dataset.train, Tensor) else dataset.train
+        return cls(events, labels, device)
 
     def batch(self, config: TrainConfig, step: int) -> tuple[Tensor, Tensor | None]:
         """Return the events of a step, and the labels of the same events."""
-        rows = _batch_rows(config, len(self.events), step).to(self.events.device)
-        return self.events[rows], None if self.labels is None else self.labels[rows]
+        rows = _batch_rows(config, len(self.events), step)
+        events = self.events[rows].to(self.device)
+        return events, None if self.labels is None else self.labels[rows.to(self.device)]
 
 
 def _decided(
@@ -222,10 +228,24 @@ def _told(state: TrainState, error: DivergenceError) -> RollbackEvent:
 def _preview(state: TrainState) -> npt.NDArray[np.float32]:
     seed = derive_seed(state.config.seed, PREVIEW_STREAM)
     count, num_classes = state.config.num_preview_samples, len(state.model.class_names)
-    labels = [index % num_classes for index in range(count)] if num_classes else None  # every class in turn
+    # as many of every class, and in the order of the classes
+    labels = sorted(index % num_classes for index in range(count)) if num_classes else None
     drawn = sample(state.energy.averaged(), count, seed=seed, labels=labels)
     samples: npt.NDArray[np.float32] = drawn.x.numpy()
     return samples
+
+
+def _snapshot(state: TrainState, dataset: Dataset) -> Snapshot:
+    """Return what a checkpoint holds; for a conditional model, how held-out data score (`EnergyModel`) too."""
+    snapshot = state.snapshot()
+    if not state.config.conditional:
+        return snapshot
+    model, x = state.energy.averaged(), dataset.held_out[:_SCORED_EVENTS].to(state.model.step_size)
+    scale = float(model.schedule.scale[0] * model.schedule.alpha_bar[0])
+    with torch.no_grad():
+        energy = torch.cat([model.energy(scale * some, At.same(0, some)).double() for some in torch.split(x, 64)])
+    quantiles = torch.quantile(energy.cpu(), torch.linspace(0, 1, 101, dtype=torch.float64))
+    return replace(snapshot, held_out_energies=tuple(quantiles.tolist()))
 
 
 def _train_step(state: TrainState, data: _Data, meter: Meter) -> None:
@@ -233,7 +253,7 @@ def _train_step(state: TrainState, data: _Data, meter: Meter) -> None:
     if state.step == config.score_matching.steps > 0:
         _begin_recovery(state)
     again = (state.rollbacks,) if state.rollbacks else ()
-    noise = SharedNoise(make_generator(config.seed, STEP_STREAM, state.step, *again, device=data.events.device))
+    noise = SharedNoise(make_generator(config.seed, STEP_STREAM, state.step, *again, device=data.device))
     # Every rank draws for the whole batch, which costs little: the draws do not depend on who computes which rows.
     events, label = data.batch(config, state.step)
     x_data = augment(events, config, state.model.space, noise)

@@ -30,9 +30,11 @@ class Ranks:
     RankError if another rank is gone.
     """
 
-    def __init__(self, index: int = 0, count: int = 1) -> None:
+    def __init__(self, index: int = 0, count: int = 1, *, leads_node: bool = True) -> None:
         self.index = index
         self.count = count
+        self.leads_node = leads_node
+        """whether this rank is the first one of its machine"""
 
     @property
     def leads(self) -> bool:
@@ -63,17 +65,21 @@ class Ranks:
             dist.all_reduce(found, dist.ReduceOp.MIN)
         return int(found)
 
+    def told(self, value: int) -> int:
+        """Return the leading rank's value. All ranks must call this together."""
+        return int(self.sum(torch.tensor(value if self.leads else 0)))
+
     def wait(self) -> None:
         """Wait until all ranks have called this."""
         self.any(False)
 
     @contextlib.contextmanager
     def leader_first(self) -> Iterator[None]:
-        """Let the leading rank run the block first, and then the others. All ranks must enter it."""
-        if not self.leads:
+        """Let the first rank of every machine run the block first, and then the others. All ranks must enter it."""
+        if not self.leads_node:
             self.wait()
         yield
-        if self.leads:
+        if self.leads_node:
             self.wait()
 
     def averaging(self, module: nn.Module) -> nn.Module:
@@ -121,13 +127,13 @@ def _told_apart() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def joined(index: int, count: int, device: str) -> Iterator[Ranks]:
+def joined(index: int, count: int, device: str, *, leads_node: bool) -> Iterator[Ranks]:
     """Meet the other ranks of this training, at the address that torchrun left in the environment. Raises RankError."""
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
     with _told_apart():
         dist.init_process_group(backend, rank=index, world_size=count, timeout=_TIMEOUT)
-    yield Ranks(index, count)
+    yield Ranks(index, count, leads_node=leads_node)
     # This is not done after an error: the process ends then, and ranks that are gone do not answer.
     dist.destroy_process_group()

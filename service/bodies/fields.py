@@ -15,15 +15,28 @@ from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJson
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from model.composition import DEFAULT_GUIDANCE, MAX_GUIDANCE
 from model.config import Seed, TrainConfig, to_dict
 from model.fields import Config, types_of
+from model.frontier import Quality
+from model.intake.labels import MAX_CLASSES
 from model.presets import PRESETS
 from worker.ids import ULID_PATTERN
 
 JOB_ID = "01JD3Z6M3Q4R5S6T7V8W9X0Y1Z"
 MODEL_ID = "01JD3Z6M3QMDE0N5K7C2B8F4GH"
 SOME_CONFIG: dict[str, Any] = json.loads(
-    json.dumps(to_dict(replace(PRESETS["digits"], microbatch_size=64, image_size=(8, 8))))
+    json.dumps(
+        to_dict(
+            replace(
+                PRESETS["digits"],
+                microbatch_size=64,
+                image_size=(8, 8),
+                label_column="kind",
+                sampling=replace(PRESETS["digits"].sampling, adjusted=True),
+            )
+        )
+    )
 )
 """An example in which no field is null, because FastAPI leaves nulls out of the document."""
 _RANDOM_SEEDS = 2**32
@@ -56,8 +69,18 @@ ChainSteps = Annotated[
     Field(
         ge=0,
         le=1000,
-        description="K, the chain steps per noise level; the model's own number when absent",
+        description="K, the chain steps per noise level, from the model's own start; `quality` decides when absent",
         examples=[10],
+    ),
+]
+AskedQuality = Annotated[
+    Quality | None,
+    Field(
+        description="How good samples are to be for what they cost, by the measured settings of the checkpoint: "
+        "`draft` is the cheapest, `best` the nearest to the data, and `standard`, the default, as near to them within "
+        "the noise for fewer evaluations. A checkpoint that was not tuned has its model's own settings; the answer "
+        "says which were used. Not together with `steps`",
+        examples=["standard"],
     ),
 ]
 NoiseScale = Annotated[
@@ -65,11 +88,71 @@ NoiseScale = Annotated[
     Field(ge=0, le=2, description="Factor on the chain's noise; the model's own when absent", examples=[1.0]),
 ]
 
+Guidance = Annotated[
+    float | None,
+    Field(
+        ge=0,
+        le=MAX_GUIDANCE,
+        description="The weight w ≥ 0 with which labels are exaggerated: density ∝ p(x) p(label | x)^(1 + w). When "
+        f"absent {DEFAULT_GUIDANCE:g}, or 0 if labels are multiplied (`all_of`); only for conditional models",
+        examples=[0.5],
+    ),
+]
+Adjusted = Annotated[
+    bool | None,
+    Field(
+        description="Whether a Metropolis test accepts or rejects each step of the chains; when absent, as the model's "
+        "own chains do, and true if labels are multiplied (`all_of`), which unadjusted chains do not draw from",
+    ),
+]
+
 
 class RequestBody(BaseModel):
     """The base of request bodies: it refuses unknown fields, and text where a number is expected."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+
+Label = Annotated[
+    str | int, Field(description="The name of a class of the model, or its index", examples=["3"], union_mode="smart")
+]
+
+
+class WeightedLabelBody(RequestBody):
+    """A factor of a product of labels: p(label | x) to the power of the weight."""
+
+    label: Label
+    weight: float = Field(1.0, ge=-MAX_GUIDANCE, le=MAX_GUIDANCE, description="Negative to lead away from the label")
+
+
+class CompositionBody(RequestBody):
+    """Several labels asked of a sample. With both fields, the sample is to be of any of the ones and all of the others.
+
+    The density is ∝ p(x) Σ p(label | x) over `any_of`, a mixture, times Π p(label | x)^weight over `all_of`.
+    """
+
+    any_of: list[Label] = Field(
+        [], max_length=MAX_CLASSES, description="The sample is of one of these classes, as often as each has samples"
+    )
+    all_of: list[WeightedLabelBody] = Field(
+        [],
+        max_length=MAX_CLASSES,
+        description="The sample is of all of these classes at once, or with a negative weight not of one",
+        examples=[[{"label": "8", "weight": 1.0}, {"label": "0", "weight": -1.0}]],
+    )
+
+
+Labels = Annotated[
+    list[Label | CompositionBody | None] | None,
+    Field(
+        min_length=1,
+        max_length=MAX_CLASSES,
+        description="What the samples of a conditional model are to be of; they take these in turn, so that one serves "
+        "all. Each is the name or index of a class, `any_of` or `all_of` several, or null for any class. When absent, "
+        "every class in turn; GET /models/{id} lists the classes",
+        examples=[["3", {"any_of": ["3", "5"]}]],
+    ),
+]
 
 
 class SchemaOf:

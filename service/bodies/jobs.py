@@ -9,15 +9,21 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from model.config import CalibrationConfig, TrainConfig
 from model.events import HealthEvent
+from model.frontier import TuneConfig
 from model.presets import ALIASES, PRESET_SUMMARIES
 from service.bodies.datasets import DATASET_NAMES
 from service.bodies.fields import (
     JOB_ID,
     MODEL_ID,
     SOME_CONFIG,
+    Adjusted,
+    AskedQuality,
     ChainSteps,
+    CompositionBody,
     Device,
     DrawnSeed,
+    Guidance,
+    Labels,
     ModelAt,
     Name,
     NoiseScale,
@@ -62,6 +68,18 @@ _OVERRIDES: Any = overrides_of(
         description="Seed of the weights, batches and noise; drawn at random when absent, and always in the answer",
         examples=[0],
     ),
+    conditional=Field(
+        None,
+        description="Whether to train on the data and their labels together, for samples of a class and for POST "
+        "/classify; the dataset must have labels",
+        examples=[True],
+    ),
+    label_column=Field(
+        None,
+        description="The column of a .csv, or the array of a .npz, that holds the class of each item, of a dataset in "
+        "the server's folder or a bucket; uploads name theirs",
+        examples=["kind"],
+    ),
     steps=Field(None, description="All training steps; the phases keep their shares", examples=[4400]),
     batch_size=Field(
         None,
@@ -74,6 +92,12 @@ _OVERRIDES: Any = overrides_of(
         None,
         description="Whether to estimate log Z of the last checkpoint at the end, which POST /log-density needs; the "
         "preset decides when absent",
+        examples=[True],
+    ),
+    tune=Field(
+        None,
+        description="Whether to measure at the end, in at most a tenth of the time, what samples cost and how good "
+        "they are; the preset decides when absent",
         examples=[True],
     ),
 )
@@ -102,6 +126,12 @@ class TrainRequest(_OVERRIDES, _TrainingStart):  # type: ignore[misc]
         le=64,
         description="Number of GPUs of one trainer that share every batch; the weights are those of one GPU, to "
         "rounding. With device `cpu` it is the number of processes",
+    )
+    num_nodes: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Number of trainers, on machines of their own, that work on it together, each with `num_gpus`",
     )
     keep_last: int | None = Field(
         None,
@@ -139,6 +169,24 @@ class CalibrateRequest(_CALIBRATION, _Calibrated):  # type: ignore[misc]
     device: Device = "auto"
 
 
+class _Tuned(RequestBody):
+    """The fields of a tuning request that say which checkpoint it is about, and its name."""
+
+    model: ModelAt = Field(description="Id of a model, or `id@step`; without a step its newest checkpoint")
+    name: Name = Field(None, examples=["frontier"])
+
+
+_TUNING: Any = fields_of(TuneConfig, _Tuned, max_seconds=[60.0])
+
+
+class TuneRequest(_TUNING, _Tuned):  # type: ignore[misc]
+    """A request to measure what samples of a checkpoint cost, and to choose `draft`, `standard` and `best` by it."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"model": MODEL_ID}]})
+
+    device: Device = "auto"
+
+
 class BulkSampleRequest(RequestBody):
     """A request to write many samples of a checkpoint to storage, as shards.
 
@@ -156,8 +204,12 @@ class BulkSampleRequest(RequestBody):
     num_images: int = Field(ge=1, le=1_000_000, examples=[50_000])
     shard_images: int = Field(1000, ge=1, le=10_000, description="Number of samples in each .npy file")
     seed: DrawnSeed = None
+    quality: AskedQuality = None
     steps: ChainSteps = None
     noise_scale: NoiseScale = None
+    labels: Labels = None
+    guidance: Guidance = None
+    adjusted: Adjusted = None
     device: Device = "auto"
 
 
@@ -175,9 +227,16 @@ class BulkManifestBody(BaseModel):
     seed: int = Field(examples=[0])
     num_images: int = Field(examples=[50_000])
     event_shape: list[int] = Field(examples=[[1, 8, 8]])
-    num_steps: int | None = Field(description="K, when the request named it", examples=[None])
+    num_steps: int | None = Field(description="K as asked; null for the model's own", examples=[0])
+    start: str | None = Field(
+        None, description="Where the chains started, by the quality; null for the model's own", examples=["multistep"]
+    )
     noise_scale: float | None = Field(examples=[None])
-    gradient_evaluations: int = Field(description="Gradient evaluations per sample", examples=[295])
+    labels: list[str | CompositionBody | None] = Field(
+        [], description="What was asked of the samples' labels, which took these in turn", examples=[["3", "5"]]
+    )
+    guidance: float | None = Field(None, description="Of the labels; null without any", examples=[0.5])
+    gradient_evaluations: int = Field(description="Gradient evaluations per sample", examples=[14])
     shards: list[BulkShardBody]
 
 
@@ -235,12 +294,13 @@ class JobBody(BaseModel):
         "first checkpoint on",
         examples=[MODEL_ID],
     )
-    model_step: int | None = Field(description="Step of the checkpoint that a calibration is about", examples=[None])
+    model_step: int | None = Field(description="Step of the checkpoint that the job is about", examples=[None])
     seed: int | None = Field(examples=[0])
     dataset: str | None = Field(examples=["digits"])
     device: str | None = Field(examples=["auto"])
-    num_gpus: int | None = Field(description="Number of GPUs of a training", examples=[1])
-    config: Annotated[dict[str, Any], SchemaOf(TrainConfig, CalibrationConfig)] | None = Field(
+    num_gpus: int | None = Field(description="Number of GPUs of each trainer of a training", examples=[1])
+    num_nodes: int | None = Field(description="Number of trainers of a training", examples=[1])
+    config: Annotated[dict[str, Any], SchemaOf(TrainConfig, CalibrationConfig, TuneConfig)] | None = Field(
         description="The whole configuration of the job", examples=[SOME_CONFIG]
     )
     created_at: datetime
@@ -278,6 +338,7 @@ class JobBody(BaseModel):
             dataset=known.get("dataset"),
             device=spec.get("device"),
             num_gpus=spec.get("num_gpus"),
+            num_nodes=spec.get("num_nodes"),
             config=config,
         )
 

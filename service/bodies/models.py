@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field, field_validator, model_validator
 
-from model.config import TrainConfig
+from model.config import ChainStart, TrainConfig
 from model.densities.verdict import EXPLANATIONS, Verdict
+from model.frontier import Quality
 from service.bodies.fields import JOB_ID, MODEL_ID, SOME_CONFIG, Name, RequestBody, SchemaOf
 
 VERDICT: Any = Field(
@@ -62,6 +63,53 @@ class LogZBody(BaseModel):
     acceptance_rate: float = Field(examples=[0.74])
     num_chains: int = Field(examples=[512])
     num_bridges: int = Field(description="Number of temperatures between neighbouring noise levels", examples=[8])
+
+
+UsedQuality = Quality | Literal["own"]
+USED_QUALITY: Any = Field(
+    "own",
+    description="The quality whose settings were used; `own` stands for the model's own settings, where the checkpoint "
+    "is not tuned, beside `steps` or `adjusted`, and for products of labels",
+    examples=["standard"],
+)
+
+
+class SettingBody(BaseModel):
+    """A setting of the sampler."""
+
+    start: ChainStart = Field(description="Where the chain of each level starts", examples=["multistep"])
+    num_steps: int = Field(description="K, the chain steps per noise level", examples=[0])
+
+
+class PointBody(SettingBody):
+    """A setting, measured: what a sample costs, and how near samples come to held-out data."""
+
+    evaluations: int = Field(description="Gradient evaluations that a sample takes", examples=[14])
+    frechet: float = Field(description="Fréchet distance of samples to held-out data; 0 is perfect", examples=[0.47])
+    frechet_error: float = Field(description="Its standard error", examples=[0.02])
+    one_nn: float = Field(
+        description="Accuracy of the nearest neighbour at telling samples from held-out data; 0.5 is perfect",
+        examples=[0.63],
+    )
+    one_nn_error: float = Field(description="Its standard error", examples=[0.01])
+
+
+class FrontierBody(BaseModel):
+    """What samples of a checkpoint cost and how good they are, and the settings that were chosen by it."""
+
+    points: list[PointBody] = Field(description="The settings that were measured, by their evaluations")
+    draft: SettingBody = Field(description="The fewest evaluations within one and a half of the best distance")
+    standard: SettingBody = Field(description="The fewest evaluations that the noise does not tell from the best")
+    best: SettingBody = Field(description="The smallest Fréchet distance")
+    features: Literal["data", "pca"] = Field(
+        description="What was compared: the data as the network sees them, or, where they have too many values for the "
+        "number of items, their largest principal components"
+    )
+    num_features: int = Field(examples=[64])
+    num_samples: int = Field(description="Samples of each setting", examples=[1000])
+    num_held_out: int = Field(description="Held-out items that they were compared with", examples=[897])
+    seed: int = Field(examples=[0])
+    created_at: datetime
 
 
 class QuantileBody(BaseModel):
@@ -122,6 +170,11 @@ class CheckpointBody(BaseModel):
     calibration: CalibrationBody | None = Field(
         description="The calibration that POST /jobs/calibrate, or the training itself, made; null until then"
     )
+    frontier: FrontierBody | None = Field(
+        None,
+        description="What samples cost and how good they are, as POST /jobs/tune, or the training itself, measured; "
+        "null until then",
+    )
 
 
 class ModelBody(BaseModel):
@@ -139,6 +192,17 @@ class ModelBody(BaseModel):
     )
     created_at: datetime | None
     config: Annotated[dict[str, Any], SchemaOf(TrainConfig)] | None = Field(examples=[SOME_CONFIG])
+    event_shape: list[int] | None = Field(
+        None,
+        description="Shape of one item: (C, H, W) or (D); null for models that an earlier version stored",
+        examples=[[1, 8, 8]],
+    )
+    classes: list[str] = Field(
+        [],
+        description="The names of a conditional model's classes, of which POST /sample draws and POST /classify tells; "
+        "empty for other models",
+        examples=[[]],
+    )
     checkpoints: list[CheckpointBody] = Field(
         description="The checkpoints by their step; /sample uses the last unless told"
     )

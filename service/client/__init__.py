@@ -17,7 +17,7 @@ from service.client.blocking import Job, Model, Recovery
 from service.client.call import BrokenOffError, ClientError, JobFailedError, RefusedError, UnreachableError
 from service.client.calls import Dataset
 from service.client.events import Event
-from service.client.requests import Densities
+from service.client.requests import Classes, Densities
 from service.client.samples import Samples
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "AsyncModel",
     "AsyncRecovery",
     "BrokenOffError",
+    "Classes",
     "ClientError",
     "Dataset",
     "Densities",

@@ -10,8 +10,16 @@ from service.bodies.datasets import DatasetBody
 from service.client import requests
 from service.client.call import Call, Json, RefusedError, Send, answered, described, given, quoted
 from service.client.handles import JobCalls, ModelCalls
-from service.client.options import BulkOptions, CalibrateOptions, DensityOptions, SampleOptions, TrainOptions
-from service.client.requests import Answer, Densities, ModelChanges, Scorable, parsed
+from service.client.options import (
+    BulkOptions,
+    CalibrateOptions,
+    ClassifyOptions,
+    DensityOptions,
+    SampleOptions,
+    TrainOptions,
+    TuneOptions,
+)
+from service.client.requests import Answer, Classes, Densities, ModelChanges, Scorable, parsed
 from service.client.samples import Samples
 
 J = TypeVar("J", bound=JobCalls)
@@ -153,6 +161,12 @@ class Calls(Generic[J, M]):
         return self.job_of((yield from requests.create_job("calibrate", body, idempotency_key)))
 
     @described
+    def tune(self, model: str, *, idempotency_key: str | None = None, **options: Unpack[TuneOptions]) -> Call[J]:
+        """Start a measurement of what samples of a checkpoint cost. Options are those of `TuneOptions`."""
+        body = given(model=model, **options)
+        return self.job_of((yield from requests.create_job("tune", body, idempotency_key)))
+
+    @described
     def sample_in_bulk(
         self, model: str, num_images: int, *, idempotency_key: str | None = None, **options: Unpack[BulkOptions]
     ) -> Call[J]:
@@ -177,6 +191,14 @@ class Calls(Generic[J, M]):
         Options are those of `DensityOptions`. Raises OSError for a file that cannot be read.
         """
         return (yield from requests.score(model, x, options))
+
+    @described
+    def classify(self, model: str, x: Scorable, **options: Unpack[ClassifyOptions]) -> Call[Classes]:
+        """The classes of numbers (N, *event), pictures or files by a conditional model, as POST /classify.
+
+        Options are those of `ClassifyOptions`. Raises OSError for a file that cannot be read.
+        """
+        return (yield from requests.classify(model, x, options))
 
     @described
     def density_png(self, model_id: str) -> Call[bytes]:

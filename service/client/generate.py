@@ -12,9 +12,9 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from service.bodies.jobs import BulkSampleRequest, CalibrateRequest, TrainRequest
+from service.bodies.jobs import BulkSampleRequest, CalibrateRequest, TrainRequest, TuneRequest
 from service.bodies.options import Option, options_of
-from service.bodies.sampling import LogDensityOptions, SampleRequestBody
+from service.bodies.sampling import ClassifyOptions, LogDensityOptions, SampleRequestBody
 
 FILE = Path(__file__).with_name("options.py")
 _WIDTH = 120
@@ -30,9 +30,11 @@ from typing import Any, Literal, TypedDict
 _CALLS: list[tuple[str, str, type[BaseModel], Collection[str]]] = [
     ("TrainOptions", "/jobs/train", TrainRequest, ("preset",)),
     ("CalibrateOptions", "/jobs/calibrate", CalibrateRequest, ("model",)),
+    ("TuneOptions", "/jobs/tune", TuneRequest, ("model",)),
     ("BulkOptions", "/jobs/sample", BulkSampleRequest, ("model", "num_images")),
     ("SampleOptions", "/sample", SampleRequestBody, ("model", "num_images", "levels", "scale")),
     ("DensityOptions", "/log-density", LogDensityOptions, ("model",)),
+    ("ClassifyOptions", "/classify", ClassifyOptions, ("model",)),
 ]
 """(name, path, body, fields that the method itself takes) of each call with options."""
 
@@ -66,7 +68,7 @@ def _type(option: Option) -> str:
     literal = f"Literal[{quoted}]" if quoted else ""
     if option.kind is str:
         return literal or "str"
-    kind = "dict[str, Any]" if option.kind is dict else option.kind.__name__
+    kind = {"dict": "dict[str, Any]", "list": "list[Any]"}.get(option.kind.__name__, option.kind.__name__)
     return f"{kind} | {literal}" if literal else kind
 
 

@@ -16,8 +16,15 @@ from service.bodies.jobs import JobBody
 from service.bodies.models import ModelBody
 from service.client import requests
 from service.client.call import Call, ClientError, JobFailedError, Json, Send, answered, described, given
-from service.client.options import BulkOptions, CalibrateOptions, DensityOptions, SampleOptions
-from service.client.requests import Answer, Densities, ModelChanges, Scorable
+from service.client.options import (
+    BulkOptions,
+    CalibrateOptions,
+    ClassifyOptions,
+    DensityOptions,
+    SampleOptions,
+    TuneOptions,
+)
+from service.client.requests import Answer, Classes, Densities, ModelChanges, Scorable
 from service.client.samples import Samples
 from worker.jobs.record import JobStatus
 
@@ -123,10 +130,22 @@ class ModelCalls(Answer, ModelBody, Generic[J]):
         return (yield from requests.score(self.at(step), x, options))
 
     @described
+    def classify(self, x: Scorable, *, step: int | None = None, **options: Unpack[ClassifyOptions]) -> Call[Classes]:
+        """Tell the classes of numbers, pictures or files; the model must be conditional. Options: `ClassifyOptions`."""
+        return (yield from requests.classify(self.at(step), x, options))
+
+    @described
     def calibrate(self, *, step: int | None = None, **options: Unpack[CalibrateOptions]) -> Call[J]:
         """Start an estimate of log Z, which log_density needs. Options are those of `CalibrateOptions`."""
         body = given(model=self.at(step), **options)
         job: J = self._client.job_of((yield from requests.create_job("calibrate", body, None)))
+        return job
+
+    @described
+    def tune(self, *, step: int | None = None, **options: Unpack[TuneOptions]) -> Call[J]:
+        """Start a measurement of what samples cost. Options are those of `TuneOptions`."""
+        body = given(model=self.at(step), **options)
+        job: J = self._client.job_of((yield from requests.create_job("tune", body, None)))
         return job
 
     @described

@@ -22,6 +22,12 @@ class TrainOptions(TypedDict, total=False):
     """A name for people."""
     seed: int | None
     """Seed of the weights, batches and noise; drawn at random when absent, and always in the answer."""
+    conditional: bool | None
+    """Whether to train on the data and their labels together, for samples of a class and for POST /classify; the
+    dataset must have labels."""
+    label_column: str | None
+    """The column of a .csv, or the array of a .npz, that holds the class of each item, of a dataset in the server's
+    folder or a bucket; uploads name theirs."""
     steps: int | None
     """All training steps; the phases keep their shares."""
     batch_size: int | Literal["auto"] | None
@@ -33,11 +39,16 @@ class TrainOptions(TypedDict, total=False):
     calibrate: bool | None
     """Whether to estimate log Z of the last checkpoint at the end, which POST /log-density needs; the preset decides
     when absent."""
+    tune: bool | None
+    """Whether to measure at the end, in at most a tenth of the time, what samples cost and how good they are; the
+    preset decides when absent."""
     device: Literal["auto", "cpu", "cuda"] | None
     """Where to compute; `auto` takes a GPU when the trainer has one."""
     num_gpus: int | None
     """Number of GPUs of one trainer that share every batch; the weights are those of one GPU, to rounding. With device
     `cpu` it is the number of processes."""
+    num_nodes: int | None
+    """Number of trainers, on machines of their own, that work on it together, each with `num_gpus`."""
     keep_last: int | None
     """Checkpoints that are kept at least, the newest, as are calibrated ones and those that a job needs; the service's
     own number when absent."""
@@ -68,6 +79,23 @@ class CalibrateOptions(TypedDict, total=False):
     """Where to compute; `auto` takes a GPU when the trainer has one."""
 
 
+class TuneOptions(TypedDict, total=False):
+    """Fields of POST /jobs/tune."""
+
+    name: str | None
+    """A name for people."""
+    seed: int | None
+    """The seed of the samples; the same seed gives the same samples."""
+    num_samples: int | None
+    """The number of samples that are drawn with each setting."""
+    max_steps: int | None
+    """The largest number of chain steps per level that is tried, beside the model's own, among 0, 1, 2, 4, …."""
+    max_seconds: float | None
+    """The time after which no other setting is measured; when absent, all are."""
+    device: Literal["auto", "cpu", "cuda"] | None
+    """Where to compute; `auto` takes a GPU when the trainer has one."""
+
+
 class BulkOptions(TypedDict, total=False):
     """Fields of POST /jobs/sample."""
 
@@ -77,10 +105,25 @@ class BulkOptions(TypedDict, total=False):
     """Number of samples in each .npy file."""
     seed: int | None
     """Seed of the samples, drawn at random when absent; the header X-Seed or the job's manifest says which it was."""
+    quality: Literal["draft", "standard", "best"] | None
+    """How good samples are to be for what they cost, by the measured settings of the checkpoint: `draft` is the
+    cheapest, `best` the nearest to the data, and `standard`, the default, as near to them within the noise for fewer
+    evaluations. A checkpoint that was not tuned has its model's own settings; the answer says which were used. Not
+    together with `steps`."""
     steps: int | None
-    """K, the chain steps per noise level; the model's own number when absent."""
+    """K, the chain steps per noise level, from the model's own start; `quality` decides when absent."""
     noise_scale: float | None
     """Factor on the chain's noise; the model's own when absent."""
+    labels: list[Any] | None
+    """What the samples of a conditional model are to be of; they take these in turn, so that one serves all. Each is
+    the name or index of a class, `any_of` or `all_of` several, or null for any class. When absent, every class in turn;
+    GET /models/{id} lists the classes."""
+    guidance: float | None
+    """The weight w ≥ 0 with which labels are exaggerated: density ∝ p(x) p(label | x)^(1 + w). When absent 0.5, or 0 if
+    labels are multiplied (`all_of`); only for conditional models."""
+    adjusted: bool | None
+    """Whether a Metropolis test accepts or rejects each step of the chains; when absent, as the model's own chains do,
+    and true if labels are multiplied (`all_of`), which unadjusted chains do not draw from."""
     device: Literal["auto", "cpu", "cuda"] | None
     """Where to compute; `auto` takes a GPU when the trainer has one."""
 
@@ -90,10 +133,25 @@ class SampleOptions(TypedDict, total=False):
 
     seed: int | None
     """Seed of the samples, drawn at random when absent; the header X-Seed or the job's manifest says which it was."""
+    quality: Literal["draft", "standard", "best"] | None
+    """How good samples are to be for what they cost, by the measured settings of the checkpoint: `draft` is the
+    cheapest, `best` the nearest to the data, and `standard`, the default, as near to them within the noise for fewer
+    evaluations. A checkpoint that was not tuned has its model's own settings; the answer says which were used. Not
+    together with `steps`."""
     steps: int | None
-    """K, the chain steps per noise level; the model's own number when absent."""
+    """K, the chain steps per noise level, from the model's own start; `quality` decides when absent."""
     noise_scale: float | None
     """Factor on the chain's noise; the model's own when absent."""
+    labels: list[Any] | None
+    """What the samples of a conditional model are to be of; they take these in turn, so that one serves all. Each is
+    the name or index of a class, `any_of` or `all_of` several, or null for any class. When absent, every class in turn;
+    GET /models/{id} lists the classes."""
+    guidance: float | None
+    """The weight w ≥ 0 with which labels are exaggerated: density ∝ p(x) p(label | x)^(1 + w). When absent 0.5, or 0 if
+    labels are multiplied (`all_of`); only for conditional models."""
+    adjusted: bool | None
+    """Whether a Metropolis test accepts or rejects each step of the chains; when absent, as the model's own chains do,
+    and true if labels are multiplied (`all_of`), which unadjusted chains do not draw from."""
     precision: Literal["float32", "bfloat16"] | None
     """Precision of the network's arithmetic; bfloat16 is faster on some hardware, not exact."""
 
@@ -107,3 +165,11 @@ class DensityOptions(TypedDict, total=False):
     """Number of paths that `path` averages; items times paths are at most 512."""
     seed: int | None
     """Seed of the paths; drawn at random when absent, and always in the answer."""
+
+
+class ClassifyOptions(TypedDict, total=False):
+    """Fields of POST /classify."""
+
+    noise_std: float | None
+    """Standard deviation of the Gaussian noise that the items are known to hold, in scaled units (image values, or each
+    coordinate's own standard deviation); the noise level that comes nearest is asked."""

@@ -111,6 +111,10 @@ def _draw(bar: Progress, task: TaskID, event: Event) -> None:
             bar.update(
                 task, description="calibrating", completed=data["round"], total=data["max_rounds"], detail=detail
             )
+        case "tuning":
+            point = data["point"]
+            detail = f"{point['evaluations']} evaluations: Fréchet distance {point['frechet']:.3f}"
+            bar.update(task, description="tuning", completed=data["index"], total=data["num_settings"], detail=detail)
         case "rollback":
             told = f"diverged at step {data['step']}; on from step {data['to_step']} with a lower learning rate"
             bar.console.print(f"[yellow]{told}[/]", highlight=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,10 +15,10 @@ import numpy.typing as npt
 from PIL import Image
 from pydantic import BaseModel, ValidationError
 
-from service.bodies.sampling import LogDensityBody
+from service.bodies.sampling import ClassificationBody, LogDensityBody
 from service.client.call import Call, ClientError, Json, Send, answered, given, quoted
 from service.client.folder_zip import zipped
-from service.client.options import DensityOptions, SampleOptions
+from service.client.options import ClassifyOptions, DensityOptions, SampleOptions
 from service.client.samples import Samples
 
 _UPLOAD_TIMEOUT = httpx2.Timeout(10.0, read=1800.0, write=180.0)
@@ -56,6 +57,20 @@ class Densities(Answer, LogDensityBody):
     def log_density(self) -> npt.NDArray[np.float64]:
         """The log densities (N,) in nats, NaN where the energy overflows."""
         return np.array([np.nan if item.log_density is None else item.log_density for item in self.items])
+
+
+class Classes(Answer, ClassificationBody):
+    """The classes of items, and whether the items are like any of them."""
+
+    @property
+    def labels(self) -> list[str]:
+        """The most probable class of each item (N,)."""
+        return [item.label for item in self.items]
+
+    @property
+    def probabilities(self) -> npt.NDArray[np.float64]:
+        """p(class | item) (N, K), in the order of `classes`, NaN where the energy overflows."""
+        return np.array([[np.nan if one is None else one for one in item.probabilities] for item in self.items])
 
 
 def parsed(kind: type[B], body: Json) -> B:
@@ -134,6 +149,10 @@ def draw(model: str, num_images: int, levels: Iterable[int], options: SampleOpti
         seed=int(reply.headers["X-Seed"]),
         model=reply.headers["X-Model"],
         gradient_evaluations=int(reply.headers["X-NFE"]),
+        quality=reply.headers.get("X-Quality", "own"),
+        labels=json.loads(reply.headers.get("X-Labels", "[]")),
+        guidance=float(reply.headers["X-Guidance"]) if "X-Guidance" in reply.headers else None,
+        kernel=reply.headers.get("X-Kernel"),
     )
 
 
@@ -148,10 +167,20 @@ def draw_png(model: str, num_images: int, levels: Iterable[int], scale: int, opt
 
 def score(model: str, x: Scorable, options: DensityOptions) -> Call[Densities]:
     """The log densities of items. Raises OSError for a file that cannot be read."""
-    fields = {name: str(value).lower() for name, value in given(**options).items()}
+    return parsed(Densities, (yield from _post_items("/log-density", model, x, given(**options))))
+
+
+def classify(model: str, x: Scorable, options: ClassifyOptions) -> Call[Classes]:
+    """The classes of items. Raises OSError for a file that cannot be read."""
+    return parsed(Classes, (yield from _post_items("/classify", model, x, given(**options))))
+
+
+def _post_items(path: str, model: str, x: Scorable, options: Json) -> Call[Json]:
+    fields = {name: str(value).lower() for name, value in options.items()}
     form = {"data": {"model": model, **fields}, "files": [("files", file) for file in _files(x)]}
-    reply = yield from answered(Send("POST", "/log-density", form, repeatable=True))
-    return parsed(Densities, reply.json())
+    reply = yield from answered(Send("POST", path, form, repeatable=True))
+    found: Json = reply.json()
+    return found
 
 
 def _files(x: Scorable) -> list[tuple[str, bytes]]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from service.work.images import encode_grid, encode_png, is_image
+from service.work.images import by_label, columns_by_label, encode_grid, encode_png, is_image
 
 _SHOWN_SIDE = 320
 """The width in pixels to which a notebook magnifies grids of small images, about."""
@@ -30,6 +30,14 @@ class Samples:
     """The checkpoint that was sampled, as id@step."""
     gradient_evaluations: int
     """Gradient evaluations per sample."""
+    quality: str = "own"
+    """The quality whose settings were used, or `own` for the model's own settings and for numbers of the request."""
+    labels: list[Any] = field(default_factory=list)
+    """What was asked of the samples' labels, which took it in turn; empty if nothing was."""
+    guidance: float | None = None
+    """Of the labels."""
+    kernel: str | None = None
+    """By which the chains moved."""
 
     @property
     def images(self) -> list[Image.Image]:
@@ -45,13 +53,19 @@ class Samples:
         return _opened(self.png(scale=scale))
 
     def png(self, *, scale: int = 1) -> bytes:
-        """Return a PNG file of one image, or of a grid; with levels, one row for each sample, noisiest level first."""
+        """Return a PNG file of one image, or of a grid; with levels, one row for each sample, noisiest level first.
+
+        Samples of several labels lie label by label.
+        """
         self._require_images()
+        order = by_label(len(self), len(self.labels))
         if self.levels is not None:
-            way = np.concatenate([self.levels, self.x[None]])
+            way = np.concatenate([self.levels, self.x[None]])[:, order]
             by_sample = np.swapaxes(way, 0, 1).reshape(-1, *self.x.shape[1:])
             return encode_grid(by_sample, scale=scale, num_columns=len(way))
-        return encode_png(self.x[0], scale=scale) if len(self) == 1 else encode_grid(self.x, scale=scale)
+        columns = columns_by_label(len(self), len(self.labels))
+        x = self.x[order]
+        return encode_png(x[0], scale=scale) if len(x) == 1 else encode_grid(x, scale=scale, num_columns=columns)
 
     def __len__(self) -> int:
         return len(self.x)

@@ -40,7 +40,7 @@ def evaluate(samples: FloatArray, real_picture: Path, *, scale: int) -> dict[str
     from model.data.datasets import load
 
     digits = load("digits")
-    train, held_out = digits.train.numpy(), digits.held_out.numpy()
+    train, held_out = digits.train[:].numpy(), digits.held_out[:].numpy()
     real_picture.write_bytes(encode_grid(held_out[:64], scale=scale, num_columns=8))
     return {
         "samples": {**_closeness(held_out, samples), **_content(train, held_out, samples)},

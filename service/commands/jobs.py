@@ -11,11 +11,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from service.bodies.jobs import CalibrateRequest, TrainRequest
+from service.bodies.jobs import CalibrateRequest, TrainRequest, TuneRequest
 from service.client import ClientError, Job, Recovery, RefusedError
 from service.client.call import Json
 from service.client.progress import Bar, health_in_words
 from service.commands import terminal_image
+from service.commands.frontier import print_frontier
 from service.commands.options import (
     JOBS_PANEL,
     ApiKey,
@@ -46,6 +47,7 @@ application = typer.Typer()
     epilog=examples(
         "recovery train digits --wait",
         "recovery train digits --upload pictures/ --name cats --wait",
+        "recovery train density-2d --upload points.csv --label-column kind --conditional",
         "recovery train density-2d --dataset two_moons --steps 2000 --seed 0",
         "recovery train digits --set schedule.num_levels=10 --set chain.num_steps=8",
     ),
@@ -84,7 +86,7 @@ def train(
     changes = _changes(config, settings or [])
     with Recovery(url, api_key=api_key) as client:
         if upload is not None:
-            found = client.upload_dataset(upload)
+            found = client.upload_dataset(upload, label_column=options.pop("label_column"))
             options["dataset"] = found.id
             print_note(f"uploaded {found.count} {found.kind} as dataset {found.id}")
             for note in found.notes:
@@ -192,6 +194,28 @@ def calibrate(
     with Recovery(url, api_key=api_key) as client:
         job = client.calibrate(model_at(client, model), **options)
         _started(job, wait=wait, as_json=as_json)
+
+
+@application.command(
+    rich_help_panel=JOBS_PANEL,
+    epilog=examples("recovery tune MODEL --wait", "recovery tune MODEL@2000 --num-samples 5000 --max-steps 32"),
+)
+@takes_fields(TuneRequest, leave_out=("model",))
+def tune(
+    model: ModelAt,
+    *,
+    options: Json,
+    wait: Wait = False,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Measure what samples of a checkpoint cost and how good they are, and print the job's id, then a table."""
+    with Recovery(url, api_key=api_key) as client:
+        job = client.tune(model_at(client, model), **options)
+        _started(job, wait=wait, as_json=as_json)
+        if wait and not as_json:
+            print_frontier(job.model(), job.model_step)
 
 
 @application.command(

@@ -1,21 +1,22 @@
-"""`recovery models`, `sample` and `log-density`: what is done with models."""
+"""`recovery models`, `sample`, `log-density` and `classify`: what is done with models."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
 from rich.console import Console
 
-from service.bodies.sampling import SampleRequestBody
+from service.bodies.sampling import ClassifyOptions, SampleRequestBody
 from service.client import ClientError, Model, Recovery, Samples
 from service.client.call import Json
 from service.client.progress import Bar, with_error
 from service.client.samples import spread_levels
 from service.commands import terminal_image
+from service.commands.frontier import frontier_in_short
 from service.commands.options import (
     MODELS_PANEL,
     ApiKey,
@@ -54,7 +55,10 @@ def models(
         print_json(found)
     elif isinstance(found, Model):
         print_line(f"{found.name or found.id}, trained on {found.dataset or 'data that are not known'}")
-        print_table(["checkpoint", "size", "log Z, nats", "held-out log density, nats"], _checkpoints(found))
+        if found.classes:
+            print_line(f"classes: {', '.join(found.classes)}")
+        headings = ["checkpoint", "size", "log Z, nats", "held-out log density, nats", "evaluations"]
+        print_table(headings, _checkpoints(found))
     else:
         print_table(["id", "name", "tags", "dataset", "checkpoints"], [_row(model) for model in found])
 
@@ -71,7 +75,8 @@ def _checkpoints(model: Model) -> list[list[str]]:
         log_z = with_error(known.log_z.estimate, known.log_z.std_error) if known else "not calibrated"
         held_out = known.held_out_log_density if known else None
         told = "" if held_out is None else f"{held_out:.3f}"
-        rows.append([f"{model.id}@{one.step}", f"{one.size_bytes / 1e6:.1f} MB", log_z, told])
+        costs = "not tuned" if one.frontier is None else frontier_in_short(one.frontier)
+        rows.append([f"{model.id}@{one.step}", f"{one.size_bytes / 1e6:.1f} MB", log_z, told, costs])
     return rows
 
 
@@ -81,15 +86,24 @@ def _checkpoints(model: Model) -> list[list[str]]:
         "recovery sample MODEL -n 64 --seed 0 --out digits.png",
         "recovery sample MODEL -n 8 --levels 11     (each row one sample, from noise)",
         "recovery sample MODEL -n 256 --out digits.npy",
+        "recovery sample MODEL --label 3 --label 5 --guidance 0.5     (of a conditional model)",
         "recovery sample MODEL@2000 -n 50000 --bulk --out samples/",
     ),
 )
-@takes_fields(SampleRequestBody, only=("seed", "steps", "noise_scale"))
+@takes_fields(SampleRequestBody, only=("seed", "quality", "steps", "noise_scale", "guidance", "adjusted"))
 def sample(
     model: ModelAt,
     *,
     num: Annotated[int, typer.Option("--num", "-n", min=1, help="How many")] = 64,
     options: Json,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of a conditional model: the name or number of a class, or JSON such as "
+            '{"any_of": ["3", "5"]}; several are taken in turn, and all classes without any',
+            show_default=False,
+        ),
+    ] = None,
     levels: Annotated[int, typer.Option(min=0, max=64, help="Show so many noise levels on the way, too")] = 0,
     scale: Annotated[int, typer.Option(min=1, max=32, help="Magnification of pictures")] = 8,
     out: Annotated[
@@ -110,6 +124,7 @@ def sample(
     """Draw samples from a model into a picture or numbers, or many into .npy files; prints the file's name."""
     with Recovery(url, api_key=api_key) as client:
         model = model_at(client, model)
+        options["labels"] = [_label(one) for one in label] if label else None
         if bulk:
             _sample_in_bulk(client, model, num, out or Path("samples"), options, as_json=as_json)
             return
@@ -123,10 +138,24 @@ def sample(
     if as_json:
         shape, cost = list(drawn.x.shape), drawn.gradient_evaluations
         told = {"file": str(out), "model": drawn.model, "seed": drawn.seed, "shape": shape}
-        print_json({**told, "gradient_evaluations": cost})
+        labels = {"labels": drawn.labels, "guidance": drawn.guidance} if drawn.labels else {}
+        print_json({**told, **labels, "kernel": drawn.kernel, "gradient_evaluations": cost, "quality": drawn.quality})
     else:
         print_line(out)
-        print_note(f"{drawn.model}, seed {drawn.seed}, {drawn.gradient_evaluations} gradient evaluations a sample")
+        of_labels = f", {len(drawn.labels)} labels in turn with guidance {drawn.guidance:g}" if drawn.labels else ""
+        how = "the model's own settings" if drawn.quality == "own" else f"quality {drawn.quality}"
+        cost = drawn.gradient_evaluations
+        print_note(f"{drawn.model}, seed {drawn.seed}{of_labels}, {how}, {cost} gradient evaluations a sample")
+
+
+def _label(text: str) -> Any:
+    """What a --label asks for. Raises ClientError for JSON that is none."""
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ClientError(f'--label {text} is no JSON ({error}); expected such as {{"any_of": ["3", "5"]}}') from None
 
 
 def _encoded(drawn: Samples, png: bytes | None, out: Path, scale: int) -> bytes:
@@ -193,7 +222,7 @@ def log_density(
         print_json(found)
         return
     items = [item.model_dump() for item in found.items]
-    names = [file.name for file in files] if len(files) == len(items) else [str(index) for index in range(len(items))]
+    names = _item_names(files, len(items))
     columns = [name for name, value in items[0].items() if value is not None]
     print_table(
         ["item", *columns],
@@ -206,3 +235,43 @@ def log_density(
         print_line(f"all ± {found.std_error:.4f} nats, the error of log Z")
     if not found.converged:
         print_line(found.explanation)
+
+
+@application.command(
+    rich_help_panel=MODELS_PANEL,
+    epilog=examples(
+        "recovery classify MODEL a.png b.png", "recovery classify MODEL points.npy --json | jq '.items[].label'"
+    ),
+)
+@takes_fields(ClassifyOptions, leave_out=("model",))
+def classify(
+    model: ModelAt,
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="Images, one an item, or one .npy", exists=True, dir_okay=False, show_default=False),
+    ],
+    *,
+    options: Json,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Tell the class of data by a conditional model, and whether they are like any of its classes."""
+    with Recovery(url, api_key=api_key) as client:
+        found = client.classify(model_at(client, model), files, **options)
+    if as_json:
+        print_json(found)
+        return
+    said = {True: "none of these", False: "", None: "not known"}
+    rows = []
+    for name, item in zip(_item_names(files, len(found.items)), found.items, strict=True):
+        sure = "" if item.probability is None else f"{item.probability:.4f}"
+        less = "" if item.less_likely is None else f"{item.less_likely:.0%}"
+        rows.append([name, item.label, sure, less, said[item.none_of_these]])
+    print_table(["item", "label", "probability", "held-out data less likely", "judgement"], rows)
+    print_line(found.explanation)
+
+
+def _item_names(files: list[Path], count: int) -> list[str]:
+    """Files with one item each by their names, the items of one file by their numbers."""
+    return [file.name for file in files] if len(files) == count else [str(index) for index in range(count)]

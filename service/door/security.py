@@ -24,7 +24,7 @@ FILES_PREFIX = "/web"
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json", *PAGES})
 """The paths that are served to everybody: probes carry no keys, what this service can do is public, and a page has to
 ask for the key."""
-_SAMPLE_PATHS = frozenset({"/sample", "/log-density"})
+_SAMPLE_PATHS = frozenset({"/sample", "/log-density", "/classify"})
 _REALM = 'Bearer realm="recovery"'
 
 log = structlog.get_logger()

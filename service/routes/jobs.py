@@ -13,6 +13,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from starlette.concurrency import run_in_threadpool
 
 from model.config import CalibrationConfig, to_dict
+from model.frontier import TuneConfig
 from service.bodies.events import EventBody
 from service.bodies.fields import random_seed
 from service.bodies.jobs import (
@@ -23,6 +24,7 @@ from service.bodies.jobs import (
     ResumeRequest,
     TrainCheckBody,
     TrainRequest,
+    TuneRequest,
 )
 from service.door.limits import JobSlot
 from service.http.accept import preferred
@@ -31,12 +33,14 @@ from service.http.preference import WaitDependency
 from service.stores import Stores, StoresDependency
 from service.work.catalogue import checkpoint_step, describe, parse_model
 from service.work.configuration import train_config, with_steps
+from service.work.labels import read_labels
+from service.work.quality import chosen
 from service.work.submission import SubmissionDependency, Wanted, job_body, making_a_job, queue
 from worker.ids import ULID_PATTERN
 from worker.jobs.deletion import Deletions
 from worker.jobs.event import JobEvent
 from worker.jobs.event_stream import follow_events
-from worker.jobs.kinds import CalibrateSpec, JobKind, SampleSpec, TrainSpec, kind_of
+from worker.jobs.kinds import CalibrateSpec, JobKind, SampleSpec, TrainSpec, TuneSpec, kind_of
 from worker.jobs.record import JobRecord, JobStatus
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
@@ -83,7 +87,7 @@ async def train(request: TrainRequest, submission: SubmissionDependency) -> JobB
 
     def wanted() -> Wanted:
         config = train_config(request, submission.stores.settings, submission.stores.artifacts)
-        others = request.model_dump(include={"device", "num_gpus", "keep_last", "keep_every"})
+        others = request.model_dump(include={"device", "num_gpus", "num_nodes", "keep_last", "keep_every"})
         return Wanted(spec=TrainSpec(config=config, **others))
 
     return await submission.answer(JobKind.train, request, wanted)
@@ -107,6 +111,18 @@ async def calibrate(request: CalibrateRequest, submission: SubmissionDependency)
     return await submission.answer(JobKind.calibrate, request, wanted)
 
 
+@router.post("/tune", operation_id="tune", summary="Measure what samples cost", **making_a_job(404, 409))
+async def tune(request: TuneRequest, submission: SubmissionDependency) -> JobBody:
+    """Draws by a handful of settings, compares with held-out data, and chooses `draft`, `standard` and `best`."""
+
+    def wanted() -> Wanted:
+        model_id, step = _checkpoint(submission.stores, request.model)
+        config = TuneConfig(**request.model_dump(include={field.name for field in fields(TuneConfig)}))
+        return Wanted(spec=TuneSpec(config=config, step=step, device=request.device), model_id=model_id)
+
+    return await submission.answer(JobKind.tune, request, wanted)
+
+
 @router.post(
     "/sample", operation_id="sample_in_bulk", summary="Draw many samples into storage", **making_a_job(404, 409)
 )
@@ -114,12 +130,18 @@ async def sample_in_bulk(request: BulkSampleRequest, submission: SubmissionDepen
     """Shards of .npy, drawn by a trainer; GET /jobs/{id}/shards lists them when all are there."""
 
     def wanted() -> Wanted:
-        model_id, step = _checkpoint(submission.stores, request.model)
+        stores = submission.stores
+        model_id, step = _checkpoint(stores, request.model)
+        labels = read_labels(request.labels, request.guidance, _classes(stores, model_id), request.num_images)
+        is_plain = request.adjusted is None and not any(one.is_product for one in labels)
+        how = chosen(stores, model_id, step, quality=request.quality, steps=request.steps, is_plain=is_plain)
         spec = SampleSpec(
-            **request.model_dump(include={"num_images", "shard_images", "noise_scale", "device"}),
+            **request.model_dump(include={"num_images", "shard_images", "noise_scale", "adjusted", "device"}),
+            labels=labels,
             step=step,
             seed=random_seed() if request.seed is None else request.seed,
-            num_steps=request.steps,
+            num_steps=how.num_steps,
+            start=how.start,
         )
         return Wanted(spec=spec, model_id=model_id)
 
@@ -131,6 +153,12 @@ def _checkpoint(stores: Stores, text: str) -> tuple[str, int]:
     model_id, wanted = parse_model(text)
     describe(stores, model_id)
     return model_id, checkpoint_step(stores, model_id, wanted)
+
+
+def _classes(stores: Stores, model_id: str) -> list[str]:
+    """The names of a model's classes; none unless it is conditional."""
+    found: list[str] = describe(stores, model_id).get("classes") or []
+    return found
 
 
 @router.get("", operation_id="list_jobs", summary="List jobs, newest first")

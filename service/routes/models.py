@@ -13,7 +13,7 @@ from service.bodies.models import CheckpointBody, ModelBody, ModelChangeRequest,
 from service.http.errors import Problem, documented
 from service.http.examples import BINARY
 from service.stores import Stores, StoresDependency
-from service.work.catalogue import calibration_of, checkpoint_step, describe
+from service.work.catalogue import calibration_of, checkpoint_step, describe, frontier_of
 from service.work.exchange import REPLY_HEADERS, addressed, ask, reply_headers, require_sampler
 from worker.jobs.deletion import Deletions, InUse
 from worker.queue.tasks import MAP, DensityMapRequest
@@ -147,9 +147,13 @@ def _body(stores: Stores, model_id: str) -> ModelBody:
             size_bytes=one.size_bytes,
             committed_at=one.committed_at,
             calibration=calibration_of(stores, model_id, one.step) if one.step in calibrated else None,
+            frontier=frontier_of(stores, model_id, one.step) if one.has_frontier else None,
         )
         for one in stores.artifacts.list_checkpoints(model_id)
     ]
-    tags = description.get("tags") or []
-    known = {name: description.get(name) for name in ("name", "dataset", "job_id", "origin", "created_at", "config")}
-    return ModelBody(id=model_id, checkpoints=checkpoints, tags=tags, **known)
+    tags, classes = description.get("tags") or [], description.get("classes") or []
+    known = {
+        name: description.get(name)
+        for name in ("name", "dataset", "job_id", "origin", "created_at", "config", "event_shape")
+    }
+    return ModelBody(id=model_id, checkpoints=checkpoints, tags=tags, classes=classes, **known)

@@ -32,6 +32,10 @@ function told({ type, data }) {
       return `round ${data.round}: log Z is ${withError(data.estimate, data.std_error, 2)} nats (sides ${fixed(data.lower, 2)} and ${fixed(data.upper, 2)})`;
     case "calibrated":
       return "calibrated: the model answers with densities now";
+    case "tuning":
+      return `${data.point.start} with ${whole(data.point.num_steps)} steps, ${whole(data.point.evaluations)} evaluations: Fréchet distance ${number(data.point.frechet)} ± ${number(data.point.frechet_error, 2)}`;
+    case "tuned":
+      return "tuned: samples are drawn by the settings that were chosen";
     case "shard":
       return `file ${data.index} stored, ${whole(data.num_images)} samples`;
     case "notice":

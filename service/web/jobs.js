@@ -10,6 +10,7 @@ import { ago, duration, facts, number, whole } from "./format.js";
 const KINDS = {
   train: { name: "Training", unit: "steps" },
   calibrate: { name: "Calibration", unit: "rounds" },
+  tune: { name: "Tuning", unit: "settings" },
   sample: { name: "Bulk sampling", unit: "samples" },
 };
 const MARKS = { queued: "○", running: "◐", succeeded: "✓", failed: "✕", cancelled: "–" };

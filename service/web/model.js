@@ -2,9 +2,11 @@
 
 import { get, picture, send } from "./api.js";
 import { calibrationForm, calibrationTable } from "./calibration.js";
+import { classifyingPanel } from "./classifying.js";
 import { datasetNames } from "./datasets.js";
 import { actionButton, ask, h, messagePlace, problem, say } from "./dom.js";
 import { ago, bytes, facts, whole } from "./format.js";
+import { frontierPanel } from "./frontier.js";
 import { title } from "./models.js";
 import { samplingPanel } from "./sampling.js";
 import { scoringPanel } from "./scoring.js";
@@ -97,6 +99,7 @@ export async function view(root, { id, signal }) {
   const about = facts(
     model.dataset && `trained on ${names.get(model.dataset) ?? model.dataset}`,
     model.origin,
+    model.classes?.length && `${whole(model.classes.length)} classes`,
     model.created_at && ago(model.created_at),
   );
   const newest = model.checkpoints.at(-1);
@@ -124,8 +127,10 @@ export async function view(root, { id, signal }) {
     const { calibration } = checkpoint;
     const isPlanar = calibration?.event_shape.length === 1 && calibration.event_shape[0] === 2;
     place.replaceChildren(
-      samplingPanel(model, checkpoint.step, leaving.signal),
+      samplingPanel(model, checkpoint, leaving.signal),
+      frontierPanel(modelAt, checkpoint.frontier),
       ...(isPlanar ? [densityMap(model, checkpoint.step, leaving.signal)] : []),
+      ...(model.classes?.length && model.event_shape ? [classifyingPanel(model, modelAt, leaving.signal)] : []),
       calibration ? scoringPanel(modelAt, calibration, leaving.signal) : calibratePanel(modelAt),
       ...(calibration ? [calibrationPanel(modelAt, calibration)] : []),
     );

@@ -5,6 +5,7 @@ import { actionButton, freshId, h, messagePlace, say } from "./dom.js";
 import { eventKindOfConfig } from "./events.js";
 import { decoded, drawImages, drawPoints, magnified, reach } from "./frames.js";
 import { fixed, whole } from "./format.js";
+import { QUALITIES, pointOf } from "./frontier.js";
 import { hasGrid } from "./jobs.js";
 
 const MAX_SEED = 2 ** 32;
@@ -33,7 +34,48 @@ function slider(label, note, { min, max, step, value, format, disabled = false }
   };
 }
 
-function controls(config) {
+/** A choice among the measured qualities of a checkpoint; null where none were measured. */
+function qualityChoice(frontier) {
+  if (!frontier) return null;
+  const options = QUALITIES.map((quality) => {
+    const cost = pointOf(frontier, quality).evaluations;
+    return h("option", { value: quality }, `${quality}, ${whole(cost)} evaluations a sample`);
+  });
+  return h("select", { id: "quality", value: "standard" }, options, h("option", { value: "" }, "my own number of steps"));
+}
+
+/** What samples of a conditional model are to be of: a class and how strongly; null for other models. */
+function labelControls(classes) {
+  if (!classes?.length) return null;
+  const choice = h(
+    "select",
+    { id: "label", value: "every" },
+    h("option", { value: "every" }, "every class in turn"),
+    h("option", { value: "any" }, "any class, as the data have them"),
+    classes.map((name, index) => h("option", { value: index }, name)),
+  );
+  const guidance = slider("Guidance", "how strongly a class is exaggerated: clearer samples, less variety", {
+    min: 0,
+    max: 4,
+    step: 0.1,
+    value: 0.5,
+    format: (value) => fixed(value, 1),
+  });
+  return {
+    element: [h("div", { class: "field" }, h("label", { for: "label" }, "Class"), choice), guidance.element],
+    /** The fields of a request, and in how many classes its samples lie in turn. */
+    fields() {
+      if (choice.value === "any") return { labels: [null] };
+      const labels = choice.value === "every" ? {} : { labels: [Number(choice.value)] };
+      return { ...labels, guidance: guidance.value };
+    },
+    inTurn: () => (choice.value === "every" ? classes.length : 1),
+    reset: () => guidance.reset(),
+  };
+}
+
+function controls(config, classes, frontier) {
+  const labels = labelControls(classes);
   const kind = eventKindOfConfig(config);
   const own = config.sampling ?? { num_steps: 30, noise_scale: 1 };
   const count = h(
@@ -66,34 +108,48 @@ function controls(config) {
     value: own.noise_scale,
     format: (value) => fixed(value, 2),
   });
+  const quality = qualityChoice(frontier);
+  const chainSteps = h("div", {}, steps.element);
+  const showOwn = () => (chainSteps.hidden = Boolean(quality?.value));
+  quality?.addEventListener("change", showOwn);
+  showOwn();
   const reset = h(
     "button",
-    { type: "button", class: "link", onclick: () => [steps, noise].forEach((one) => one.reset()) },
+    { type: "button", class: "link", onclick: () => [steps, noise, labels].forEach((one) => one?.reset()) },
     "The model's own settings",
   );
   return {
     element: [
       h("div", { class: "field" }, h("label", { for: "count" }, "Samples"), count),
       h("div", { class: "field" }, h("label", { for: "seed" }, "Seed"), h("div", { class: "row" }, seed, dice)),
-      steps.element,
+      quality ? h("div", { class: "field" }, h("label", { for: "quality" }, "Quality"), quality) : null,
+      labels?.element ?? [],
+      chainSteps,
       noise.element,
       h("p", {}, reset),
     ],
     request(model) {
       const text = seed.value.trim();
       if (!/^\d+$/.test(text)) throw new Error(`“${seed.value}” is not a seed; expected a whole number from 0 on.`);
-      const body = { model, num_images: Number(count.value), seed: Number(text), scale: 1 };
-      if (!steps.isOwn()) body.steps = steps.value;
+      const body = { model, num_images: Number(count.value), seed: Number(text), scale: 1, ...labels?.fields() };
+      if (quality?.value) body.quality = quality.value;
+      else if (quality || !steps.isOwn()) body.steps = steps.value;
       if (!noise.isOwn()) body.noise_scale = noise.value;
       return body;
     },
+    inTurn: () => labels?.inTurn() ?? 1,
   };
 }
 
-export function samplingPanel(model, step, signal) {
+/** The samples that take so many labels in turn, label by label. */
+function byLabel(samples, inTurn) {
+  return Array.from({ length: inTurn }, (_, label) => samples.filter((_, index) => index % inTurn === label)).flat();
+}
+
+export function samplingPanel(model, { step, frontier }, signal) {
   const config = model.config ?? {};
   const numLevels = config.schedule?.num_levels ?? 0;
-  const form = controls(config);
+  const form = controls(config, model.classes, frontier);
   const { element: message, report } = messagePlace();
   const first = h(
     "p",
@@ -108,6 +164,7 @@ export function samplingPanel(model, step, signal) {
   const downloads = h("p", { class: "actions", hidden: true });
   let frames = [];
   let request = null;
+  let inTurn = 1;
   let half = 1;
   let running = null;
 
@@ -133,7 +190,7 @@ export function samplingPanel(model, step, signal) {
         : data.level === numLevels
           ? "pure noise"
           : `noise level ${data.level}, ${numLevels - data.level} of ${numLevels}`,
-      bitmaps: data.images ? await decoded(data.images) : null,
+      bitmaps: data.images ? byLabel(await decoded(data.images), inTurn) : null,
       values: data.values ?? null,
     };
     if (frame.values && !frames.length) half = reach(frame.values);
@@ -174,6 +231,7 @@ export function samplingPanel(model, step, signal) {
     { class: "primary", id: "draw" },
     async () => {
       request = form.request(`${model.id}@${step}`);
+      inTurn = form.inTurn();
       frames = [];
       scrubbing.hidden = downloads.hidden = true;
       running = new AbortController();

@@ -221,7 +221,7 @@ function results(scores, calibration) {
   ];
 }
 
-function dropZone(onFiles) {
+export function dropZone(onFiles) {
   const id = freshId("files");
   const input = h("input", {
     id,
@@ -253,10 +253,11 @@ function dropZone(onFiles) {
   return h("div", {}, input, zone);
 }
 
-function pointsForm(dimension, onPoints, report) {
+export function pointsForm(dimension, onPoints, report) {
+  const id = freshId("points");
   const field = h(
     "textarea",
-    { id: "points", rows: 4, spellcheck: "false" },
+    { id, rows: 4, spellcheck: "false" },
     Array(2)
       .fill(Array(dimension).fill(0))
       .map((row, index) => row.map((_, at) => (index && !at ? 1 : 0)).join(", "))
@@ -280,7 +281,7 @@ function pointsForm(dimension, onPoints, report) {
   return h(
     "div",
     { class: "field" },
-    h("label", { for: "points" }, `Points, one a line: ${dimension} numbers separated by commas`),
+    h("label", { for: id }, `Points, one a line: ${dimension} numbers separated by commas`),
     field,
     h(
       "p",

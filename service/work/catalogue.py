@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from service.bodies.models import CalibrationBody
+from pydantic import ValidationError
+
+from service.bodies.models import CalibrationBody, FrontierBody
 from service.http.errors import Problem, field_problem
 from service.stores import Stores
 from worker.queue.messages import not_calibrated
@@ -50,3 +52,11 @@ def calibration_of(stores: Stores, model_id: str, step: int) -> CalibrationBody:
         others = [f"{model_id}@{other}" for other in stores.artifacts.list_calibrations(model_id)]
         more = f"; calibrated are {', '.join(others)}" if others else ""
         raise Problem(409, "not-calibrated", not_calibrated(model_id, step) + more) from None
+
+
+def frontier_of(stores: Stores, model_id: str, step: int) -> FrontierBody | None:
+    """Return what was measured of a checkpoint's samples; None if it was deleted, or a later version wrote it."""
+    try:
+        return FrontierBody.model_validate(stores.artifacts.get_frontier(model_id, step))
+    except (ArtifactMissing, ValidationError):
+        return None

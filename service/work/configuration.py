@@ -34,7 +34,9 @@ def train_config(request: TrainRequest, settings: Settings, bucket: Bucket) -> T
     if "seed" not in changes and "seed" not in (request.config or {}):
         changes["seed"] = random_seed()
     config = _checked_override(config, changes)
-    _require_matching_network(config, _known_dataset(config.dataset, settings, bucket))
+    dataset = _known_dataset(config, settings, bucket)
+    _require_matching_network(config, dataset)
+    _require_labels(config, dataset)
     return config
 
 
@@ -89,9 +91,9 @@ def _refusal(error: ConfigError, changes: Collection[str]) -> Problem:
     return Problem(422, "invalid-request", told, errors=fields)
 
 
-def _known_dataset(name: str, settings: Settings, bucket: Bucket) -> Summary | None:
+def _known_dataset(config: TrainConfig, settings: Settings, bucket: Bucket) -> Summary | None:
     try:
-        return require_dataset(name, settings, bucket)
+        return require_dataset(config.dataset, settings, bucket, config.label_column)
     except DataError as error:
         raise field_problem(["body", "dataset"], str(error)) from None
 
@@ -104,3 +106,12 @@ def _require_matching_network(config: TrainConfig, dataset: Summary | None) -> N
         f"{config.dataset} holds {kind.name} and network.kind '{config.network.kind}' takes "
         f"{taken_by(config.network.kind)}; use preset '{kind.preset}', or network.kind '{kind.networks[0]}'",
     )
+
+
+def _require_labels(config: TrainConfig, dataset: Summary | None) -> None:
+    if config.conditional and dataset is not None and not dataset.labels:
+        raise field_problem(
+            ["body", "dataset"],
+            f"conditional is true, but nobody said of which classes the items of {config.dataset} are; upload it with "
+            "labels (a folder for each class, or `label_column`), or leave conditional out",
+        )

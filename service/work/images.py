@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,6 +32,20 @@ def encode_png(image: FloatArray, *, scale: int = 1) -> bytes:
 def encode_grid(images: FloatArray, *, scale: int = 1, num_columns: int | None = None) -> bytes:
     """Encode images (N, C, H, W) as one PNG, row by row; by default the grid is as near to a square as N allows."""
     return pixels.encode_png(pixels.sheet(images, num_columns), scale=scale)
+
+
+def by_label(count: int, num_labels: int) -> list[int]:
+    """Return the order in which samples that take `num_labels` labels in turn lie label by label; 0 is no label."""
+    return sorted(range(count), key=lambda index: index % max(1, num_labels))
+
+
+def columns_by_label(count: int, num_labels: int) -> int | None:
+    """Return the columns of a grid near a square whose rows have samples of one label each; None if there is none."""
+    if num_labels == 0 or count % num_labels or num_labels == 1:
+        return None
+    of_each, square = count // num_labels, math.isqrt(count - 1) + 1
+    columns = max(width for width in range(1, square + 1) if of_each % width == 0)
+    return columns if 3 * columns >= square else None
 
 
 def encode_zip(folders: Mapping[str, FloatArray], manifest: Mapping[str, Any], *, scale: int = 1) -> bytes:

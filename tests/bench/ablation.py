@@ -171,7 +171,7 @@ def _distances(
     with tempfile.TemporaryDirectory() as directory:
         checkpoint.write(Path(directory))
         snapshot = read_snapshot(Path(directory))
-    real = digits.held_out.numpy()
+    real = digits.held_out[:].numpy()
     distances: list[float | None] = []
     energy = snapshot.energy
     for weights in (energy.average, energy.weights) if last_too else (energy.average,):
@@ -233,7 +233,7 @@ def main() -> None:
             runs.append(run := future.result())
             console.print(f"{time.monotonic() - began:6.0f} s  {run}", soft_wrap=True, highlight=False)
     digits = data.load("digits")
-    reference = frechet_distance(digits.held_out.numpy(), digits.train[: size.num_samples].numpy())
+    reference = frechet_distance(digits.held_out[:].numpy(), digits.train[: size.num_samples].numpy())
     results = {
         **asdict(size),
         "training_digits": reference,

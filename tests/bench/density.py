@@ -160,7 +160,7 @@ def planar(name: str) -> PlanarRow:
     dataset = data.load(name)
     model = _trained("density-2d", dataset)
     *_, log_z = calibrate(
-        model, num_chains=4096, tolerance=0.008, max_bridges=8, max_chains=4096, x_data=dataset.held_out
+        model, num_chains=4096, tolerance=0.008, max_bridges=8, max_chains=4096, x_data=dataset.held_out[:]
     )
     points = dataset.held_out[:_TEST_POINTS]
     truth = PLANAR_DENSITIES[name]().log_density(points.double()).mean()
@@ -194,11 +194,11 @@ def digits() -> Digits:
     def dequantize(events: Tensor, seed: int) -> Tensor:
         return dataset.space.dequantized(events, SharedNoise(make_generator(seed)))
 
-    held_out = dequantize(dataset.held_out, 0)
+    held_out = dequantize(dataset.held_out[:], 0)
     *_, log_z = calibrate(model, num_chains=1024, max_bridges=64, max_chains=2048, x_data=held_out)
     energy = data_energy(model, held_out)
-    inverted = data_energy(model, dequantize(-dataset.held_out, 1))
-    train_set = dequantize(dataset.train, 2).flatten(1).numpy()
+    inverted = data_energy(model, dequantize(-dataset.held_out[:], 1))
+    train_set = dequantize(dataset.train[:], 2).flatten(1).numpy()
     assert isinstance(model.base, MixtureBase)
     base = model.base.normalized(float(model.schedule.alpha_bar[0]) * held_out, model.log_snr[:1].expand(len(held_out)))
     return Digits(

@@ -292,7 +292,7 @@ def row_bytes(precision: Precision) -> float:
 def quality(steps: int = 980) -> dict[str, float]:
     """Return the Fréchet distances of 400 float32 samples from the held-out digits, after a short training in each."""
     digits = data.load("digits")
-    real = digits.held_out.numpy()
+    real = digits.held_out[:].numpy()
     found = {"training digits": frechet_distance(real, digits.train[:400].numpy())}
     for p in PRECISIONS:
         config = presets.override(

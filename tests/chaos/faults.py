@@ -99,7 +99,7 @@ class Faults:
             attempts = self.collector.attempts(self.victim)
             return len(attempts[-1].steps) >= _VICTIM_STEPS and self._kill(self.victim) if attempts else False
 
-        wait_until(kill_in_the_midst, self._patience_s, "the victim's training")
+        wait_until(kill_in_the_midst, "the victim's training", timeout_s=self._patience_s)
         return self.victim
 
     def _kill_training(self) -> str:
@@ -108,7 +108,7 @@ class Faults:
             job_id = self.random.choice(running) if running else None
             return job_id if job_id and self._kill(job_id) else None
 
-        return str(wait_until(kill_any, self._patience_s, "a training"))
+        return str(wait_until(kill_any, "a training", timeout_s=self._patience_s))
 
     def _kill(self, job_id: str) -> bool:
         try:
@@ -124,7 +124,7 @@ class Faults:
         return f"{name}, {'and all its processes' if whole else 'main process'}"
 
     def _kill_reaper_host(self) -> str:
-        return self._kill_worker(wait_until(self.stack.reaper_host, self._patience_s, "a reaper"))
+        return self._kill_worker(wait_until(self.stack.reaper_host, "a reaper", timeout_s=self._patience_s))
 
     def _stop_worker(self) -> str:
         name = self.random.choice(TRAINERS)

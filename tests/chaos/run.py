@@ -139,7 +139,7 @@ class Chaos:
             ]
             return all(state is not None and state.is_terminal for state in states)
 
-        wait_until(all_ended, limit_s, "the end of all jobs", every_s=0.5)
+        wait_until(all_ended, "the end of all jobs", timeout_s=limit_s, every_s=0.5)
 
     def _end(self, jobs: list[str], limit_s: float) -> None:
         """Wait for the jobs, and cancel those that go on for longer, so that what is judged then stands still."""
@@ -218,7 +218,7 @@ class Chaos:
     def _recovery(self) -> float:
         """Return the seconds from kill -9 of the worker that trains a job to the job's next step on the idle worker."""
         job_id = self._submit(seed=99, steps=1_000_000)
-        wait_until(lambda: self.stack.store.get(job_id).last_checkpoint, 60 * self.patience, "a checkpoint")
+        wait_until(lambda: self.stack.store.get(job_id).last_checkpoint, "a checkpoint", timeout_s=60 * self.patience)
         holder = str(self.stack.store.get(job_id).worker).split("@")[0]
         before = len(self.collector.attempts(job_id))
         killed_at = time.time()
@@ -228,11 +228,15 @@ class Chaos:
             later = self.collector.attempts(job_id)[before:]
             return later[0].steps[0][1] if later and later[0].steps else None
 
-        took_s = float(wait_until(next_step, 60 * self.patience, "training again")) - killed_at
+        took_s = float(wait_until(next_step, "training again", timeout_s=60 * self.patience)) - killed_at
         self.stack.start_worker(holder)
         self.stack.ask("POST", f"/jobs/{job_id}/cancel")
-        wait_until(lambda: self.stack.store.get(job_id).status is JobStatus.cancelled, 30 * self.patience, "the cancel")
-        wait_until(lambda: self.stack.is_ready(holder), 30 * self.patience, "the worker's return")
+        wait_until(
+            lambda: self.stack.store.get(job_id).status is JobStatus.cancelled,
+            "the cancel",
+            timeout_s=30 * self.patience,
+        )
+        wait_until(lambda: self.stack.is_ready(holder), "the worker's return", timeout_s=30 * self.patience)
         return took_s
 
     def _require(self, what: str, found: object, expected: object) -> None:

@@ -84,7 +84,7 @@ class Stack:
         command = tethered([sys.executable, "-m", "uvicorn", "service.app:app", "--port", str(self._api_port)])
         with (self.directory / "api.log").open("ab") as log:
             self._api = subprocess.Popen(command, env=os.environ | self.environment, cwd=ROOT, stdout=log, stderr=log)
-        wait_until(lambda: self.ask("GET", "/healthz") is not None, 30, "the API")
+        wait_until(lambda: self.ask("GET", "/healthz") is not None, "the API")
 
     def ask(self, method: str, path: str, **more: Any) -> httpx2.Response | None:
         """Return the API's answer, whatever its status, or None when the API cannot be reached."""

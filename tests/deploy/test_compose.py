@@ -156,7 +156,7 @@ def test_valkey_takes_the_configuration_keeps_everything_and_asks_for_the_passwo
     password = read_environment(DEV_ENVIRONMENT)["VALKEY_PASSWORD"]
     try:
         with Redis(port=port, password=password, retry=Retry(NoBackoff(), 0)) as client:
-            wait_until(lambda: _pings(client), 10, "Valkey's first answer")
+            wait_until(lambda: _pings(client), "Valkey's first answer")
             wanted = {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction", "save": ""}
             assert {name: client.config_get(name)[name] for name in wanted} == wanted
         with Redis(port=port) as stranger, pytest.raises(AuthenticationError):
@@ -190,7 +190,7 @@ def test_seaweedfs_takes_the_command_and_stores_in_the_bucket_with_those_keys_on
         process = subprocess.Popen(tethered([weed, *command]), env=environment, stdout=log, stderr=log)
     server = SeaweedFS(list(ports.values()), tmp_path / "data", process)
     try:
-        wait_until(lambda: _stores(server, service["environment"]), 30, "SeaweedFS's first write", every_s=0.2)
+        wait_until(lambda: _stores(server, service["environment"]), "SeaweedFS's first write", every_s=0.2)
         assert not _stores(server, service["environment"] | {"AWS_SECRET_ACCESS_KEY": "another"})
     finally:
         server.stop()

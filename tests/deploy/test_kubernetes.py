@@ -23,7 +23,7 @@ from tests.deploy.kustomize import Object, containers, pod_template, rendered
 from worker.redis_keys import SAMPLE_QUEUE, TRAIN_QUEUE
 
 K8S = ROOT / "deploy" / "k8s"
-FOLDERS = ("base", "overlays/cpu-dev", "overlays/gpu")
+FOLDERS = ("base", "overlays/cpu-dev", "overlays/gpu", "overlays/nodes")
 SCHEMAS = {
     kind: schema
     for name in ("keda.json", "monitors.json")
@@ -187,7 +187,7 @@ def test_the_dev_overlays_key_opens_the_service_and_its_stores_agree(tmp_path: P
 
 
 def test_no_secret_is_written_down_but_in_the_dev_overlay() -> None:
-    for folder in ("base", "overlays/gpu"):
+    for folder in ("base", "overlays/gpu", "overlays/nodes"):
         assert [item for item in rendered(K8S / folder) if item["kind"] == "Secret"] == []
 
 
@@ -198,6 +198,28 @@ def test_the_gpu_overlay_gives_every_trainer_and_sampler_a_gpu_and_the_cuda_imag
         assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
         assert container["image"].endswith("-cuda")
         assert _ours(objects)[name]["spec"]["tolerations"]
+
+
+def test_the_nodes_of_a_training_stand_ready_together_and_reach_each_other() -> None:
+    objects = rendered(K8S / "overlays" / "nodes")
+    job = _named(objects, "Job", "nodes")["spec"]
+    assert (job["completionMode"], job["completions"]) == ("Indexed", job["parallelism"])
+    assert job["backoffLimitPerIndex"] > 0
+    paused = _named(objects, "ScaledJob", "trainer")["metadata"]["annotations"]
+    assert paused == {"autoscaling.keda.sh/paused": "true"}  # those have one GPU each
+    [container] = job["template"]["spec"]["containers"]
+    one = _ours(objects)["trainer"]["spec"]
+    assert container["image"] == one["containers"][0]["image"]
+    for field in ("ports", "envFrom", "livenessProbe", "securityContext"):
+        assert container[field] == one["containers"][0][field]
+    assert container["env"] == [e for e in one["containers"][0]["env"] if e["name"] != "OMP_NUM_THREADS"]  # torchrun's
+    assert "--max-jobs" not in container["args"]  # a job that lost one of them goes on with the others
+    assert _celery(container["args"]).returncode == 0
+    policy = _named(objects, "NetworkPolicy", "recovery-nodes")["spec"]
+    labels = job["template"]["metadata"]["labels"]
+    assert policy["podSelector"]["matchLabels"].items() <= labels.items()
+    for rules, peer in ((policy["ingress"], "from"), (policy["egress"], "to")):
+        assert rules == [{peer: [{"podSelector": policy["podSelector"]}]}]  # every port, and nobody else
 
 
 def test_policies_let_in_requests_and_metrics_only(objects: list[Object]) -> None:

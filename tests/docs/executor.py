@@ -21,6 +21,7 @@ _SMALLER = (
     (r"recovery train density-2d", rf"recovery train density-2d --config {_SMALL}/vectors.json --steps {_STEPS}"),
     (r" --max-bridges 8 --num-chains 256 --max-chains 256", ""),
     (r"recovery calibrate ", "recovery calibrate --max-bridges 2 --num-chains 64 --max-chains 64 "),
+    (r"recovery tune ", "recovery tune --num-samples 100 --max-steps 1 "),
     (r'"preset": "digits"', rf'"preset": "digits", "steps": {_STEPS}, "config": @images'),
     (r'\.train\("digits"', rf'.train("digits", steps={_STEPS}, config=@images'),
     (r'\.train\("density-2d"', rf'.train("density-2d", steps={_STEPS}, config=@vectors'),

@@ -45,7 +45,7 @@ def test_jobs_models_samples_and_a_training_under_way_come_back_elsewhere(
     events = [event["id"] for event in recovery.events(done["id"])]
     assert recovery.job(done["id"])["status"] == "succeeded"
     under_way = recovery.train(preset="digits", config=TINY, steps=10**6, seed=4, checkpoint_every=20)
-    wait_until(lambda: (recovery.job(under_way["id"])["last_checkpoint"] or 0) >= 20, 60, "a checkpoint to go on from")
+    wait_until(lambda: (recovery.job(under_way["id"])["last_checkpoint"] or 0) >= 20, "a checkpoint to go on from")
     model_id = done["model_id"]
     before = recovery.sample(model_id, 3, seed=7).x
     assert back_up(command, tmp_path / "backup") > 10
@@ -58,13 +58,16 @@ def test_jobs_models_samples_and_a_training_under_way_come_back_elsewhere(
         with elsewhere.wait_until_ready() as client:
             assert client.jobs() == []
             restore(elsewhere, tmp_path / "backup")
-            wait_until(lambda: len(client.jobs()) >= 2, 30, "the jobs", every_s=0.5)
+            wait_until(lambda: len(client.jobs()) >= 2, "the jobs", every_s=0.5)
             assert client.job(done["id"])["status"] == "succeeded"
             assert client.job(done["id"])["name"] == "done"
             assert [event["id"] for event in client.events(done["id"])] == events
             np.testing.assert_array_equal(client.sample(model_id, 3, seed=7).x, before)
             wait_until(
-                lambda: (client.job(under_way["id"])["last_checkpoint"] or 0) > saved, 120, "its going on", every_s=0.5
+                lambda: (client.job(under_way["id"])["last_checkpoint"] or 0) > saved,
+                "its going on",
+                timeout_s=120,
+                every_s=0.5,
             )
             client.cancel(under_way["id"])
             steps = [event["data"]["step"] for event in client.events(under_way["id"]) if event["type"] == "started"]

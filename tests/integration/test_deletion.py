@@ -39,8 +39,8 @@ def train(url: str, store: RecordStore) -> JobRecord:
     answer = httpx2.post(f"{url}/jobs/train", json=body, trust_env=False)
     assert answer.status_code == 202, answer.text
     job_id = answer.json()["id"]
-    wait_until(lambda: store.get(job_id).status.is_terminal, 60, "the end of the training")
-    wait_until(lambda: not store.unsaved_ids(), 10, "the copy in S3")
+    wait_until(lambda: store.get(job_id).status.is_terminal, "the end of the training")
+    wait_until(lambda: not store.unsaved_ids(), "the copy in S3")
     record = store.get(job_id)
     assert record.status is JobStatus.succeeded
     return record
@@ -82,8 +82,8 @@ def test_storage_after_train_and_delete_is_what_it_was_before(
             for path in (f"/models/{record.model_id}", f"/jobs/{record.id}") * 2
         ]
         assert answers == [204, 204, 404, 404]
-    wait_until(lambda: not s3.list_tombstones(), 90, "the last sweep")
-    wait_until(lambda: stored(store) == before, 10, "the same storage as before")
+    wait_until(lambda: not s3.list_tombstones(), "the last sweep")
+    wait_until(lambda: stored(store) == before, "the same storage as before")
 
 
 @pytest.mark.slow
@@ -110,26 +110,26 @@ def test_a_deletion_is_finished_though_the_service_and_the_reaper_are_killed_in_
         path = f"/{folder.rstrip('/')}"
         total = pad(s3, folder)
         trainer.kill_main()
-        wait_until(lambda: not live_workers(store.redis), 20, "the end of its signs of life")
+        wait_until(lambda: not live_workers(store.redis), "the end of its signs of life")
 
         begin_to_delete(api.url, path)
-        wait_until(has_begun, 30, "the beginning of the deletion", every_s=0)
+        wait_until(has_begun, "the beginning of the deletion", every_s=0)
         api.process.kill()
         api.process.wait()
     assert 0 < count(s3, folder) < total
 
     left = pad(s3, folder)  # enough again for the reaper to be met in the middle of it
     reaper = start_worker("second", TRAINER)
-    wait_until(has_begun, 30, "the reaper's part", every_s=0)
+    wait_until(has_begun, "the reaper's part", every_s=0)
     reaper.kill_main()
     assert 0 < count(s3, folder) < left
-    wait_until(lambda: not live_workers(store.redis), 20, "the end of its signs of life")
+    wait_until(lambda: not live_workers(store.redis), "the end of its signs of life")
 
     start_worker("third", TRAINER)
-    wait_until(lambda: count(s3, folder) == 0, 60, "the end of the deletion")
+    wait_until(lambda: count(s3, folder) == 0, "the end of the deletion")
     with Serving(environment, tmp_path / "api.log") as api:
         other = f"/jobs/{record.id}" if what == "model" else f"/models/{record.model_id}"
         assert httpx2.get(f"{api.url}{path}", trust_env=False).status_code == 404
         assert httpx2.delete(f"{api.url}{other}", trust_env=False).status_code == 204
-    wait_until(lambda: not s3.list_tombstones(), 60, "the last sweep")
-    wait_until(lambda: stored(store) == before, 10, "the same storage as before")
+    wait_until(lambda: not s3.list_tombstones(), "the last sweep")
+    wait_until(lambda: stored(store) == before, "the same storage as before")

@@ -84,7 +84,9 @@ def test_a_training_that_was_cancelled_resumes_from_its_checkpoint(old: tuple[Re
     recovery, told = old
     job = next(job for job in told["jobs"] if job["name"] == "cancelled")
     recovery.resume(job["id"])
-    wait_until(lambda: recovery.job(job["id"])["progress"]["step"] > job["last_checkpoint"], 90, "its going on")
+    wait_until(
+        lambda: recovery.job(job["id"])["progress"]["step"] > job["last_checkpoint"], "its going on", timeout_s=90
+    )
     recovery.cancel(job["id"])
     for _ in recovery.events(job["id"]):
         pass

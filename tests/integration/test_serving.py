@@ -79,7 +79,7 @@ def test_a_client_that_leaves_frees_its_chains(
         ):
             for _ in answer.iter_bytes():
                 pass
-        wait_until(lambda: _chains(settings) == 0, 60, "freed chains")
+        wait_until(lambda: _chains(settings) == 0, "freed chains")
 
 
 def test_samples_in_bulk_are_those_of_the_seed(

@@ -113,3 +113,28 @@ def test_values_that_are_not_finite_are_refused() -> None:
         evaluation.frechet_distance(np.array([[0.0], [np.nan]]), np.zeros((2, 1)))
     with pytest.raises(ShapeError, match="at least 2"):
         evaluation.frechet_distance(np.zeros((1, 3)), np.zeros((2, 3)))
+
+
+def test_samples_are_compared_with_held_out_data_and_the_error_of_the_distance_is_its_spread() -> None:
+    reference = evaluation.Reference(_normal(1000, 3, 0), _normal(50_000, 3, 1), num_samples=2000)
+    assert (reference.name, reference.num_features) == ("data", 3)
+    drawn = [_normal(2000, 3, 2 + index) + 0.1 for index in range(30)]
+    found = [reference.compare(np.array_split(one, 5)) for one in drawn]
+    distances = [one.frechet for one in found]
+    assert np.mean(distances) == pytest.approx(0.03, abs=0.01)  # three times the square of the shift
+    assert np.mean([one.frechet_error for one in found]) == pytest.approx(np.std(distances), rel=0.3)
+    assert np.mean([one.one_nn for one in found]) == pytest.approx(0.5, abs=0.02)
+    assert found[0].one_nn_error == pytest.approx((0.25 / 4000) ** 0.5, rel=0.01)
+
+
+def test_events_of_more_values_than_their_number_allows_are_compared_by_principal_components() -> None:
+    scale = np.concatenate([np.full(4, 10.0), np.full(396, 0.1)])
+    train, held_out, drawn = (_normal(200, 400, seed) * scale for seed in range(3))
+    reference = evaluation.Reference(train, held_out, num_samples=16)
+    assert (reference.name, reference.num_features) == ("pca", 4)
+    features = reference.features(train)
+    np.testing.assert_allclose(np.var(features, axis=0), np.full(4, 100.0), rtol=0.5)
+    np.testing.assert_allclose(np.cov(features, rowvar=False), np.diag(np.var(features, axis=0, ddof=1)), atol=1e-6)
+    shifted = drawn + np.eye(400)[0] * 20  # along one of the four
+    same, moved = (reference.compare(np.array_split(one, 4)) for one in (drawn, shifted))
+    assert moved.frechet - same.frechet > 300

@@ -90,7 +90,7 @@ class Prometheus:
         with (self.directory / "log").open("wb") as log, self._http:
             process = subprocess.Popen(tethered(command), stdout=log, stderr=log)
             try:
-                wait_until(self._is_ready, 20, "Prometheus")
+                wait_until(self._is_ready, "Prometheus")
                 yield self
             finally:
                 process.terminate()

@@ -73,7 +73,7 @@ class Run:
 
     def wait_for(self, expr: str, what: str, timeout_s: float = _PATIENCE_S) -> None:
         """Until the expression has a result."""
-        wait_until(lambda: self.prometheus.ask(expr), timeout_s, what, every_s=0.2)
+        wait_until(lambda: self.prometheus.ask(expr), what, timeout_s=timeout_s, every_s=0.2)
 
     def see(self, *alerts: str, during: str, since: float) -> None:
         """Wait until these alerts have fired."""
@@ -110,7 +110,7 @@ class Run:
             job = self.recovery.job(self.jobs[name])
             return job if job.finished_at else None
 
-        found: Job = wait_until(ended, 2 * _PATIENCE_S, f"the end of {name}", every_s=0.5)
+        found: Job = wait_until(ended, f"the end of {name}", timeout_s=2 * _PATIENCE_S, every_s=0.5)
         return found
 
 
@@ -240,7 +240,9 @@ class _Acts:
     def _train(self) -> None:
         """The first on the stack's own trainer, then two on the second: one that fails, one that is killed with it."""
         job_id = self._submit("first", "digits", SMALL, steps=FIRST_STEPS, checkpoint_every=60, sample_every=1000)
-        wait_until(lambda: self.run.recovery.job(job_id)["status"] == "running", _PATIENCE_S, "the first training")
+        wait_until(
+            lambda: self.run.recovery.job(job_id)["status"] == "running", "the first training", timeout_s=_PATIENCE_S
+        )
         self.second.start()
         self._submit("diverging", "density-2d", DIVERGING, steps=2000)
         self._submit("killed", "digits", SMALL, steps=180, checkpoint_every=60, sample_every=1000)
@@ -262,7 +264,7 @@ class _Acts:
         with self.run.fault("a trainer is killed with -9"):
             self.second.kill()
             killed_at = time.monotonic()
-            wait_until(lambda: not self.run.prometheus.ask(shown), 10, "the end of the killed job's series")
+            wait_until(lambda: not self.run.prometheus.ask(shown), "the end of the killed job's series", timeout_s=10)
             self.run.vanished_after_s = time.monotonic() - killed_at
 
     def _hang_training(self) -> None:
@@ -306,7 +308,9 @@ class _Acts:
 
     def _recover(self) -> None:
         """Until nothing is wrong any more."""
-        wait_until(lambda: not self.run.prometheus.firing(), _PATIENCE_S, "the end of all alerts", every_s=0.5)
+        wait_until(
+            lambda: not self.run.prometheus.firing(), "the end of all alerts", timeout_s=_PATIENCE_S, every_s=0.5
+        )
 
     def _below(self, *words: str) -> psutil.Process:
         """The process of the stack whose command line has these words; not the tether before it."""

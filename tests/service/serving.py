@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx2
 
 from service.door.keys import KeyFile, Scope
-from tests.servers import free_ports, tethered, wait_until
+from tests.servers import PATIENCE_S, free_ports, tethered, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,13 +38,13 @@ class Serving:
             )
 
     def __enter__(self) -> Serving:
-        wait_until(lambda: self.process.poll() is not None or self._listens(), 30, f"readiness; see {self.log}")
+        wait_until(lambda: self.process.poll() is not None or self._listens(), f"readiness; see {self.log}")
         assert self.process.poll() is None, self.log.read_text()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.process.terminate()
-        self.process.wait(20)
+        self.process.wait(PATIENCE_S)
 
     @property
     def url(self) -> str:

@@ -76,6 +76,7 @@ def test_help_names_every_command() -> None:
         "delete",
         "sample",
         "calibrate",
+        "tune",
         "log-density",
         "datasets",
         "serve",

@@ -133,6 +133,8 @@ def test_both_clients_ask_the_same(wire: Wire, recovery: Recovery, model_id: str
     model.sample(2, seed=1, levels=[3, 1])
     model.log_density(np.zeros((2, 1, 8, 8)), path=False)
     model.calibrate(num_chains=64)
+    model.tune(num_samples=200)
+    recovery.tune(model_id, max_steps=2)
     recovery.checks()
     by_blocking, wire.asked = wire.asked, []
 
@@ -146,6 +148,8 @@ def test_both_clients_ask_the_same(wire: Wire, recovery: Recovery, model_id: str
         await model.sample(2, seed=1, levels=[3, 1])
         await model.log_density(np.zeros((2, 1, 8, 8)), path=False)
         await model.calibrate(num_chains=64)
+        await model.tune(num_samples=200)
+        await client.tune(model_id, max_steps=2)
         await client.checks()
 
     awaited(wire, use)
@@ -154,7 +158,7 @@ def test_both_clients_ask_the_same(wire: Wire, recovery: Recovery, model_id: str
     assert same == [
         (method, re.sub("/jobs/0[0-9A-Z]{25}", "/jobs/ID", path), body) for method, path, body in by_blocking
     ]
-    assert len(same) == 10
+    assert len(same) == 12
 
 
 def test_models_are_renamed_and_models_and_jobs_deleted_by_both_clients(

@@ -28,7 +28,7 @@ EXAMPLES = int(os.environ.get("RECOVERY_FUZZ_EXAMPLES", "2"))
 def _finished(store: RecordStore, record: JobRecord) -> JobRecord:
     with make_app(store.settings) as app:
         wake(app, record.kind, record.id)
-    wait_until(lambda: store.get(record.id).status.is_terminal, 90, f"the end of {record.id}")
+    wait_until(lambda: store.get(record.id).status.is_terminal, f"the end of {record.id}")
     found = store.get(record.id)
     assert found.status is JobStatus.succeeded, found.error
     return found
@@ -91,7 +91,7 @@ def test_generated_requests_meet_only_answers_that_are_documented(
     }
     with Serving(guarded, tmp_path / "serve.log") as serving:
         ready = lambda: httpx2.get(f"{serving.url}/readyz", trust_env=False).status_code == 200  # noqa: E731
-        wait_until(ready, 30, "readiness")
+        wait_until(ready, "readiness")
         ids = {
             "path.job_id": [trained.id],
             "path.model_id": [str(trained.model_id)],

@@ -201,3 +201,27 @@ def test_an_adjusted_kernel_adapts_its_steps_unless_the_request_says_otherwise(c
     assert chain(kernel="hmc", target_acceptance=0.6).adapts_to == 0.6
     assert chain(kernel="mala", target_acceptance=None).adapts_to is None
     assert chain().adapts_to is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"preset": "density-2d", "dataset": "rings", "conditional": True}, "nobody said of which classes"),
+        ({"preset": "digits", "label_column": "kind"}, "built-in datasets know their labels; leave it out"),
+        ({"preset": "digits", "dataset": "hf://a/b", "label_column": "kind"}, "the last part of the dataset's name"),
+    ],
+)
+def test_labels_that_a_dataset_does_not_have_are_told_before_a_training_starts(
+    client: TestClient, changes: dict[str, Any], told: str
+) -> None:
+    answer = client.post("/jobs/train", json=changes)
+
+    assert answer.status_code == 422
+    assert "body.dataset" in answer.json()["detail"]
+    assert told in answer.json()["detail"]
+
+
+def test_a_training_is_conditional_by_one_word(client: TestClient) -> None:
+    body = {"preset": "digits", "conditional": True}
+
+    assert client.post("/jobs/train/check", json=body).json()["config"]["conditional"] is True

@@ -88,9 +88,9 @@ def test_a_configuration_alone_is_enough(client: TestClient) -> None:
 
 
 def test_the_number_of_gpus_is_the_jobs_and_auto_a_batch_size(client: TestClient) -> None:
-    job = start(client, num_gpus=2, device="cpu", batch_size="auto", config={"microbatch_size": 8})
+    job = start(client, num_gpus=2, num_nodes=3, device="cpu", batch_size="auto", config={"microbatch_size": 8})
 
-    assert (job["num_gpus"], job["device"]) == (2, "cpu")
+    assert (job["num_gpus"], job["num_nodes"], job["device"]) == (2, 3, "cpu")
     assert (job["config"]["batch_size"], job["config"]["microbatch_size"]) == ("auto", 8)
     assert "num_gpus" not in job["config"]
     assert start(client)["num_gpus"] == 1
@@ -124,6 +124,7 @@ def test_fields_that_do_not_fit_each_other_are_named_where_they_are(client: Test
         ({"preset": "digits", "steps": 1.5}, ["body.steps"]),
         ({"preset": "digits", "seed": -1}, ["body.seed"]),
         ({"preset": "digits", "num_gpus": 0}, ["body.num_gpus", "greater than or equal to 1"]),
+        ({"preset": "digits", "num_nodes": 65}, ["body.num_nodes", "less than or equal to 64"]),
         ({"preset": "digits", "batch_size": "large"}, ["body.batch_size", "'auto'"]),
         ({"preset": "digits", "config": {"batch_size": "large"}}, ["body.config.batch_size", "'auto'"]),
         ({"preset": "digits", "device": "tpu"}, ["body.device", "'auto'", "'cuda'"]),

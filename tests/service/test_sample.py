@@ -28,7 +28,7 @@ from worker.redis_keys import LOADS
 from worker.storage.artifacts import Artifacts
 
 
-def _reply(request: SampleRequest) -> SampleReply:
+def reply(request: SampleRequest) -> SampleReply:
     """Image i is flat, of a grey that grows with i."""
     greys = np.linspace(-1, 1, request.num_images, dtype=np.float32)
     x = np.broadcast_to(greys[:, None, None, None], (request.num_images, 1, 8, 8))
@@ -48,13 +48,13 @@ def _reply(request: SampleRequest) -> SampleReply:
 
 def _vectors(request: SampleRequest) -> SampleReply:
     x = np.arange(2 * request.num_images, dtype=np.float32).reshape(-1, 2)
-    return _reply(request).model_copy(update={"x": x, "levels": {}})
+    return reply(request).model_copy(update={"x": x, "levels": {}})
 
 
 @pytest.fixture
 def sampler(redis: Redis) -> Iterator[StandInSampler]:
     """A sampler of flat images."""
-    with StandInSampler(redis, _reply).serving() as found:
+    with StandInSampler(redis, reply).serving() as found:
         yield found
 
 
@@ -230,14 +230,14 @@ def _frames(answer: httpx2.Response) -> list[tuple[str, dict[str, Any]]]:
 
 def _level(request: SampleRequest, level: int) -> SampleReply:
     x = np.full((request.num_images, 1, 8, 8), level / 14 - 1, np.float32)
-    return _reply(request).model_copy(update={"x": None, "levels": {level: x}, "level_reached": level})
+    return reply(request).model_copy(update={"x": None, "levels": {level: x}, "level_reached": level})
 
 
 def test_a_stream_shows_every_level_and_then_the_samples(client: TestClient, model_id: str, redis: Redis) -> None:
     def answer(request: SampleRequest) -> SampleReply:
         for level in request.levels:
             ReplyChannel(request.request_id).push(redis, _level(request, level))
-        return _reply(request)
+        return reply(request)
 
     with StandInSampler(redis, answer).serving() as sampler:
         answered = draw(client, model_id, "text/event-stream", num_images=2, seed=3)

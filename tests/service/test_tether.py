@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from service.stack import tether
+from tests.servers import PATIENCE_S
 
 _TREE = """
 import subprocess, sys, time
@@ -63,7 +64,7 @@ def test_sigterm_reaches_the_command() -> None:
         assert process.stdout is not None
         process.stdout.readline()
         process.terminate()
-        assert process.wait(10) == 3
+        assert process.wait(PATIENCE_S) == 3
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's help is Linux's")
@@ -90,7 +91,7 @@ def test_what_a_command_leaves_behind_ends_with_it(tmp_path: Path) -> None:
         wait_for(tmp_path / "grown")
         below = psutil.Process(process.pid).children(recursive=True)
         process.terminate()
-        assert process.wait(10) == 128 + signal.SIGTERM
+        assert process.wait(PATIENCE_S) == 128 + signal.SIGTERM
 
     assert gone(below)
 

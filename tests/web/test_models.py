@@ -175,6 +175,35 @@ def test_a_file_that_is_no_picture_is_named(visitor: Visitor, tmp_path: Path) ->
     assert visitor.faults(looks=[(True, False)]) == []
 
 
+def test_what_samples_cost_is_measured_and_drawn_and_asked_for(
+    visitor: Visitor, trained: str, recovery: Recovery
+) -> None:
+    page = visitor.page
+    model_id = recovery.job(trained)["model_id"]
+    for _ in recovery.events(recovery.tune(model_id, num_samples=100, max_steps=2)["id"]):
+        pass
+    visitor.go(f"/models/{model_id}")
+    page.get_by_role("heading", name="What samples cost").wait_for()
+    page.get_by_role(
+        "img", name=re.compile(r"draft \d+ evaluations, distance .*; standard \d+ .*; best \d+ ")
+    ).wait_for()
+    page.get_by_text("As numbers").click()
+    frontier = recovery.model(model_id)["checkpoints"][-1]["frontier"]
+    rows = page.locator("section", has_text="What samples cost").locator("tbody tr")
+    assert [row.locator("th").inner_text() for row in rows.all()] == [
+        f"{point['evaluations']:,}" for point in frontier["points"]
+    ]
+    for quality in ("draft", ""):
+        page.get_by_label("Quality").select_option(quality)
+        with page.expect_request("**/sample") as sent:
+            visitor.button("Draw samples").click()
+        page.get_by_text(re.compile("done: seed 0")).wait_for()
+        body = sent.value.post_data_json
+        assert body
+        assert (body.get("quality"), "steps" in body) == (quality or None, not quality)
+    assert visitor.faults() == []
+
+
 def test_a_planar_model_shows_its_density_beside_its_data(visitor: Visitor, recovery: Recovery) -> None:
     page = visitor.page
     config = {"network": {"width": 32}, "sampling": {"num_steps": 4}, "num_preview_samples": 16, "calibrate": False}

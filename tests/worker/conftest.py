@@ -26,7 +26,7 @@ from model.config import (
     to_dict,
 )
 from model.presets import preset
-from tests.servers import tethered, wait_until
+from tests.servers import PATIENCE_S, tethered, wait_until
 from worker.jobs.kinds import JobKind
 from worker.jobs.record import JobRecord, JobStatus, Lease
 from worker.jobs.records import RecordStore
@@ -42,6 +42,7 @@ def tiny_config(**changes: Any) -> TrainConfig:
         preset("density-2d"),
         energy="gaussian",
         calibrate=False,
+        tune=False,
         network=NetworkConfig(kind="mlp", width=8, num_blocks=1, spectral_norm=False),
         schedule=ScheduleConfig(kind="log_snr", num_levels=3),
         chain=ChainConfig(num_steps=1, step_size=0.1),
@@ -125,7 +126,7 @@ class WorkerProcess:
         self.process.kill()
         self.process.wait()
 
-    def stop(self, timeout_s: float = 20) -> int:
+    def stop(self, timeout_s: float = PATIENCE_S) -> int:
         """SIGTERM; returns the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout_s)
@@ -143,7 +144,7 @@ def start_worker(store: RecordStore, environment: dict[str, str], tmp_path: Path
         alive = sum(live_workers(store.redis).values())
         worker = WorkerProcess(name, options, environment, tmp_path / f"{name}.log")
         started.append(worker)
-        wait_until(lambda: sum(live_workers(store.redis).values()) > alive, 30, f"readiness of {name}")
+        wait_until(lambda: sum(live_workers(store.redis).values()) > alive, f"readiness of {name}")
         return worker
 
     yield start
@@ -171,14 +172,14 @@ def for_subprocesses(environment: dict[str, str], monkeypatch: pytest.MonkeyPatc
 class Attempt:
     """One attempt at the job that is next, in a thread."""
 
-    def __init__(self, store: RecordStore) -> None:
+    def __init__(self, store: RecordStore, worker: str = "w@test") -> None:
         self.woken: list[tuple[str, str]] = []
         self.stop = threading.Event()
         self.record: JobRecord | None = None
         self._supervisor = Supervisor(
             store,
             store.settings,
-            worker="w@test",
+            worker=worker,
             wake_fn=lambda *job: self.woken.append(job),
             stop_fn=self.stop.is_set,
         )
@@ -188,7 +189,7 @@ class Attempt:
     def _run(self) -> None:
         self.record = self._supervisor.run()
 
-    def end(self, timeout_s: float = 120) -> JobRecord | None:
+    def end(self, timeout_s: float = PATIENCE_S) -> JobRecord | None:
         """What `Supervisor.run` answered."""
         self._thread.join(timeout_s)
         assert not self._thread.is_alive()

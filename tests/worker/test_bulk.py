@@ -36,7 +36,7 @@ def _shard(s3: Artifacts, job_id: str, index: int) -> np.ndarray[tuple[int, ...]
 def test_shards_hold_the_stream_of_the_seed_in_order(store: RecordStore, s3: Artifacts, tmp_path: Path) -> None:
     model_id = store_untrained(s3, tiny_config())
     record = _bulk(store, model_id)
-    ended = Attempt(store).end(100)
+    ended = Attempt(store).end()
     assert ended is not None
     assert (ended.status, ended.error) == (JobStatus.succeeded, None)
     assert (ended.progress.step, ended.progress.total_steps, ended.progress.percent) == (250, 250, 100)
@@ -57,9 +57,9 @@ def test_a_cancelled_bulk_sampling_goes_on_with_the_shards_that_are_missing(stor
     model_id = store_untrained(s3, tiny_config())
     record = _bulk(store, model_id, num_images=100_000, shard_images=50)
     attempt = Attempt(store)
-    wait_until(lambda: len(list_shards(s3, record.id)) >= 2, 120, "two shards")
+    wait_until(lambda: len(list_shards(s3, record.id)) >= 2, "two shards", timeout_s=120)
     store.request_cancel(record.id)
-    ended = attempt.end(100)
+    ended = attempt.end()
     assert ended is not None
     assert ended.status is JobStatus.cancelled
     with pytest.raises(ArtifactMissing):
@@ -68,7 +68,7 @@ def test_a_cancelled_bulk_sampling_goes_on_with_the_shards_that_are_missing(stor
     first = get_shard(s3, record.id, 0)
     count = 50 * (max(done) + 3)
     store.resume(record.id, spec={**record.spec, "num_images": count})
-    again = Attempt(store).end(100)
+    again = Attempt(store).end()
     assert again is not None
     assert again.status is JobStatus.succeeded
     assert get_shard(s3, record.id, 0) == first
@@ -78,7 +78,7 @@ def test_a_cancelled_bulk_sampling_goes_on_with_the_shards_that_are_missing(stor
 
 def test_a_checkpoint_that_is_gone_is_a_failure_that_says_so(store: RecordStore) -> None:
     _bulk(store, new_id())
-    ended = Attempt(store).end(100)
+    ended = Attempt(store).end()
     assert ended is not None
     assert ended.status is JobStatus.failed
     assert "models/" in (ended.error or "")

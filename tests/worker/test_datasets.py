@@ -21,7 +21,7 @@ from model.presets import EMOJI_FOLDER
 from tests.servers import BUCKET
 from tests.service.hostile_files import npy, picture, rows
 from worker.datasets.cache import DatasetCache
-from worker.datasets.names import fetch_dataset, require_dataset
+from worker.datasets.names import fetch_dataset, require_dataset, unread_column
 from worker.ids import InvalidId, new_id
 from worker.settings import Settings
 from worker.storage import datasets
@@ -67,7 +67,7 @@ def classes(location: str) -> dict[int, str]:
     """The class of every image of a fetched dataset, by the value of its first pixel."""
     dataset = load(location)
     assert dataset.labels is not None
-    values = ((torch.cat([dataset.train, dataset.held_out])[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
+    values = ((torch.cat([dataset.train[:], dataset.held_out[:]])[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
     codes = torch.cat([dataset.labels.train, dataset.labels.held_out]).tolist()
     return {value: dataset.labels.names[code] for value, code in zip(values, codes, strict=True)}
 
@@ -201,6 +201,30 @@ def test_images_in_class_folders_of_a_bucket_are_labelled(s3: Artifacts, setting
     cache = DatasetCache(settings.spool_dir / "datasets", max_bytes=10)
     cache.fetch("other", lambda path: path.write_bytes(bytes(10)))
     assert [path.name for path in (settings.spool_dir / "datasets").iterdir()] == ["other.npy"]
+
+
+def test_the_column_of_a_table_that_holds_classes_is_named(s3: Artifacts, settings: Settings, pictures: Bucket) -> None:
+    """In a bucket, where it is read on the way, and in the folder of datasets, where loading reads it."""
+    table = "height,kind,width\n" + "".join(f"{i}.5,{'ab'[i % 2]},{i * i}\n" for i in range(20))
+    pictures.put_bytes("tables/kinds.csv", table.encode())
+    assert settings.datasets_dir is not None
+    settings.datasets_dir.mkdir(exist_ok=True)
+    (settings.datasets_dir / "kinds.csv").write_text(table)
+    for name in (f"s3://{PICTURES}/tables/kinds.csv", "kinds.csv"):
+        location = fetch_dataset(name, settings, s3, label_column="kind")
+        assert fetch_dataset(name, settings, s3, label_column="kind") == location
+        dataset = load(location, label_column=unread_column(name, "kind"))
+        assert dataset.labels is not None
+        heights = dataset.space.decode(torch.cat([dataset.train[:], dataset.held_out[:]]))[:, 0]
+        codes = torch.cat([dataset.labels.train, dataset.labels.held_out])
+        assert dataset.labels.names == ("a", "b")
+        assert (heights.round(decimals=1) - 0.5).round().int().remainder(2).tolist() == codes.tolist()
+        require_dataset(name, settings, s3, "kind")
+    with pytest.raises(DataError, match="no column 'colour'"):
+        fetch_dataset(f"s3://{PICTURES}/tables/kinds.csv", settings, s3, label_column="colour")
+    uploaded = add(s3, settings.datasets_dir / "rows.npy").id
+    with pytest.raises(DataError, match="named when a dataset is uploaded; leave it out"):
+        require_dataset(uploaded, settings, s3, "kind")
 
 
 def test_a_file_in_an_allowed_bucket_is_a_dataset(s3: Artifacts, settings: Settings, pictures: Bucket) -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.servers import Valkey, running_valkey, wait_until
+from tests.servers import PATIENCE_S, Valkey, running_valkey, wait_until
 from tests.worker.conftest import make_job
 from worker.connect import redis_client
 from worker.ids import new_id
 from worker.jobs.event import NoticeEvent
-from worker.jobs.record import JobStatus, Lease, Progress, StaleLease
+from worker.jobs.record import JobNotFound, JobStatus, Lease, Progress, StaleLease
 from worker.jobs.records import RecordStore
 from worker.settings import Settings
 from worker.storage.artifacts import Artifacts
@@ -79,7 +79,7 @@ def test_checkpoints_are_announced_once_they_are_committed(gate: Gate, tmp_path:
     for step in (1, 2):
         spool.add_checkpoint(step, _write)
     spool.add_grid(2, np.zeros((4, 1, 8, 8), np.float32))
-    spool.flush(10)
+    spool.flush(PATIENCE_S)
     assert committed == [1, 2]
     assert [checkpoint.step for checkpoint in gate.list_checkpoints(model_id)] == [1, 2]
     assert list(tmp_path.iterdir()) == []
@@ -91,9 +91,9 @@ def test_a_checkpoint_offered_twice_is_delivered_once(gate: Gate, tmp_path: Path
     spool = _spool(gate, tmp_path, model_id, committed)
     for _ in range(2):
         spool.add_checkpoint(7, _write)
-    wait_until(lambda: list(tmp_path.glob("checkpoint-7")), 10, "writing to disk")
+    wait_until(lambda: list(tmp_path.glob("checkpoint-7")), "writing to disk")
     gate.set_reachable(True)
-    spool.flush(20)
+    spool.flush(PATIENCE_S)
     assert committed == [7]
 
 
@@ -104,20 +104,42 @@ def test_a_checkpoint_names_its_lease_and_one_of_a_lost_lease_is_never_committed
     model_id, committed = new_id(), list[int]()
     spool = _spool(store.artifacts, tmp_path, model_id, committed, watch.confirm)
     spool.add_checkpoint(1, _write)
-    wait_until(lambda: committed == [1], 10, "the first commit")
+    wait_until(lambda: committed == [1], "the first commit")
     store.save_copy(lease.job_id)
     store.redis.delete(f"job:{lease.job_id}")  # a wiped Redis: nobody knows, until it is refilled
     spool.add_checkpoint(2, _write)
     time.sleep(1)
     assert committed == [1]
     store.restore_from_s3()
-    wait_until(lambda: committed == [1, 2], 10, "the second commit")
+    wait_until(lambda: committed == [1, 2], "the second commit")
     store.requeue(lease, "elsewhere")
     assert store.acquire_lease(lease.job_id, "second@worker") is not None
     spool.add_checkpoint(3, _write)
-    spool.flush(10)
+    spool.flush(PATIENCE_S)
     assert [checkpoint.step for checkpoint in store.artifacts.list_checkpoints(model_id)] == [1, 2]
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
+
+
+class Forgetful(RecordStore):
+    """Loses every job right before it is asked whose one is, and has them back right after it has answered."""
+
+    def check(self, lease: Lease) -> bool:
+        self.save_copy(lease.job_id)
+        self.redis.delete(f"job:{lease.job_id}")
+        try:
+            return super().check(lease)
+        finally:
+            self.restore_from_s3()
+
+
+def test_a_record_that_comes_back_while_a_refusal_is_looked_into_costs_no_lease(store: RecordStore) -> None:
+    _, lease = make_job(store, JobStatus.running)
+    assert lease is not None
+    watch = Watch(Forgetful(store.redis, store.artifacts, store.settings), lease)
+    with pytest.raises(JobNotFound):
+        watch.confirm()
+    watch._look()
+    assert watch.reason is None
 
 
 def test_storage_that_is_away_delays_checkpoints_and_loses_none(gate: Gate, tmp_path: Path) -> None:
@@ -126,10 +148,10 @@ def test_storage_that_is_away_delays_checkpoints_and_loses_none(gate: Gate, tmp_
     spool = _spool(gate, tmp_path, model_id, committed)
     for step in (1, 2, 3):
         spool.add_checkpoint(step, _write)
-    wait_until(lambda: len(list(tmp_path.glob("checkpoint-*"))) == 3, 10, "writing to disk")
+    wait_until(lambda: len(list(tmp_path.glob("checkpoint-*"))) == 3, "writing to disk")
     assert committed == []
     gate.set_reachable(True)
-    spool.flush(20)
+    spool.flush(PATIENCE_S)
     assert committed == [1, 2, 3]
 
 
@@ -167,7 +189,7 @@ def test_a_checkpoint_that_cannot_be_written_is_no_silent_loss(gate: Gate, tmp_p
     spool = _spool(gate, tmp_path, new_id(), [])
     spool.add_checkpoint(1, fail)
     with pytest.raises(UndeliveredError, match="No space left"):
-        spool.flush(5)
+        spool.flush(PATIENCE_S)
 
 
 @pytest.fixture
@@ -200,7 +222,7 @@ def test_telemetry_never_waits_and_delivers_in_order_when_redis_is_back(
     telemetry.progress(Progress(step=49), 0.5)
     assert time.monotonic() - started_at < 0.5
     own_valkey.start()
-    telemetry.close(10)
+    telemetry.close(PATIENCE_S)
     told = [event.data["text"] for event in own_store.read_events(record.id) if event.type == "notice"]
     assert told == [str(step) for step in range(50)]
     assert own_store.get(record.id).progress.step == 49
@@ -213,7 +235,7 @@ def test_telemetry_of_a_stale_lease_is_refused_without_a_fuss(store: RecordStore
     telemetry = Telemetry(store, lease)
     telemetry.start()
     telemetry.event(NoticeEvent(text="1"))
-    telemetry.close(5)
+    telemetry.close(PATIENCE_S)
     assert all(event.type == "status" for event in store.read_events(record.id))
     assert telemetry.dropped == 1
 
@@ -228,18 +250,18 @@ def watched(store: RecordStore) -> Iterator[tuple[Watch, Lease]]:
     watch.close()
 
 
-def test_a_training_learns_of_cancel_within_a_second(watched: tuple[Watch, Lease], store: RecordStore) -> None:
+def test_a_training_learns_of_cancel(watched: tuple[Watch, Lease], store: RecordStore) -> None:
     watch, lease = watched
     assert not watch.should_stop()
     store.request_cancel(lease.job_id)
-    wait_until(watch.should_stop, 1, "notice")
+    wait_until(watch.should_stop, "notice")
     assert watch.reason is StopReason.cancelled
 
 
 def test_a_training_whose_job_was_given_away_stops(watched: tuple[Watch, Lease], store: RecordStore) -> None:
     watch, lease = watched
     store.requeue(lease, "elsewhere")
-    wait_until(watch.should_stop, 2, "notice")
+    wait_until(watch.should_stop, "notice")
     assert watch.reason is StopReason.stale
     with pytest.raises(StaleLease):
         watch.confirm()
@@ -267,7 +289,7 @@ def test_a_training_pauses_while_redis_is_away_for_longer_than_its_lease_and_the
     thread.start()
     assert not answered.wait(0.5)
     own_valkey.start()
-    assert answered.wait(8)
+    assert answered.wait(PATIENCE_S)
     thread.join()
     watch.close()
 
@@ -280,6 +302,6 @@ def test_sigterm_stops_a_paused_training(store: RecordStore) -> None:
     thread = threading.Thread(target=watch.should_stop)
     thread.start()
     watch.interrupt()
-    thread.join(2)
+    thread.join(PATIENCE_S)
     assert not thread.is_alive()
     assert watch.reason is StopReason.interrupted

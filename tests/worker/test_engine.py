@@ -13,10 +13,11 @@ import torch
 from scipy import stats
 
 from model.chains.sampling import Samples, sample
+from model.composition import Composition, in_turn
 from model.config import ChainConfig, NetworkConfig, SamplingConfig, ScheduleConfig, TrainConfig
 from model.energies.energy_model import EnergyModel
 from model.errors import ConfigError, ShapeError
-from tests.servers import wait_until
+from tests.servers import PATIENCE_S, wait_until
 from worker.engine.engine import Engine
 from worker.engine.tickets import Cancelled, DeadlinePassed, DrawTicket, EngineBusy, EngineStopped
 from worker.queue.tasks import DrawOrder
@@ -62,28 +63,50 @@ def run(engine: Engine, ticket: DrawTicket) -> Samples:
 
 
 def test_an_image_is_the_same_alone_among_others_and_on_another_engine(engine: Engine) -> None:
-    alone = engine.draw("a", DrawOrder(num_images=1, seed=7)).future.result(30)
+    alone = engine.draw("a", DrawOrder(num_images=1, seed=7)).future.result(PATIENCE_S)
     others = [engine.draw("a", DrawOrder(num_images=3, seed=k, num_steps=k % 4)) for k in range(20)]
     among = engine.draw("a", DrawOrder(num_images=64, seed=7))
     leaving = [engine.draw("a", DrawOrder(num_images=9, seed=k)) for k in range(5)]
     for ticket in leaving:
         engine.cancel(ticket)
     late = engine.draw("a", DrawOrder(num_images=1, seed=7), first=40)
-    x = among.future.result(30).x
+    x = among.future.result(PATIENCE_S).x
     for ticket in others:
-        ticket.future.result(30)
+        ticket.future.result(PATIENCE_S)
     second = Engine(load_model, max_rows=3)
     there = run(second, second.draw("a", DrawOrder(num_images=5, seed=7)))
 
     torch.testing.assert_close(x[:1], alone.x, atol=1e-4, rtol=0)
-    torch.testing.assert_close(x[40:41], late.future.result(30).x, atol=1e-4, rtol=0)
+    torch.testing.assert_close(x[40:41], late.future.result(PATIENCE_S).x, atol=1e-4, rtol=0)
     torch.testing.assert_close(x[:5], there.x, atol=1e-4, rtol=0)
     torch.testing.assert_close(x, sample(load_model("a"), 64, seed=7).x, atol=1e-4, rtol=0)
 
 
+def test_plain_guided_and_composed_requests_draw_the_same_in_one_batch_as_alone() -> None:
+    """The samples of a request take its labels in turn, from wherever its part of the stream begins."""
+    torch.manual_seed(1)
+    labelled = EnergyModel(replace(CONFIG, conditional=True), (3,), ("a", "b", "c"))
+    labelled.get_parameter("network.head.weight").data.mul_(10)
+    guided = tuple(Composition.of_label(k, guidance=1.0) for k in range(3))
+    product, mixture = Composition(all_of=((0, 1.0), (2, -0.5))), Composition(any_of=(1, 2))
+    orders = [DrawOrder(num_images=5, seed=3, labels=labels) for labels in ((), guided, (product,), (mixture, product))]
+    together = Engine(lambda _: labelled, max_rows=16)
+    tickets = [together.draw("m", order, first=1) for order in orders]
+    for order, ticket in zip(orders, tickets, strict=True):
+        among = run(together, ticket).x
+        single = Engine(lambda _: labelled, max_rows=2)
+        torch.testing.assert_close(among, run(single, single.draw("m", order, first=1)).x, atol=1e-4, rtol=0)
+        labels = [in_turn(order.labels, index) for index in range(1, 6)]
+        torch.testing.assert_close(among, sample(labelled, 5, seed=3, first=1, labels=labels).x, atol=1e-4, rtol=0)
+    with pytest.raises(ConfigError, match="label is 3"):
+        together.draw("m", DrawOrder(num_images=1, seed=0, labels=(Composition.of_label(3),)))
+
+
 def test_its_samples_have_the_distribution_of_the_librarys(engine: Engine) -> None:
     """Independent seeds: only the distribution can agree."""
-    here = torch.cat([engine.draw("a", DrawOrder(num_images=250, seed=k)).future.result(60).x for k in range(8)])
+    here = torch.cat(
+        [engine.draw("a", DrawOrder(num_images=250, seed=k)).future.result(PATIENCE_S).x for k in range(8)]
+    )
     there = sample(load_model("a"), 2000, seed=99).x
     for axis in range(3):
         assert stats.ks_2samp(here[:, axis].numpy(), there[:, axis].numpy()).pvalue > 0.01
@@ -293,11 +316,11 @@ def test_stopping_answers_everybody() -> None:
     engine = Engine(load_model, max_rows=4)
     engine.start()
     tickets = [engine.draw("a", DrawOrder(num_images=9, seed=k, num_steps=10_000)) for k in range(3)]
-    wait_until(lambda: engine.load().num_evaluations > 5, 20, "some evaluations")
+    wait_until(lambda: engine.load().num_evaluations > 5, "some evaluations")
     engine.stop()
     for ticket in tickets:
         with pytest.raises(EngineStopped):
-            ticket.future.result(1)
+            ticket.future.result(PATIENCE_S)
     with pytest.raises(EngineStopped):
         engine.draw("a", DrawOrder(num_images=1, seed=0))
 

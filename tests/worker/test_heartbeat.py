@@ -66,13 +66,13 @@ def test_a_worker_beats_without_redis_and_a_frozen_one_does_not(
     for process in worker.family():
         process.suspend()
     try:
-        wait_until(lambda: complaint(file, 2.0), 10, "an old heartbeat")
+        wait_until(lambda: complaint(file, 2.0), "an old heartbeat")
         frozen = _check(file, "--max-age", "2")
     finally:
         for process in worker.family():
             process.resume()
     assert (frozen.returncode, frozen.stderr.count("the worker hangs")) == (1, 1)
-    wait_until(lambda: complaint(file, 2.0) is None, 10, "a new heartbeat")
+    wait_until(lambda: complaint(file, 2.0) is None, "a new heartbeat")
 
 
 def test_the_beat_goes_on_while_redis_is_away(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_the_beat_goes_on_while_redis_is_away(tmp_path: Path) -> None:
     presence.start()
     try:
         first = file.stat().st_mtime_ns
-        wait_until(lambda: file.stat().st_mtime_ns > first, 30, "the next beat")
+        wait_until(lambda: file.stat().st_mtime_ns > first, "the next beat")
         assert complaint(file, 30) is None
         with pytest.raises(RedisConnectionError):
             redis.ping()

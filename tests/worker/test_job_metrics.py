@@ -8,7 +8,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from tests.servers import free_ports, wait_until
+from tests.servers import PATIENCE_S, free_ports, wait_until
 from tests.worker.conftest import make_job
 from worker.jobs.record import JobStatus, Lease, Progress
 from worker.jobs.records import RecordStore
@@ -131,7 +131,7 @@ def test_a_probe_waits_for_a_slow_answer_only_so_long_and_asks_once_meanwhile() 
 
     def slow() -> int:
         asked.append(len(asked) + 1)
-        gate.wait(10)
+        gate.wait(PATIENCE_S)
         return asked[-1]
 
     def answer() -> int | None:
@@ -144,4 +144,4 @@ def test_a_probe_waits_for_a_slow_answer_only_so_long_and_asks_once_meanwhile() 
     assert [answer(), answer()] == [None, None]
     assert asked == [1]
     gate.set()
-    assert wait_until(answer, 5, "the answer") in (1, 2)
+    assert wait_until(answer, "the answer") in (1, 2)

@@ -41,7 +41,13 @@ def test_the_work_of_a_kind_is_in_its_module_and_its_events_have_names(kind: Kin
 def test_a_spec_is_read_as_it_was_stored() -> None:
     training = TrainSpec(config=tiny_config(), device="cpu")
     assert TrainSpec.of(training.model_dump(mode="json")) == training
-    assert training.model_dump() == {**tiny_spec(), "num_gpus": 1, "keep_last": None, "keep_every": None}
+    assert training.model_dump() == {
+        **tiny_spec(),
+        "num_gpus": 1,
+        "num_nodes": 1,
+        "keep_last": None,
+        "keep_every": None,
+    }
     calibration = CalibrateSpec.of(calibration_spec(40, num_chains=32))
     assert (calibration.step, calibration.config.num_chains) == (40, 32)
 
@@ -49,7 +55,7 @@ def test_a_spec_is_read_as_it_was_stored() -> None:
 def test_specs_of_an_earlier_and_of_a_later_version_are_read() -> None:
     earlier = {"config": {"dataset": "digits"}}
     assert TrainSpec.of(earlier).num_gpus == 1
-    defaults = {"device": "auto", "num_gpus": 1, "keep_last": None, "keep_every": None}
+    defaults = {"device": "auto", "num_gpus": 1, "num_nodes": 1, "keep_last": None, "keep_every": None}
     assert TrainSpec.completed(earlier) == {**defaults, **earlier}
     assert TrainSpec.of({**tiny_spec(), "curriculum": "easy first"}) == TrainSpec.of(tiny_spec())
 

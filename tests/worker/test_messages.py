@@ -129,11 +129,16 @@ def test_requests_have_the_form_in_which_versions_that_run_side_by_side_exchange
     shared = {"request_id", "model_id", "step", "sent_at", "deadline"}
     fields = {task.name: set(task.request.model_fields) - shared for task in TASKS}
     assert fields == {
-        "worker.tasks.sample": {"num_images", "seed", "num_steps", "noise_scale", "levels", "precision", "stream"},
+        "worker.tasks.sample": {
+            *("num_images", "seed", "num_steps", "noise_scale", "labels", "adjusted", "levels", "precision", "stream"),
+        },
+        "worker.tasks.classify": {"noise_std"},
         "worker.tasks.density": {"num_paths", "seed"},
         "worker.tasks.density_map": set(),
     }
     assert _request(steps=3).model_dump()["num_steps"] == 3
+    sent = _request().model_dump(mode="json", exclude_defaults=True)
+    assert set(sent) == {"request_id", "model_id", "sent_at", "deadline", "num_images", "seed"}
 
 
 def test_every_task_has_a_module_that_answers_it() -> None:

@@ -44,12 +44,12 @@ def test_a_message_in_another_form_than_json_runs_nothing_and_the_next_one_is_se
                 headers={"task": JOB_TASK, "id": "01JD3Z6M3Q4R5S6T7V8W9X0Y1Z", "lang": "py"},
             )
     names = ("pickle", "yaml")
-    wait_until(lambda: all(f"untrusted content of type {n}" in worker.log.read_text() for n in names), 60, "refusals")
+    wait_until(lambda: all(f"untrusted content of type {n}" in worker.log.read_text() for n in names), "refusals")
 
     record = store.create(JobKind.train, tiny_spec(steps=20))
     with make_app(settings) as app:
         wake(app, record.kind, record.id)
-    wait_until(lambda: store.get(record.id).status.is_terminal, 60, "the end of the job")
+    wait_until(lambda: store.get(record.id).status.is_terminal, "the end of the job")
 
     assert store.get(record.id).status == "succeeded"
     assert not mark.exists()

@@ -42,7 +42,7 @@ def test_a_worker_serves_its_series_once_its_port_is_free(monkeypatch: pytest.Mo
     server = MetricsServer(Settings(worker_metrics_port=port), CollectorRegistry())
     with socket.create_server(("127.0.0.1", port)):
         server.start("trainer")
-    text = wait_until(lambda: scrape(port), 5, "the first scrape")
+    text = wait_until(lambda: scrape(port), "the first scrape")
     assert 'recovery_build_info{component="trainer"' in text
     assert "process_resident_memory_bytes" in text
     server.stop()
@@ -68,11 +68,11 @@ def test_a_process_forked_from_a_worker_does_not_keep_its_port() -> None:
             assert line, "it ended"  # logs come first
     child = int(line)
     try:
-        wait_until(lambda: scrape(port), 5, "the first scrape")
+        wait_until(lambda: scrape(port), "the first scrape")
         process.kill()
         process.wait()
         assert Path(f"/proc/{child}").exists()
-        wait_until(lambda: _is_free(port), 5, "the port")
+        wait_until(lambda: _is_free(port), "the port")
     finally:
         os.kill(child, 9)
 

@@ -32,7 +32,7 @@ def woken() -> Woken:
 @pytest.fixture
 def reaper(store: RecordStore, woken: Woken) -> Reaper:
     # The test server has just started; only a store whose leases outlive it would wait.
-    wait_until(lambda: store.redis.info("server")["uptime_in_seconds"] > store.settings.lease_s, 5, "uptime")
+    wait_until(lambda: store.redis.info("server")["uptime_in_seconds"] > store.settings.lease_s, "uptime")
     store.restore_from_s3()
     return Reaper(store, name="test", queues=[TRAIN_QUEUE], wake_fn=woken)
 
@@ -128,11 +128,11 @@ def test_copies_that_storage_did_not_take_are_delivered_later(
 def test_one_reaper_sweeps_and_another_takes_over(store: RecordStore, reaper: Reaper, woken: Woken) -> None:
     second = Reaper(store, name="second", queues=[], wake_fn=woken)
     reaper.start()
-    wait_until(lambda: store.redis.get(REAPER_LOCK) == b"test", 3, "the first sweep")
+    wait_until(lambda: store.redis.get(REAPER_LOCK) == b"test", "the first sweep")
     second.start()
     time.sleep(0.7)
     assert store.redis.get(REAPER_LOCK) == b"test"
     reaper.stop()
-    wait_until(lambda: store.redis.get(REAPER_LOCK) == b"second", 3, "the takeover")
+    wait_until(lambda: store.redis.get(REAPER_LOCK) == b"second", "the takeover")
     second.stop()
     assert store.redis.get(REAPER_LOCK) is None

@@ -85,6 +85,8 @@ def test_names_are_those_that_earlier_versions_wrote() -> None:
         "deletions",
         "quota:",
         "reaper:lock",
+        "gathering",
+        "node:",
         "train",
         "sample",
         "sample@",

@@ -99,7 +99,7 @@ def test_a_worker_is_alive_until_it_leaves_or_falls_silent(store: RecordStore) -
     assert live_workers(store.redis) in ({"train": 1, "sample": 1}, {"train": 2, "sample": 1})
     reports = {(kind, name): report for kind, name, report in worker_reports(store.redis)}
     presence.stop()
-    wait_until(lambda: live_workers(store.redis) == {}, 1, "silence")
+    wait_until(lambda: live_workers(store.redis) == {}, "silence")
 
     said = reports["train", "both@host"]
     assert reports["sample", "both@host"] == said

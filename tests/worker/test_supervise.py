@@ -51,7 +51,7 @@ def _training(store: RecordStore, **changes: object) -> JobRecord:
 def _started(s3: Artifacts, record: JobRecord) -> None:
     assert record.model_id is not None
     model_id = record.model_id
-    wait_until(lambda: s3.newest_step(model_id), 40, "the first checkpoint")
+    wait_until(lambda: s3.newest_step(model_id), "the first checkpoint")
 
 
 def test_a_job_delivered_twice_is_trained_once_and_leaves_its_model(
@@ -103,7 +103,7 @@ def test_cancel_stops_a_training_at_a_checkpoint_that_resume_goes_on_from(store:
     attempt = Attempt(store)
     _started(s3, record)
     store.request_cancel(record.id)
-    cancelled = attempt.end(10)
+    cancelled = attempt.end()
     assert cancelled is not None
     assert cancelled.status is JobStatus.cancelled
     step = cancelled.last_checkpoint
@@ -124,7 +124,7 @@ def test_a_shutdown_checkpoints_and_queues_the_job_without_counting_the_attempt(
     attempt = Attempt(store)
     _started(s3, record)
     attempt.stop.set()
-    queued = attempt.end(15)
+    queued = attempt.end()
     assert queued is not None
     assert (queued.status, queued.attempt) == (JobStatus.queued, 1)
     assert attempt.woken == [(record.kind, record.id)]
@@ -139,10 +139,10 @@ def test_a_killed_training_is_tried_again_and_fails_at_the_limit_with_the_reason
     record = _training(twice, **LONG)
     for expected in (JobStatus.queued, JobStatus.failed):
         attempt = Attempt(twice)
-        wait_until(lambda: twice.read_events(record.id)[-1].type == "step", 40, "training")
+        wait_until(lambda: twice.read_events(record.id)[-1].type == "step", "training")
         (child,) = trainings()
         child.send_signal(signal.SIGKILL)
-        ended = attempt.end(10)
+        ended = attempt.end()
         assert ended is not None
         assert ended.status is expected
         assert "killed by SIGKILL, most likely because the machine ran out of memory" in (ended.error or "")
@@ -154,7 +154,7 @@ def test_a_training_whose_supervisor_lost_the_job_is_ended_at_once(store: Record
     attempt = Attempt(store)
     _started(s3, record)
     store.requeue(Lease(job_id=record.id, token=store.get(record.id).fence, worker="w@test"), "taken away")
-    assert attempt.end(5) is None
+    assert attempt.end() is None
     assert (store.get(record.id).status, attempt.woken) == (JobStatus.queued, [])
 
 
@@ -222,14 +222,14 @@ def test_a_broken_environment_is_told_from_the_output_without_secrets(
 def test_training_goes_on_while_storage_is_away(store: RecordStore, s3: Artifacts, seaweedfs: SeaweedFS) -> None:
     record = _training(store, steps=1000, checkpoint_every=250, log_every=50)
     attempt = Attempt(store)
-    wait_until(lambda: store.read_events(record.id)[-1].type == "step", 40, "training")
+    wait_until(lambda: store.read_events(record.id)[-1].type == "step", "training")
     seaweedfs.stop()
     try:
-        wait_until(lambda: store.get(record.id).progress.step == 1000, 60, "the last step")
+        wait_until(lambda: store.get(record.id).progress.step == 1000, "the last step")
         assert store.get(record.id).status is JobStatus.running
     finally:
         seaweedfs.start()
-    ended = attempt.end(40)
+    ended = attempt.end()
     assert ended is not None
     assert ended.status is JobStatus.succeeded
     assert ended.model_id is not None
@@ -285,9 +285,9 @@ def test_a_calibration_is_cancelled_within_a_move_and_stores_nothing(store: Reco
     model_id = _trained(store)
     record = store.create(JobKind.calibrate, calibration_spec(**ENDLESS), model_id=model_id)
     attempt = Attempt(store)
-    wait_until(lambda: store.get(record.id).progress.step >= 2, 120, "two rounds")
+    wait_until(lambda: store.get(record.id).progress.step >= 2, "two rounds", timeout_s=120)
     store.request_cancel(record.id)
-    cancelled = attempt.end(5)
+    cancelled = attempt.end()
     assert cancelled is not None
     assert (cancelled.status, cancelled.error) == (JobStatus.cancelled, None)
     assert s3.list_calibrations(model_id) == []
@@ -302,9 +302,9 @@ def test_a_shutdown_puts_a_calibration_back_into_the_queue(store: RecordStore) -
     model_id = _trained(store)
     record = store.create(JobKind.calibrate, calibration_spec(**ENDLESS), model_id=model_id)
     attempt = Attempt(store)
-    wait_until(lambda: store.get(record.id).progress.step >= 1, 120, "a round")
+    wait_until(lambda: store.get(record.id).progress.step >= 1, "a round", timeout_s=120)
     attempt.stop.set()
-    queued = attempt.end(5)
+    queued = attempt.end()
     assert queued is not None
     assert (queued.status, queued.attempt) == (JobStatus.queued, 1)
     assert attempt.woken == [(record.kind, record.id)]
@@ -315,9 +315,11 @@ def test_a_training_interrupted_while_it_calibrates_keeps_its_checkpoint_and_cal
 ) -> None:
     record = _training(store, steps=20, calibrate=True)
     attempt = Attempt(store)
-    wait_until(lambda: "checkpoint" in [e.type for e in store.read_events(record.id)], 120, "the last checkpoint")
+    wait_until(
+        lambda: "checkpoint" in [e.type for e in store.read_events(record.id)], "the last checkpoint", timeout_s=120
+    )
     attempt.stop.set()
-    queued = attempt.end(10)
+    queued = attempt.end()
     assert queued is not None
     assert (queued.status, queued.attempt, queued.last_checkpoint) == (JobStatus.queued, 1, 20)
     assert queued.model_id is not None

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from model.checkpoints.checkpoint import read_snapshot
-from tests.servers import wait_until
+from tests.servers import PATIENCE_S, wait_until
 from tests.worker.conftest import TRAINER, Attempt, StartWorker, tiny_spec
 from worker.jobs.kinds import JobKind
 from worker.jobs.record import JobRecord, JobStatus
@@ -30,7 +30,7 @@ def _training(store: RecordStore, num_gpus: int = 2, **changes: Any) -> JobRecor
 
 
 def _reach(store: RecordStore, record: JobRecord, step: int) -> None:
-    wait_until(lambda: (store.get(record.id).last_checkpoint or 0) >= step, 200, f"checkpoint {step}")
+    wait_until(lambda: (store.get(record.id).last_checkpoint or 0) >= step, f"checkpoint {step}", timeout_s=200)
 
 
 def _ranks(record: JobRecord) -> list[psutil.Process]:
@@ -48,7 +48,7 @@ def _none_left(record: JobRecord) -> bool:
 
 
 def _end(store: RecordStore, record: JobRecord) -> JobRecord:
-    wait_until(lambda: store.get(record.id).status.is_terminal, 200, "the end")
+    wait_until(lambda: store.get(record.id).status.is_terminal, "the end", timeout_s=200)
     return store.get(record.id)
 
 
@@ -76,7 +76,7 @@ def test_a_killed_rank_ends_in_a_resumed_job_with_the_weights_of_one_undisturbed
         alone = _training(store, 1, **steps)
         wake(app, alone.kind, alone.id)
         assert _end(store, alone).status is JobStatus.succeeded
-    wait_until(lambda: _none_left(record), 10, "the end of all its processes")
+    wait_until(lambda: _none_left(record), "the end of all its processes")
     weights = []
     for one in (record, alone):
         assert one.model_id is not None
@@ -94,7 +94,7 @@ def test_two_ranks_are_interrupted_killed_with_their_torchrun_and_cancelled(stor
     interrupted = Attempt(store)
     _reach(store, record, 50)
     interrupted.stop.set()
-    queued = interrupted.end(20)
+    queued = interrupted.end()
     assert queued is not None
     assert (queued.status, queued.attempt) == (JobStatus.queued, 1)
     assert queued.last_checkpoint is not None
@@ -105,8 +105,8 @@ def test_two_ranks_are_interrupted_killed_with_their_torchrun_and_cancelled(stor
     _reach(store, record, queued.last_checkpoint + 50)
     ranks = _ranks(record)
     ranks[0].parent().kill()  # type: ignore[union-attr]
-    assert psutil.wait_procs(ranks, timeout=5)[1] == []
-    lost = killed.end(20)
+    assert psutil.wait_procs(ranks, timeout=PATIENCE_S)[1] == []
+    lost = killed.end()
     assert lost is not None
     assert (lost.status, lost.attempt) == (JobStatus.queued, 2)
 
@@ -114,7 +114,7 @@ def test_two_ranks_are_interrupted_killed_with_their_torchrun_and_cancelled(stor
     _reach(store, record, (store.get(record.id).last_checkpoint or 0) + 50)
     assert len(_ranks(record)) == 2
     store.request_cancel(record.id)
-    ended = cancelled.end(20)
+    ended = cancelled.end()
     assert ended is not None
     assert (ended.status, ended.error) == (JobStatus.cancelled, None)
     assert ended.last_checkpoint is not None

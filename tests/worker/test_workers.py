@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from tests.servers import wait_until
+from tests.servers import PATIENCE_S, wait_until
 from tests.stored import STEP, store_untrained
 from tests.worker.conftest import SAMPLER, TRAINER, StartWorker, tiny_config, tiny_spec
 from worker import redis_keys
@@ -36,13 +36,15 @@ def _submit(store: RecordStore, **changes: Any) -> JobRecord:
     return record
 
 
-def _end(store: RecordStore, record: JobRecord, timeout_s: float = 60) -> JobRecord:
-    wait_until(lambda: store.get(record.id).status.is_terminal, timeout_s, f"the end of {store.get(record.id)}")
+def _end(store: RecordStore, record: JobRecord, timeout_s: float = PATIENCE_S) -> JobRecord:
+    wait_until(
+        lambda: store.get(record.id).status.is_terminal, f"the end of {store.get(record.id)}", timeout_s=timeout_s
+    )
     return store.get(record.id)
 
 
 def _reach(store: RecordStore, record: JobRecord, step: int) -> None:
-    wait_until(lambda: (store.get(record.id).last_checkpoint or 0) >= step, 60, f"checkpoint {step}")
+    wait_until(lambda: (store.get(record.id).last_checkpoint or 0) >= step, f"checkpoint {step}")
 
 
 def _weights(s3: Artifacts, record: JobRecord, step: int) -> dict[str, str]:
@@ -51,13 +53,13 @@ def _weights(s3: Artifacts, record: JobRecord, step: int) -> dict[str, str]:
 
 
 def _ask(settings: Settings, **changes: Any) -> SampleReply:
-    values = {"request_id": new_id(), "num_images": 3, "seed": 5, "deadline": time.time() + 30}
+    values = {"request_id": new_id(), "num_images": 3, "seed": 5, "deadline": time.time() + PATIENCE_S}
     request = SampleRequest.model_validate(values | changes)
 
     async def exchange() -> SampleReply:
         redis = async_redis_client(settings)
         try:
-            return await ReplyChannel(request.request_id).wait(redis, SampleReply, 40)
+            return await ReplyChannel(request.request_id).wait(redis, SampleReply, PATIENCE_S + 10)
         finally:
             await redis.aclose()
 
@@ -109,12 +111,12 @@ def test_a_job_whose_whole_worker_is_killed_goes_on_elsewhere_to_the_same_weight
     assert any("worker.trainer.attempt" in process.cmdline() for process in family)
     killed.kill_main()
     killed_at = time.monotonic()
-    wait_until(lambda: store.get(record.id).worker != holder, 20, "another worker")
+    wait_until(lambda: store.get(record.id).worker != holder, "another worker")
     assert time.monotonic() - killed_at < 3 * store.settings.lease_s
     ended = _end(store, record)
     assert (ended.status, ended.attempt) == (JobStatus.succeeded, 2)
     assert ended.worker != holder
-    psutil.wait_procs(family, timeout=10)
+    psutil.wait_procs(family, timeout=PATIENCE_S)
     assert [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE] == []
     started = [event.data["step"] for event in store.read_events(record.id, limit=10_000) if event.type == "started"]
     assert started[0] == 0
@@ -137,13 +139,13 @@ def test_a_worker_that_was_frozen_past_its_lease_wakes_up_to_stop_and_commits_no
     for process in frozen:
         process.suspend()
     try:
-        wait_until(lambda: store.get(record.id).worker != holder, 20, "another worker")
+        wait_until(lambda: store.get(record.id).worker != holder, "another worker")
         reached = store.get(record.id).last_checkpoint or 0
         _reach(store, record, reached + 100)
     finally:
         for process in frozen:
             process.resume()
-    assert psutil.wait_procs([training], timeout=10)[1] == []
+    assert psutil.wait_procs([training], timeout=PATIENCE_S)[1] == []
     ended = _end(store, record)
     assert (ended.status, ended.attempt) == (JobStatus.succeeded, 2)
     assert ended.worker != holder
@@ -185,7 +187,7 @@ def test_a_wiped_redis_costs_a_running_job_nothing_and_a_waiting_one_only_time(
 
 
 def _end_after_restore(store: RecordStore, record: JobRecord) -> JobRecord:
-    wait_until(lambda: store.redis.exists(f"job:{record.id}"), 10, "the restore")
+    wait_until(lambda: store.redis.exists(f"job:{record.id}"), "the restore")
     return _end(store, record)
 
 
@@ -209,9 +211,9 @@ def test_a_client_that_leaves_frees_the_samplers_chains(
 
     with make_app(settings) as app:
         send_request(app, request)
-    wait_until(lambda: chains() > 0, 60, "chains that run")
+    wait_until(lambda: chains() > 0, "chains that run")
     store.redis.set(cancel_key(request.request_id), "", ex=60)
-    wait_until(lambda: chains() == 0, 30, "freed chains")
+    wait_until(lambda: chains() == 0, "freed chains")
     assert not store.redis.exists(ReplyChannel(request.request_id).key)
     assert _ask(settings, model_id=model_id).ok
 
@@ -220,10 +222,12 @@ def test_a_request_in_a_samplers_own_queue_is_answered(
     store: RecordStore, start_worker: StartWorker, settings: Settings
 ) -> None:
     start_worker("sampler", SAMPLER)
-    request = SampleRequest(request_id=new_id(), model_id=new_id(), num_images=1, seed=0, deadline=time.time() + 30)
+    request = SampleRequest(
+        request_id=new_id(), model_id=new_id(), num_images=1, seed=0, deadline=time.time() + PATIENCE_S
+    )
     with make_app(settings) as app:
         send_request(app, request, own_queue("sampler@test"))
-    wait_until(lambda: store.redis.exists(ReplyChannel(request.request_id).key), 20, "a reply")
+    wait_until(lambda: store.redis.exists(ReplyChannel(request.request_id).key), "a reply")
     assert live_workers(store.redis) == {"sample": 1}
 
 
@@ -240,8 +244,8 @@ def test_a_deleted_model_leaves_the_samplers_memory(
         entries: Any = store.redis.hgetall(redis_keys.LOADS)
         return {model for load in fresh_loads(entries) for model in load.models}
 
-    wait_until(lambda: len(loaded()) == 2, 5, "both models in memory")
+    wait_until(lambda: len(loaded()) == 2, "both models in memory")
     Deletions(store).delete_model(model_id)
-    wait_until(lambda: loaded() == {f"{other}@{STEP}"}, 5, "the end of the deleted one")
+    wait_until(lambda: loaded() == {f"{other}@{STEP}"}, "the end of the deleted one")
     assert _ask(settings, model_id=model_id, step=STEP).error == "unknown_model"
     assert _ask(settings, model_id=other).ok

@@ -23,28 +23,42 @@ from worker.storage.bucket import ArtifactMissing, Bucket
 from worker.storage.datasets import DatasetStore, StoredDataset, is_dataset_id
 
 
-def fetch_dataset(name: str, settings: Settings, bucket: Bucket, image_size: ImageSize | None = None) -> str:
+def fetch_dataset(
+    name: str,
+    settings: Settings,
+    bucket: Bucket,
+    image_size: ImageSize | None = None,
+    label_column: str | None = None,
+) -> str:
     """The name of a built-in dataset, or a path on this machine, fetched if it was not there, for `model.data.load`.
 
     Folders in buckets and columns of the hub become arrays on the way, for which `image_size` makes images of several
-    sizes one; `load` does that for the others. Raises DataError, StorageUnavailable, ArtifactDamaged.
+    sizes one, and `label_column` names their classes; `load` does that for the others (`unread_column`). Raises
+    DataError, StorageUnavailable, ArtifactDamaged.
     """
+    _refuse_label_column(name, label_column)
     cache = DatasetCache(settings.spool_dir / "datasets", settings.dataset_cache_bytes)
     if is_dataset_id(name):
         stored, store = _stored(name, bucket), DatasetStore(bucket)
         return str(cache.fetch(stored.data_sha256, lambda path: store.fetch(name, path)))
     if name.startswith(s3.SCHEME):
-        return str(s3.fetch_prefix(name, settings, bucket, cache, image_size))
+        return str(s3.fetch_prefix(name, settings, bucket, cache, image_size, label_column))
     if name.startswith(hub.SCHEME):
         return str(_fetch_from_hub(name, settings, cache, image_size))
     return resolve_dataset(name, settings.datasets_dir)
 
 
-def require_dataset(name: str, settings: Settings, bucket: Bucket) -> Summary | None:
+def unread_column(name: str, label_column: str | None) -> str | None:
+    """The `label_column` that `model.data.load` has to read yet, None where `fetch_dataset` has read it."""
+    return None if name.startswith(s3.SCHEME) else label_column
+
+
+def require_dataset(name: str, settings: Settings, bucket: Bucket, label_column: str | None = None) -> Summary | None:
     """What is known of a dataset before anything is fetched.
 
-    Raises DataError when a training could not find the dataset.
+    Raises DataError when a training could not find the dataset, or has no such column to choose.
     """
+    _refuse_label_column(name, label_column)
     if name in BUILT_IN_DATASETS:
         return BUILT_IN_DATASETS[name]
     if is_dataset_id(name):
@@ -87,6 +101,21 @@ def folder_datasets(datasets_dir: Path | None) -> list[str]:
         return []
     found = (path for path in datasets_dir.iterdir() if not path.name.startswith("."))
     return sorted(path.name for path in found if path.is_dir() or path.suffix.lower() in FORMATS)
+
+
+def _refuse_label_column(name: str, label_column: str | None) -> None:
+    """Refuse the name of a column for a dataset whose labels were chosen before. Raises DataError."""
+    if label_column is None:
+        return
+    if is_dataset_id(name):
+        how = "the column is named when a dataset is uploaded"
+    elif name.startswith(hub.SCHEME):
+        how = "a column of the hub is the last part of the dataset's name"
+    elif name in BUILT_IN_DATASETS:
+        how = "built-in datasets know their labels"
+    else:
+        return
+    raise DataError(f"label_column is for files in the datasets folder and in buckets, and {how}; leave it out")
 
 
 def _stored(dataset_id: str, bucket: Bucket) -> StoredDataset:

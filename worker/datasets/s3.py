@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from model.errors import DataError, DataTooLarge
 from model.intake.framing import ImageSize
 from model.intake.images import IMAGE_SUFFIXES
+from model.intake.labels import refuse_label_column
 from model.intake.limits import ReadLimits, Summary, shortened
 from model.intake.normalize import FORMATS, LOCATIONS, normalize, store_image_files
 from worker.datasets.cache import DatasetCache
@@ -40,7 +41,12 @@ def require_prefix(name: str, settings: Settings, own: Bucket) -> None:
 
 
 def fetch_prefix(
-    name: str, settings: Settings, own: Bucket, cache: DatasetCache, image_size: ImageSize | None = None
+    name: str,
+    settings: Settings,
+    own: Bucket,
+    cache: DatasetCache,
+    image_size: ImageSize | None = None,
+    label_column: str | None = None,
 ) -> Path:
     """The array of a file or folder of images, from the cache while nothing below the prefix has changed.
 
@@ -49,9 +55,9 @@ def fetch_prefix(
     bucket_name, path = _parse(name, settings)
     bucket, limits = own.other(bucket_name), settings.read_limits
     chosen = _chosen(name, _listing(name, bucket, path, limits))
-    asked = (_READING, bucket_name, chosen, limits, image_size)
+    asked = (_READING, bucket_name, chosen, limits, image_size, *([] if label_column is None else [label_column]))
     digest = hashlib.sha256(repr(asked).encode()).hexdigest()
-    return cache.fetch(digest, lambda target: _store(bucket, chosen, target, name, limits, image_size))
+    return cache.fetch(digest, lambda target: _store(bucket, chosen, target, name, limits, image_size, label_column))
 
 
 def _parse(name: str, settings: Settings) -> tuple[str, str]:
@@ -107,6 +113,7 @@ def _store(
     name: str,
     limits: ReadLimits,
     image_size: ImageSize | None,
+    label_column: str | None,
 ) -> Summary:
     total_bytes = sum(one.size_bytes for one in chosen)
     if total_bytes > limits.max_array_bytes:
@@ -118,6 +125,9 @@ def _store(
             list(pool.map(bucket.download_file, keys, paths))
         if _suffix(chosen[0]) in FORMATS:
             file_name = PurePosixPath(keys[0]).name
-            return normalize(paths[0], target, name=file_name, limits=limits, image_size=image_size)
+            return normalize(
+                paths[0], target, name=file_name, limits=limits, image_size=image_size, label_column=label_column
+            )
+        refuse_label_column(name, label_column)
         read_fn: Callable[[int], bytes] = lambda index: paths[index].read_bytes()  # noqa: E731
         return store_image_files(keys, read_fn, target, name=name, limits=limits, image_size=image_size)

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import structlog
 
 from model.chains.sampling import chosen_settings
+from model.config import sampling_kernel
 from model.energies.energy_model import EnergyModel
 from worker.engine.lanes import Lane
 from worker.engine.tickets import (
@@ -123,10 +124,17 @@ class Engine:
         try:
             model = lane.model
             settings = chosen_settings(
-                model, num_steps=order.num_steps, noise_scale=order.noise_scale, levels=order.levels
+                model,
+                start=order.start,
+                num_steps=order.num_steps,
+                noise_scale=order.noise_scale,
+                levels=order.levels,
+                compositions=order.labels,
+                adjusted=order.adjusted,
             )
             self._require_room()
-            ticket = DrawTicket(order, first, settings, lane.cost(settings), tuple(model.event_shape), deadline)
+            cost, kernel = lane.cost(settings), sampling_kernel(model.config.chain, settings)
+            ticket = DrawTicket(order, first, settings, cost, kernel, tuple(model.event_shape), deadline)
             return self._order(lane, ticket)
         except BaseException:
             self._release(lane)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from model.chains.descent import Arrivals, Chain, Descents, Rows, Step, evaluations_per_sample
+from model.composition import in_turn
 from model.config import SamplingConfig
 from model.energies.energy_model import EnergyModel
 from model.networks.registry import useful_threads
@@ -161,7 +162,8 @@ class Lane:
             ticket.num_started += 1
             self._num_waiting -= 1
             self._chains.append((ticket, image))
-            chains.append(Chain(ticket.order.seed, ticket.first + image, ticket.settings))
+            index = ticket.first + image
+            chains.append(Chain(ticket.order.seed, index, ticket.settings, in_turn(ticket.order.labels, index)))
             if ticket.num_waiting:
                 self._waiting.rotate(-1)
             else:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.chains.sampling import Samples
-from model.config import SamplingConfig
+from model.config import KernelKind, SamplingConfig
 from model.energies.energy_model import EnergyModel
 from worker.queue.tasks import DrawOrder
 
@@ -109,6 +109,7 @@ class DrawTicket(Ticket[Samples]):
         first: int,
         settings: SamplingConfig,
         cost: int,
+        kernel: KernelKind,
         event_shape: tuple[int, ...],
         deadline: float,
     ) -> None:
@@ -119,6 +120,7 @@ class DrawTicket(Ticket[Samples]):
         self.settings = settings
         self.cost = cost
         """gradient evaluations per chain"""
+        self._kernel = kernel
         self.num_started = 0
         self._num_ended = 0
         self._x = np.zeros((order.num_images, *event_shape), np.float32)
@@ -156,7 +158,7 @@ class DrawTicket(Ticket[Samples]):
         self._num_ended += 1
         if self._num_ended == self.order.num_images:
             levels = {level: torch.from_numpy(kept) for level, kept in self._levels.items()}
-            self.succeed(Samples(torch.from_numpy(self._x), levels, self.cost))
+            self.succeed(Samples(torch.from_numpy(self._x), levels, self.cost, self._kernel))
 
 
 WorkFn = Callable[[EnergyModel], Generator[None, None, T]]

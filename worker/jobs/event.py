@@ -108,6 +108,31 @@ class CalibratedEvent:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TuningEvent:
+    """One setting of the sampler was measured: what a sample costs, and how near samples come to held-out data."""
+
+    step: int
+    """of the checkpoint"""
+    index: int
+    """of the setting, from 1 on"""
+    num_settings: int
+    point: dict[str, Any]
+    """as in the frontier of the checkpoint"""
+    elapsed_s: float
+    """since the first setting began"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TunedEvent:
+    """The frontier of a checkpoint is in storage: samples are drawn by the settings chosen from it."""
+
+    step: int
+    model_id: str
+    frontier: dict[str, Any]
+    """as GET /models/{id} shows it"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SamplingEvent:
     """How far a bulk sampling has come, about once a second."""
 
@@ -146,6 +171,8 @@ EventData: TypeAlias = (
     | HealthEvent
     | CalibrationEvent
     | CalibratedEvent
+    | TuningEvent
+    | TunedEvent
     | SamplingEvent
     | ShardEvent
     | NoticeEvent
@@ -163,6 +190,8 @@ EVENTS: dict[str, type[EventData]] = {
     "health": HealthEvent,
     "calibration": CalibrationEvent,
     "calibrated": CalibratedEvent,
+    "tuning": TuningEvent,
+    "tuned": TunedEvent,
     "sampling": SamplingEvent,
     "shard": ShardEvent,
     "notice": NoticeEvent,

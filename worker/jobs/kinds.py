@@ -14,9 +14,11 @@ from typing import Annotated, Any, Self, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 
-from model.config import CalibrationConfig, TrainConfig, from_dict, to_dict
+from model.composition import Composition
+from model.config import CalibrationConfig, ChainStart, TrainConfig, from_dict, to_dict
 from model.errors import ConfigError
 from model.events import BatchEvent, HealthEvent, RollbackEvent, StepEvent
+from model.frontier import TuneConfig
 from worker.jobs.event import (
     CalibratedEvent,
     CalibrationEvent,
@@ -26,6 +28,8 @@ from worker.jobs.event import (
     GridEvent,
     SamplingEvent,
     ShardEvent,
+    TunedEvent,
+    TuningEvent,
 )
 from worker.redis_keys import TRAIN_QUEUE
 from worker.storage.shards import Manifest
@@ -37,6 +41,7 @@ class JobKind(StrEnum):
     train = "train"
     sample = "sample"
     calibrate = "calibrate"
+    tune = "tune"
 
 
 KindName: TypeAlias = Annotated[JobKind | SkipJsonSchema[str], Field(union_mode="left_to_right")]
@@ -78,6 +83,8 @@ class TrainSpec(Spec):
     config: Annotated[TrainConfig, PlainValidator(_reader(TrainConfig)), PlainSerializer(to_dict)]
     num_gpus: int = 1
     """GPUs of one trainer that share every batch; processes with device "cpu\""""
+    num_nodes: int = 1
+    """trainers that work on it together, each with `num_gpus`"""
     keep_last: int | None = None
     """checkpoints that are kept at least, the newest; None is the workers' own setting, and so below"""
     keep_every: int | None = None
@@ -88,6 +95,14 @@ class CalibrateSpec(Spec):
     """An estimate of log Z of a checkpoint."""
 
     config: Annotated[CalibrationConfig, PlainValidator(_reader(CalibrationConfig)), PlainSerializer(to_dict)]
+    step: int
+    """of the checkpoint"""
+
+
+class TuneSpec(Spec):
+    """A measurement of what samples of a checkpoint cost, and of how good they are."""
+
+    config: Annotated[TuneConfig, PlainValidator(_reader(TuneConfig)), PlainSerializer(to_dict)]
     step: int
     """of the checkpoint"""
 
@@ -103,8 +118,14 @@ class SampleSpec(Spec):
     seed: int
     num_steps: int | None
     """K, chain steps per level; None is the model's own"""
+    start: ChainStart | None = None
+    """where the chain of each level starts; None is the model's own"""
     noise_scale: float | None
     """multiplies the chain's noise; None is the model's own"""
+    labels: tuple[Composition, ...] = ()
+    """what is asked of the samples' labels, which take them in turn; empty for samples of any class"""
+    adjusted: bool | None = None
+    """whether a Metropolis test decides on each step, as in `worker.queue.tasks.DrawOrder`"""
 
     @property
     def num_shards(self) -> int:
@@ -148,6 +169,8 @@ KINDS = (
             HealthEvent,
             CalibrationEvent,
             CalibratedEvent,
+            TuningEvent,
+            TunedEvent,
         ),
         makes_model=True,
     ),
@@ -156,6 +179,12 @@ KINDS = (
         spec=CalibrateSpec,
         module="worker.kinds.calibrate",
         events=(CalibrationEvent, CalibratedEvent),
+    ),
+    Kind(
+        name=JobKind.tune,
+        spec=TuneSpec,
+        module="worker.kinds.tune",
+        events=(TuningEvent, TunedEvent),
     ),
     Kind(
         name=JobKind.sample,

@@ -110,7 +110,7 @@ class RecordReader:
     def check(self, lease: Lease) -> bool:
         """As `renew` without renewing: whether cancel was asked for. Raises StaleLease."""
         status, fence, cancel = self.redis.hmget(JOB.of(lease.job_id), ["status", "fence", "cancel"])
-        if status != b"running" or fence != b"%d" % lease.token:
+        if not _is_held(status, fence, lease):
             raise StaleLease(lease.job_id, lease.token)
         return bool(cancel == b"1")
 
@@ -130,11 +130,20 @@ class RecordReader:
         """Events after an id; waits up to `block_ms` (at most 4000) for one. Reads S3 when Redis has forgotten them."""
         return self.events.read(job_id, after, block_ms=block_ms, limit=limit)
 
+    def _held(self, lease: Lease) -> bool | None:
+        """Whether the job runs under this lease; None when Redis does not know the job."""
+        status, fence = self.redis.hmget(JOB.of(lease.job_id), ["status", "fence"])
+        return None if status is None else _is_held(status, fence, lease)
+
     def _read(self, job_ids: Iterable[str]) -> Sequence[JobRecord | None]:
         pipeline = self.redis.pipeline(transaction=False)
         for job_id in job_ids:
             pipeline.hmget(JOB.of(job_id), ["record", "progress", "last_loss", "last_checkpoint", "health"])
         return [_record_from_hash(*fields) for fields in pipeline.execute()]
+
+
+def _is_held(status: Any, fence: Any, lease: Lease) -> bool:
+    return bool(status == b"running" and fence == b"%d" % lease.token)
 
 
 def _required(job_id: str, record: JobRecord | None) -> JobRecord:

@@ -250,12 +250,13 @@ class RecordStore(RecordWriter):
             log.warning("jobs_restored_from_storage", jobs=restored)
         return restored
 
-    def will_return(self, job_id: str) -> bool:
-        """Whether a job that Redis does not know is one that it lost, and not one that was deleted.
+    def may_hold(self, lease: Lease) -> bool:
+        """Whether a lease that was just refused is good after all: Redis lost the job, or has it back by now.
 
-        Raises StorageUnavailable.
+        False when the job was given to another worker, has ended or was deleted. Raises StorageUnavailable.
         """
-        return not self.redis.exists(JOB.of(job_id)) and self.artifacts.exists(copy_key(job_id))
+        held = self._held(lease)
+        return self.artifacts.exists(copy_key(lease.job_id)) if held is None else held
 
     def find(self, job_id: str) -> JobRecord:
         """As `get`, also between a wipe of Redis and the reaper's next sweep: the job is then brought back at once.

@@ -117,7 +117,10 @@ def _draw(engine: Engine, spec: SampleSpec, index: int) -> DrawTicket:
         num_images=spec.count(index),
         seed=spec.seed,
         num_steps=spec.num_steps,
+        start=spec.start,
         noise_scale=spec.noise_scale,
+        labels=spec.labels,
+        adjusted=spec.adjusted,
     )
     return engine.draw("model", order, first=index * spec.shard_images)
 
@@ -138,7 +141,10 @@ def _manifest(spec: SampleSpec, model_at: str, model: EnergyModel, cost: int) ->
         num_images=spec.num_images,
         event_shape=tuple(model.event_shape),
         num_steps=spec.num_steps,
+        start=spec.start,
         noise_scale=spec.noise_scale,
+        labels=tuple(one.named(model.class_names) for one in spec.labels),
+        guidance=max((one.guidance for one in spec.labels), default=None),
         gradient_evaluations=cost,
         shards=tuple(Shard(name=shard_name(i), num_images=spec.count(i)) for i in range(spec.num_shards)),
     )

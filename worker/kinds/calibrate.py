@@ -6,6 +6,7 @@ attempts: the next one starts again from its seed, and ends with the same number
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ import structlog
 
 from model.config import UNKNOWN_DATASET, CalibrationConfig
 from model.errors import ShapeError
-from worker.datasets.names import fetch_dataset
+from worker.datasets.names import fetch_dataset, unread_column
 from worker.jobs.event import CalibratedEvent, CalibrationEvent, StartedEvent
 from worker.jobs.kinds import CalibrateSpec
 from worker.jobs.record import JobRecord, Progress
@@ -54,7 +55,7 @@ def calibrate_checkpoint(
     model = load_checkpoint(attempt, model_id, step, device_of(record))
     attempt.use_threads(model.config.network, tuple(model.event_shape), config.num_chains)
     # before the chains: a dataset that is gone should not cost an hour
-    dataset = _dataset(attempt, model)
+    dataset = data_of(attempt, model)
     rounds, log_z, began_at = 0, None, time.monotonic()
     tolerance = density.tolerance_of(model, config.tolerance)
     for log_z in density.calibrate(
@@ -68,7 +69,7 @@ def calibrate_checkpoint(
         x_data=None if dataset is None else continuous(dataset, dataset.held_out),
         stop_fn=attempt.watch.should_stop,
     ):
-        rounds += 1
+        rounds = max(rounds, math.ceil(math.log2(log_z.num_bridges))) + 1  # those of too few bridges are left out
         attempt.telemetry.event(_round(log_z, step, rounds, config, tolerance, time.monotonic() - began_at))
         if report_progress:
             attempt.telemetry.progress(_progress(rounds, config.max_rounds, config))
@@ -96,15 +97,16 @@ def load_checkpoint(attempt: Attempt, model_id: str, step: int, device: str) -> 
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _dataset(attempt: Attempt, model: EnergyModel) -> Dataset | None:
+def data_of(attempt: Attempt, model: EnergyModel) -> Dataset | None:
     """The data that the model was trained on; None where an import did not say. Raises DataError, ShapeError."""
     from model import data
 
     name, image_size, event_shape = model.config.dataset, model.config.image_size, tuple(model.event_shape)
     if name == UNKNOWN_DATASET:
         return None
-    location = attempt.patiently(lambda: fetch_dataset(name, attempt.settings, attempt.artifacts, image_size))
-    dataset = data.load(location, attempt.settings.read_limits, image_size)
+    column = model.config.label_column
+    location = attempt.patiently(lambda: fetch_dataset(name, attempt.settings, attempt.artifacts, image_size, column))
+    dataset = data.load(location, attempt.settings.read_limits, image_size, unread_column(name, column))
     if dataset.event_shape != event_shape:
         raise ShapeError(
             f"dataset {name!r} holds events of shape {dataset.event_shape}, the model's are of {event_shape}; "

@@ -1,24 +1,24 @@
 """The work of a training; worker/trainer/attempt.py is its frame.
 
 Of several ranks all train, and the leading one does what is seen from outside: it finds the data and the checkpoint,
-tells of progress, stores checkpoints, and calibrates.
+tells of progress, stores checkpoints, tunes and calibrates.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from redis.exceptions import RedisError
 
 from model.config import CalibrationConfig, TrainConfig
-from model.errors import CheckpointError
+from model.errors import CheckpointError, ModelError
 from model.events import (
     BatchEvent,
     CheckpointEvent,
@@ -29,12 +29,14 @@ from model.events import (
     StepEvent,
     TrainEvent,
 )
-from worker.datasets.names import fetch_dataset
+from model.frontier import TuneConfig
+from worker.datasets.names import fetch_dataset, unread_column
 from worker.jobs.deletion import Deletions, Retention
 from worker.jobs.event import CheckpointsDeletedEvent, CheckpointStoredEvent, GridEvent, NoticeEvent, StartedEvent
 from worker.jobs.kinds import TrainSpec
 from worker.jobs.record import JobRecord, Progress, RecordError
 from worker.kinds.calibrate import calibrate_checkpoint
+from worker.kinds.tune import tune_checkpoint
 from worker.storage.artifacts import ArtifactDamaged, ArtifactError, ArtifactMissing
 from worker.trainer.attempt import Attempt, device_of
 from worker.trainer.spool import Spool, deliver_leftovers
@@ -52,8 +54,11 @@ _SLOW_BFLOAT16 = (
 )
 
 _QUICK = {"max_bridges": 8, "max_chains": CalibrationConfig.num_chains}
-"""The limits of a calibration at the end of a training: it takes a sixth of the time of `density-digits` and a third of
+"""The limits of a calibration at the end of a training: it takes a tenth of the time of `density-digits` and a third of
 that of `density-2d`. A job of its own goes further."""
+
+
+_SHORTEST_TUNING_S, _LONGEST_TUNING_S = 1.0, 600.0
 
 
 class Run(Attempt):
@@ -62,7 +67,7 @@ class Run(Attempt):
     _stop_reason: StopReason | None = None
 
     def work(self, record: JobRecord) -> StopReason | None:
-        """Train, deliver, and calibrate the last checkpoint if the configuration says so."""
+        """Train, deliver, and tune and calibrate the last checkpoint if the configuration says so."""
         spec = TrainSpec.of(record.spec)
         config = spec.config
         spool = self._start_spool(record.model_id or record.id, spec) if self.rank == 0 else None
@@ -71,28 +76,50 @@ class Run(Attempt):
         if spool is None:
             return None
         spool.flush(self._delivery_patience_s)
+        # from storage, where the checkpoint is committed by now: what is measured is what will be served
+        if self._stop_reason is None and config.tune:
+            self._stop_reason = self._tune(record, config)
         if self._stop_reason is None and config.calibrate:
-            # from storage, where the checkpoint is committed by now: what is scored is what will be served
             options = CalibrationConfig(seed=config.seed, **_QUICK)
             model_id = record.model_id or record.id
             return calibrate_checkpoint(self, record, model_id, config.steps, options, report_progress=False)
         return self._stop_reason
 
+    def _tune(self, record: JobRecord, config: TrainConfig) -> StopReason | None:
+        """Tune the last checkpoint in a small share of the training's time, if that is enough for anything."""
+        limit_s = min(self.settings.tuning_share * self._elapsed_s(record), _LONGEST_TUNING_S)
+        if limit_s < _SHORTEST_TUNING_S:
+            return None
+        options = TuneConfig(seed=config.seed, num_samples=500, max_steps=8, max_seconds=limit_s)
+        try:
+            return tune_checkpoint(
+                self, record, record.model_id or record.id, config.steps, options, report_progress=False
+            )
+        except ModelError as error:  # the training has succeeded all the same
+            self.telemetry.event(NoticeEvent(text=f"not tuned: {error}"))
+            return None
+
+    def _elapsed_s(self, record: JobRecord) -> float:
+        """Seconds since the first attempt at the job began, or this one, where its event is forgotten."""
+        started = (event.at for event in self.store.read_events(record.id) if event.type == "started")
+        return (datetime.now(UTC) - next(started, record.started_at or datetime.now(UTC))).total_seconds()
+
     def _train(self, record: JobRecord, config: TrainConfig, ranks: Ranks, spool: Spool | None) -> None:
         from model import data, training  # torch takes seconds; signals and threads are in place by now
         from model.networks.winograd import bfloat16_is_slow
+        from model.training.state import class_names
 
-        with ranks.leader_first():  # the others find it in the cache
-            location = self.patiently(
-                lambda: fetch_dataset(config.dataset, self.settings, self.artifacts, config.image_size)
-            )
-        device = self._device(record)
-        dataset = data.load(location, self.settings.read_limits, config.image_size, max_deviation=config.max_deviation)
+        name, image_size, column = config.dataset, config.image_size, config.label_column
+        with ranks.leader_first():  # the others of its machine find it in the cache
+            location = self.patiently(lambda: fetch_dataset(name, self.settings, self.artifacts, image_size, column))
+        device, limits, column = self._device(record), self.settings.read_limits, unread_column(name, column)
+        dataset = data.load(location, limits, image_size, column, max_deviation=config.max_deviation)
         self.use_threads(config.network, dataset.event_shape, config.largest_batch_size)
         model_id = record.model_id or record.id
         if spool is not None:
-            self.patiently(lambda: self._describe_model(model_id, record))
-        snapshot = self._found_together(ranks, lambda: self._newest_snapshot(model_id))
+            about = {"classes": class_names(config, dataset), "event_shape": dataset.event_shape}
+            self.patiently(lambda: self._describe_model(model_id, record, about))
+        snapshot = self._found_together(ranks, model_id, lambda: self._newest_snapshot(model_id))
         start_step = snapshot.step if snapshot else 0
         if spool is not None:
             self.telemetry.event(
@@ -108,7 +135,7 @@ class Run(Attempt):
             device=device,
             ranks=ranks,
             stop_fn=self.watch.should_stop if self.rank == 0 else lambda: False,  # they follow the leading rank
-            earlier_fn=lambda step: self._found_together(ranks, lambda: self._snapshot(model_id, step)),
+            earlier_fn=lambda step: self._found_together(ranks, model_id, lambda: self._snapshot(model_id, step)),
         )
         for event in events:
             if spool is not None:
@@ -117,12 +144,14 @@ class Run(Attempt):
     def _ranks(self, record: JobRecord) -> AbstractContextManager[Ranks]:
         from model.training.ranks import ALONE, joined
 
-        return nullcontext(ALONE) if self.num_ranks == 1 else joined(self.rank, self.num_ranks, self._device(record))
+        if self.num_ranks == 1:
+            return nullcontext(ALONE)
+        return joined(self.rank, self.num_ranks, self._device(record), leads_node=self.local_rank == 0)
 
     def _device(self, record: JobRecord) -> str:
         """The device of this rank."""
         device = device_of(record)
-        return f"cuda:{self.rank}" if device == "cuda" and self.num_ranks > 1 else device
+        return f"cuda:{self.local_rank}" if device == "cuda" and self.num_ranks > 1 else device
 
     def _deliver(self, event: TrainEvent, spool: Spool) -> None:
         match event:
@@ -189,7 +218,7 @@ class Run(Attempt):
             return self.settings.kill_grace_s / 3
         return self.settings.storage_patience_s
 
-    def _describe_model(self, model_id: str, record: JobRecord) -> None:
+    def _describe_model(self, model_id: str, record: JobRecord, about: Mapping[str, Any]) -> None:
         if self.artifacts.has_model(model_id):
             return
         config = record.spec["config"]
@@ -200,22 +229,30 @@ class Run(Attempt):
                 "name": record.name,
                 "dataset": config.get("dataset"),
                 "config": config,
+                **about,
                 "job_id": record.id,
                 "created_at": datetime.now(UTC).isoformat(),
             },
         )
 
-    def _found_together(self, ranks: Ranks, find_fn: Callable[[], Snapshot | None]) -> Snapshot | None:
-        """The checkpoint that the leading rank finds, for all ranks: it leaves the files in a folder for the others."""
+    def _found_together(self, ranks: Ranks, model_id: str, find_fn: Callable[[], Snapshot | None]) -> Snapshot | None:
+        """The checkpoint that the leading rank finds, for all ranks.
+
+        The first rank of every machine leaves the files in a folder for the others. Raises ArtifactMissing or
+        ArtifactDamaged if another machine cannot read what the leading rank has read.
+        """
         from model.checkpoints.checkpoint import read_snapshot
 
-        with ranks.leader_first():
-            if self.rank == 0:
-                snapshot = self.patiently(find_fn)
-            else:
-                snapshot = read_snapshot(self._fetched) if self._fetched.exists() else None
+        snapshot = self.patiently(find_fn) if self.rank == 0 else None
+        step = ranks.told(-1 if snapshot is None else snapshot.step)
+        if step >= 0:
+            with ranks.leader_first():
+                if ranks.leads_node and self.rank > 0:
+                    self.patiently(lambda: self.artifacts.fetch_checkpoint(model_id, step, self._fetched))
+                if snapshot is None:
+                    snapshot = read_snapshot(self._fetched)
         ranks.wait()
-        if self.rank == 0:
+        if ranks.leads_node:
             shutil.rmtree(self._fetched, ignore_errors=True)
         return snapshot
 

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from model.config import Precision
+from model.composition import Composition
+from model.config import ChainStart, KernelKind, Precision
 from worker.queue.messages import DoubleArray, FloatArray, R, SamplerReply, SamplerRequest
 
 Q = TypeVar("Q", bound=SamplerRequest)
@@ -28,8 +29,14 @@ class DrawOrder(BaseModel):
     seed: int = Field(ge=0, lt=2**63)
     num_steps: int | None = Field(default=None, ge=0, le=10_000, validation_alias=AliasChoices("num_steps", "steps"))
     """K, chain steps per level; None is the model's own."""
+    start: ChainStart | None = None
+    """Where the chain of each level starts; None is the model's own."""
     noise_scale: float | None = Field(default=None, ge=0, le=2)
     """What the chain's noise is multiplied by; None is the model's own."""
+    labels: tuple[Composition, ...] = ()
+    """What is asked of the samples' labels, which take them in turn; empty for samples of any class."""
+    adjusted: bool | None = None
+    """Whether a Metropolis test decides on each step; None is the model's own, and yes for products of labels."""
     levels: tuple[int, ...] = ()
     """Levels whose x_t is returned too, and told as it is reached."""
 
@@ -55,6 +62,8 @@ class SampleReply(SamplerReply):
     seed: int
     precision: Precision = "float32"
     """Of the network that drew them."""
+    kernel: KernelKind | None = None
+    """By which their chains moved."""
     level_reached: int | None = None
     """Of a stream: this is no end, but x_t of this level, alone in `levels`."""
     x: FloatArray | None = Field(default=None, exclude=True, repr=False)
@@ -114,6 +123,31 @@ class DensityReply(SamplerReply):
 _DENSITY_ARRAYS = ("log_density", "energy", "bits_per_dim", "path_log_density", "path_spread")
 
 
+class ClassifyRequest(SamplerRequest):
+    """Tell the class of the data that lie under `input_key` by a conditional checkpoint."""
+
+    task = "worker.tasks.classify"
+
+    noise_std: float = Field(default=0.0, ge=0)
+    """Standard deviation of the noise that the data hold, in scaled units."""
+
+
+class ClassifyReply(SamplerReply):
+    """Classes, and how typical the data are of all the model's data."""
+
+    probabilities: FloatArray | None = Field(default=None, exclude=True, repr=False)
+    """(N, K) p(k | x)"""
+    energy: DoubleArray | None = Field(default=None, exclude=True, repr=False)
+    """(N,) nats"""
+    less_likely: DoubleArray | None = Field(default=None, exclude=True, repr=False)
+    """(N,) the share of held-out data with a higher energy; None where it is not known"""
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Those that are there."""
+        named = {"probabilities": self.probabilities, "energy": self.energy, "less_likely": self.less_likely}
+        return {name: array for name, array in named.items() if array is not None}
+
+
 class DensityMapRequest(SamplerRequest):
     """Draw the density of a calibrated checkpoint of a 2-D model beside its data."""
 
@@ -152,6 +186,7 @@ class Task(Generic[Q, R]):
 
 DRAW = Task(SampleRequest, SampleReply, "worker.sampler.tasks.draw")
 SCORE = Task(DensityRequest, DensityReply, "worker.sampler.tasks.score")
+CLASSIFY = Task(ClassifyRequest, ClassifyReply, "worker.sampler.tasks.classify")
 MAP = Task(DensityMapRequest, DensityMapReply, "worker.sampler.tasks.map")
 
-TASKS: tuple[Task[Any, Any], ...] = (DRAW, SCORE, MAP)
+TASKS: tuple[Task[Any, Any], ...] = (DRAW, SCORE, CLASSIFY, MAP)

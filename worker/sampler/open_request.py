@@ -20,6 +20,7 @@ from worker.storage.artifacts import ArtifactMissing, Artifacts
 
 if TYPE_CHECKING:
     from model.chains.sampling import Samples
+    from model.config import TrainConfig
     from model.data.datasets import Dataset
     from model.densities.calibration import Calibration
     from worker.engine.engine import Engine
@@ -36,7 +37,7 @@ class Resources:
     redis: Redis
     checkpoints: Checkpoints
     engine: Engine
-    load_dataset_fn: Callable[[str], Dataset]
+    load_dataset_fn: Callable[[TrainConfig], Dataset]
 
 
 class OpenRequest(Generic[Q]):
@@ -55,8 +56,8 @@ class OpenRequest(Generic[Q]):
         return self._resources.checkpoints.key(self.request)
 
     @property
-    def dataset_fn(self) -> Callable[[str], Dataset]:
-        """Loads the dataset of a name."""
+    def dataset_fn(self) -> Callable[[TrainConfig], Dataset]:
+        """Loads the dataset of a configuration."""
         return self._resources.load_dataset_fn
 
     def calibration(self) -> Calibration:

@@ -22,6 +22,7 @@ from worker.sampler.open_request import OpenRequest, Resources
 from worker.storage.artifacts import ArtifactDamaged, Artifacts, StorageUnavailable
 
 if TYPE_CHECKING:
+    from model.config import TrainConfig
     from model.data.datasets import Dataset
     from worker.engine.engine import EngineLoad
 
@@ -41,7 +42,7 @@ class Sampler:
         *,
         cached_models: int,
         device: str | None = None,
-        load_dataset_fn: Callable[[str], Dataset],
+        load_dataset_fn: Callable[[TrainConfig], Dataset],
         max_bytes: float = float("inf"),
         max_rows: int | None = None,
         queue_s: float = float("inf"),

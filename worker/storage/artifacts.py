@@ -3,6 +3,7 @@
     jobs/{job_id}/job.json   jobs/{job_id}/events.jsonl   jobs/{job_id}/samples/{step}.png
     models/{model_id}/model.json
     models/{model_id}/checkpoints/{step}/{sha256[:16]}.{name}   models/{model_id}/checkpoints/{step}/manifest.json
+    models/{model_id}/checkpoints/{step}/frontier.json
     models/{model_id}/calibration/{step}.json
     deletions/{what is to be deleted}      see worker/jobs/deletion.py
 
@@ -40,6 +41,7 @@ from worker.storage.bucket import packed as _packed
 __all__ = ["ArtifactDamaged", "ArtifactError", "ArtifactMissing", "Artifacts", "Checkpoint", "StorageUnavailable"]
 
 MANIFEST = "manifest.json"
+_FRONTIER = "frontier.json"
 _HEADS = ("job.json", "model.json", MANIFEST)
 _TOMBSTONES = "deletions/"
 _FILE_NAME = re.compile(r"[a-z0-9_]+\.[a-z]+\Z")
@@ -54,6 +56,8 @@ class Checkpoint:
     step: int
     size_bytes: int
     committed_at: datetime
+    has_frontier: bool = False
+    """whether what its samples cost was measured (`Artifacts.get_frontier`)"""
 
 
 def model_prefix(model_id: str) -> str:
@@ -203,6 +207,19 @@ class Artifacts(Bucket):
         names = (Path(key).stem for key, _, _ in self.list_keys(calibration_prefix(model_id)))
         return sorted(int(name) for name in names if name.isdecimal())
 
+    # Frontiers: beside the files of their checkpoints, with which they go
+
+    def put_frontier(self, model_id: str, step: int, frontier: Mapping[str, Any]) -> None:
+        """Write the frontier of a checkpoint, whole or not at all; a later one takes its place."""
+        self.put_json(checkpoint_prefix(model_id, step) + _FRONTIER, dict(frontier))
+
+    def get_frontier(self, model_id: str, step: int) -> dict[str, Any]:
+        """The frontier of a checkpoint. Raises ArtifactMissing, ArtifactDamaged."""
+        frontier = self.get_json(checkpoint_prefix(model_id, step) + _FRONTIER)
+        if not isinstance(frontier, dict):
+            raise ArtifactDamaged(f"the frontier of {model_id}@{step} is not an object")
+        return frontier
+
     # Checkpoints
 
     def commit_checkpoint(
@@ -247,16 +264,26 @@ class Artifacts(Bucket):
         prefix = f"{model_prefix(model_id)}checkpoints/"
         sizes: dict[int, int] = {}
         committed: dict[int, datetime] = {}
+        tuned: set[int] = set()
         for key, size_bytes, written_at in self.list_keys(prefix):
             step_text, _, name = key.removeprefix(prefix).partition("/")
             if not step_text.isdecimal():
                 continue
             step = int(step_text)
+            if name == _FRONTIER:
+                tuned.add(step)
+                continue
             sizes[step] = sizes.get(step, 0) + size_bytes
             if name == MANIFEST:
                 committed[step] = written_at
         return [
-            Checkpoint(model_id=model_id, step=step, size_bytes=sizes[step], committed_at=committed[step])
+            Checkpoint(
+                model_id=model_id,
+                step=step,
+                size_bytes=sizes[step],
+                committed_at=committed[step],
+                has_frontier=step in tuned,
+            )
             for step in sorted(committed)
         ]
 

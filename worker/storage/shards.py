@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -32,7 +33,13 @@ class Manifest(BaseModel):
     event_shape: tuple[int, ...]
     num_steps: int | None
     """K, chain steps per level, where the job's spec named it"""
+    start: str | None = None
+    """where the chain of each level starts, where the job's spec named it"""
     noise_scale: float | None
+    labels: tuple[Any, ...] = ()
+    """what was asked of the samples' labels, which took them in turn: names of classes, or compositions of them"""
+    guidance: float | None = None
+    """of the labels"""
     gradient_evaluations: int
     """per sample"""
     shards: tuple[Shard, ...]

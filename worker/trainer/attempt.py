@@ -48,6 +48,8 @@ _TELEMETRY_PATIENCE_S = 10.0
 _AWAY = (StorageUnavailable, RedisError, JobNotFound)
 """A store that does not answer, or a Redis that was wiped and is not refilled yet."""
 _REMEDY = "set microbatch_size, or lower batch_size or the network's width"
+NODE_VARIABLE = "TRAINING_NODE"
+"""The environment variable in which torchrun.py tells its ranks which node of the job they are on."""
 _ENDINGS = {
     None: Exit.succeeded,
     StopReason.cancelled: Exit.cancelled,
@@ -59,7 +61,16 @@ _ENDINGS = {
 class Attempt(ABC):
     """One attempt at a job, from the first look at its record to an exit code; or one rank of `num_ranks` of it."""
 
-    def __init__(self, store: RecordStore, lease: Lease, directory: Path, *, rank: int = 0, num_ranks: int = 1) -> None:
+    def __init__(
+        self,
+        store: RecordStore,
+        lease: Lease,
+        directory: Path,
+        *,
+        rank: int = 0,
+        num_ranks: int = 1,
+        local_rank: int = 0,
+    ) -> None:
         self.store = store
         self.artifacts = store.artifacts
         self.settings = store.settings
@@ -67,6 +78,8 @@ class Attempt(ABC):
         self.directory = directory
         self.rank = rank
         self.num_ranks = num_ranks
+        self.local_rank = local_rank
+        """the number among the ranks of this machine"""
         self.watch = Watch(store, lease)
         self.telemetry = Telemetry(store, lease)
         self._num_threads: int | None = None
@@ -134,7 +147,7 @@ class Attempt(ABC):
 def main(arguments: list[str]) -> int:
     """Run one attempt at a job, or one rank of it; returns an `Exit`."""
     name, job_id, token, worker, parent_pid, directory = arguments
-    rank, num_ranks = _place(os.environ)
+    rank, num_ranks, local_rank = _place(os.environ)
     settings = Settings()
     # torchrun passes SIGTERM on and waits for its ranks; when it dies itself, nobody does any more.
     die_with_parent(int(parent_pid), signal.SIGTERM if num_ranks == 1 else signal.SIGKILL)
@@ -145,7 +158,7 @@ def main(arguments: list[str]) -> int:
         structlog.contextvars.bind_contextvars(rank=rank)
     store = RecordStore.connect(settings)
     lease = Lease(job_id=job_id, token=int(token), worker=worker)
-    attempt = _run_of(name)(store, lease, Path(directory), rank=rank, num_ranks=num_ranks)
+    attempt = _run_of(name)(store, lease, Path(directory), rank=rank, num_ranks=num_ranks, local_rank=local_rank)
     # All ranks end after the same step: the leading one is told, and the others follow it.
     signal.signal(signal.SIGTERM, (lambda *_: attempt.watch.interrupt()) if rank == 0 else signal.SIG_IGN)
     end_after_sigterm(settings.kill_grace_s)
@@ -163,11 +176,16 @@ def _run_of(name: str) -> type[Attempt]:
     return run
 
 
-def _place(environment: Mapping[str, str]) -> tuple[int, int]:
-    """Return (rank, number of ranks), as torchrun gave them to this process."""
+def _place(environment: Mapping[str, str]) -> tuple[int, int, int]:
+    """Return (rank, number of ranks, rank on this machine) of this process.
+
+    torchrun numbers machines as it likes. Here those of node 0, which holds the lease, come first.
+    """
     if "TORCHELASTIC_RUN_ID" not in environment:
-        return 0, 1
-    return int(environment["RANK"]), int(environment["WORLD_SIZE"])
+        return 0, 1, 0
+    local_rank, node = int(environment["LOCAL_RANK"]), int(environment[NODE_VARIABLE])
+    rank = node * int(environment["LOCAL_WORLD_SIZE"]) + local_rank
+    return rank, int(environment["WORLD_SIZE"]), local_rank
 
 
 def device_of(record: JobRecord) -> str:

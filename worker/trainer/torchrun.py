@@ -1,6 +1,7 @@
 """A job's subprocess as several processes, the ranks.
 
-`python -m worker.trainer.torchrun COUNT DEVICE KIND …` starts the ranks.
+`python -m worker.trainer.torchrun COUNT DEVICE NUM_NODES NODE ENDPOINT KIND …` starts COUNT ranks, those of one node of
+the job; the nodes meet at ENDPOINT, HOST:PORT, which node 0 opens.
 
 torchrun starts the ranks, each in a session of its own, and ends all when one dies. This frame adds what the supervisor
 needs: nothing outlives it (the kernel kills the ranks when torchrun dies, however it dies), and what became of them is
@@ -10,25 +11,36 @@ any other death, and the next attempt goes on from the last checkpoint.
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
 import signal
 import sys
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from model.errors import ConfigError
+from worker.connect import own_address
 from worker.observe.logs import configure_logging
 from worker.settings import Settings
-from worker.trainer.attempt import die_with_parent
+from worker.trainer.attempt import NODE_VARIABLE, die_with_parent
 from worker.trainer.exits import Exit, death_in_words, read_outcome, write_outcome
 
 _SAVING_SHARE = 0.8
 """The ranks' share of the time from SIGTERM to SIGKILL; the rest is for telling the outcome."""
 _AT_ONCE_S = 1
 """Seconds: a death that comes so soon after the first was not caused by it."""
+
+
+@dataclass(frozen=True)
+class _Nodes:
+    """Which of how many nodes this is, and where they meet."""
+
+    count: int
+    index: int
+    endpoint: str
+    run_id: str
 
 
 @dataclass(frozen=True)
@@ -42,7 +54,7 @@ class Death:
 
 def main(arguments: list[str]) -> int:
     """Run the ranks to their end; returns an `Exit`, or what a rank that failed unforeseen returned."""
-    count, device, kind, job_id, token, worker, parent_pid, directory = arguments
+    count, device, num_nodes, node, endpoint, kind, job_id, token, worker, parent_pid, directory = arguments
     die_with_parent(int(parent_pid), signal.SIGTERM)
     configure_logging()
     try:
@@ -51,40 +63,56 @@ def main(arguments: list[str]) -> int:
         write_outcome(Path(directory), Exit.failed, str(error))
         return Exit.failed
     command = ["-u", "-m", "worker.trainer.attempt", kind, job_id, token, worker, str(os.getpid()), directory]
-    deaths = _launch(int(count), command, Path(directory))
-    code, reason = ending([read_outcome(Path(directory), rank=rank) for rank in range(int(count))], deaths)
+    from torch.distributed.elastic.rendezvous.api import RendezvousError
+
+    nodes = _Nodes(int(num_nodes), int(node), endpoint, f"{job_id}-{token}")
+    try:
+        deaths = _launch(int(count), nodes, command, Path(directory))
+    except RendezvousError as error:
+        write_outcome(Path(directory), Exit.try_again, f"the trainers of this job did not meet at {endpoint}: {error}")
+        return Exit.try_again
+    ranks = range(int(node) * int(count), (int(node) + 1) * int(count))
+    code, reason = ending([read_outcome(Path(directory), rank=rank) for rank in ranks], deaths)
     if isinstance(code, Exit):
         write_outcome(Path(directory), code, reason)
     return code
 
 
-def _launch(count: int, command: list[str], directory: Path) -> dict[int, Death]:
+def _launch(count: int, nodes: _Nodes, command: list[str], directory: Path) -> dict[int, Death]:
     """Run the ranks, and return how those died that did not end with 0, except those that SIGTERM ended."""
+    settings = Settings()
+    address = own_address(settings) if nodes.count > 1 else "127.0.0.1"
+    os.environ[NODE_VARIABLE] = str(nodes.index)
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # says what is told here, at length
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // count)))
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the ranks are on this machine, whatever its name resolves to
+    if ipaddress.ip_address(address).is_loopback:
+        os.environ.setdefault(
+            "GLOO_SOCKET_IFNAME", "lo"
+        )  # the ranks are here, whatever this machine's name resolves to
+    patience_s = int(settings.nodes_patience_s)
     config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
+        min_nodes=nodes.count,
+        max_nodes=nodes.count,
         nproc_per_node=count,
         rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        local_addr="127.0.0.1",
-        run_id=uuid.uuid4().hex,
+        rdzv_endpoint=nodes.endpoint,
+        rdzv_configs={"is_host": nodes.index == 0, "join_timeout": patience_s, "read_timeout": patience_s},
+        local_addr=address,
+        run_id=nodes.run_id,
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=str(directory / "torchrun")),
-        shutdown_timeout=int(_SAVING_SHARE * Settings().kill_grace_s),
+        shutdown_timeout=int(_SAVING_SHARE * settings.kill_grace_s),
     )
     try:
         elastic_launch(config, sys.executable)(*command)
     except SignalException:
         return {}
     except ChildFailedError as error:
-        return {rank: Death(failure.exitcode, failure.timestamp) for rank, failure in error.failures.items()}
+        return {one.local_rank: Death(one.exitcode, one.timestamp) for one in error.failures.values()}
     return {}
 
 

@@ -69,7 +69,7 @@ class Watch:
         try:
             self._store.check(self._lease)
         except StaleLease:
-            if self._store.will_return(self._lease.job_id):
+            if self._store.may_hold(self._lease):
                 raise JobNotFound(self._lease.job_id) from None
             self.reason = StopReason.stale
             raise
@@ -100,7 +100,7 @@ class Watch:
     def _look_again(self) -> None:
         """A record that was lost with Redis comes back from S3; any other is somebody else's, or was deleted."""
         try:
-            if not self._store.will_return(self._lease.job_id):
+            if not self._store.may_hold(self._lease):
                 self.reason = StopReason.stale
                 return
         except (RedisError, StorageUnavailable) as error:

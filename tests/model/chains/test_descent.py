@@ -14,8 +14,17 @@ from torch import Tensor
 
 from model.chains.descent import Chain, Descents, evaluations_per_sample
 from model.chains.sampling import sample
-from model.conditions import NO_LABEL, At
-from model.config import ChainConfig, ChainStart, NetworkConfig, SamplingConfig, ScheduleConfig, TrainConfig
+from model.composition import ANY_LABEL, Composition
+from model.conditions import At
+from model.config import (
+    ChainConfig,
+    ChainStart,
+    KernelKind,
+    NetworkConfig,
+    SamplingConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
 from model.energies.energy_model import EnergyModel
 
 _CONFIG = TrainConfig(
@@ -97,30 +106,65 @@ def test_every_row_has_its_own_number_of_steps_and_noise_scale() -> None:
         torch.testing.assert_close(found[name], alone.x[0], atol=1e-5, rtol=1e-5)
 
 
-def test_every_row_has_its_own_label_and_guidance() -> None:
-    """Rows of all kinds come, end and move side by side."""
-    config = replace(_CONFIG, conditional=True, sampling=replace(_CONFIG.sampling, start="predictor"))
+_WANTED = [
+    Composition.of_label(2),
+    Composition.of_label(0, guidance=2.0),
+    ANY_LABEL,
+    Composition(any_of=(0, 1)),
+    Composition(all_of=((2, 1.0), (0, -0.5)), guidance=0.5),
+    Composition(any_of=(0, 1), all_of=((2, 0.5),)),
+]
+
+
+@pytest.mark.parametrize("kernel", ["langevin", "mala", "hmc"])
+def test_rows_of_single_guided_and_composed_labels_draw_the_same_alone_and_in_company(kernel: KernelKind) -> None:
+    """They come, end and move side by side; products are adjusted by a Metropolis test beside rows that are not."""
+    config = replace(
+        _CONFIG,
+        conditional=True,
+        chain=ChainConfig(kernel=kernel, num_steps=3, step_size=0.5),
+        sampling=replace(_CONFIG.sampling, start="predictor"),
+    )
     torch.manual_seed(0)
     model = EnergyModel(config, (3,), ("a", "b", "c"))
-    labels, guidance = [2, 0, NO_LABEL, 1, 2, 0], [0.0, 2.0, 0.0, 0.5, 5.0, 0.0]
-    whole = sample(model, 6, seed=9, labels=labels, guidance=guidance).x
+    model.get_parameter("network.head.weight").data.mul_(10)  # so that the classes differ
+    settings = [replace(config.sampling, adjusted=True if one.is_product else None) for one in _WANTED]
     found: dict[int, Tensor] = {}
     names: list[int] = []
     waiting = list(range(6))
+    evaluated = 0
     with model.frozen():
         descents = Descents(model, 3)
         while waiting or names:
             if waiting and descents.num_rows < 3:
                 names.append(waiting.pop(0))
-                descents.add([Chain(9, names[-1], config.sampling, labels[names[-1]], guidance[names[-1]])])
-            _finish(descents, names, found)
+                descents.add([Chain(9, names[-1], settings[names[-1]], _WANTED[names[-1]])])
+            evaluated += _finish(descents, names, found)
+    assert evaluated == sum(evaluations_per_sample(config, one) for one in settings)
     for name in range(6):
-        torch.testing.assert_close(found[name], whole[name], atol=1e-5, rtol=1e-5)
-        alone = sample(model, 1, seed=9, first=name, labels=labels[name : name + 1], guidance=guidance[name]).x
+        alone = sample(model, 1, seed=9, first=name, labels=[_WANTED[name]]).x
         torch.testing.assert_close(found[name], alone[0], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(whole[2:3], sample(model, 1, seed=9, first=2).x, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found[2], sample(model, 1, seed=9, first=2).x[0], atol=1e-5, rtol=1e-5)
     unlabelled = sample(model, 6, seed=9).x
-    assert all(not torch.allclose(whole[name], unlabelled[name], atol=1e-3) for name in (0, 1, 3, 4, 5))
+    assert all(not torch.allclose(found[name], unlabelled[name], atol=1e-3) for name in (0, 1, 3, 4, 5))
+
+
+@pytest.mark.parametrize("kernel", ["mala", "hmc"])
+def test_unadjusted_rows_of_an_adjusted_kernel_are_langevin_chains(kernel: KernelKind) -> None:
+    config = replace(_CONFIG, chain=ChainConfig(kernel=kernel, num_steps=3, step_size=0.5))
+    model = _model(config)
+    as_langevin = _model(replace(config, chain=ChainConfig(kernel="langevin", num_steps=3, step_size=0.5)))
+    as_langevin.load_state_dict(model.state_dict())
+    settings = replace(config.sampling, adjusted=False, noise_scale=0.5)
+    with model.frozen():
+        descents, names = Descents(model, 2), [0, 1]
+        found: dict[int, Tensor] = {}
+        descents.add([Chain(9, 0, config.sampling), Chain(9, 1, settings)])
+        while names:
+            _finish(descents, names, found)
+    expected = sample(as_langevin, 1, seed=9, first=1, noise_scale=0.5).x[0]
+    torch.testing.assert_close(found[1], expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found[0], sample(model, 1, seed=9).x[0], atol=1e-5, rtol=1e-5)
 
 
 def test_levels_are_told_as_they_are_reached() -> None:
@@ -202,3 +246,22 @@ def test_a_network_of_lower_precision_differs_a_little_and_its_gaussian_not_at_a
         samples = sample(lower, 4, seed=0).x
     assert samples.dtype == torch.float32
     assert not torch.equal(samples, sample(exact, 4, seed=0).x)
+
+
+def test_rows_that_start_in_different_ways_are_as_if_each_were_alone() -> None:
+    model = _model(replace(_CONFIG, sampling=SamplingConfig(num_steps=1, start="neighbour", denoise=True)))
+    settings = [
+        replace(model.config.sampling, start=start, num_steps=num_steps)
+        for start in get_args(ChainStart)
+        for num_steps in (0, 2)
+    ]
+    found: dict[int, Tensor] = {}
+    names = list(range(len(settings)))
+    with model.frozen():
+        descents = Descents(model, len(settings))
+        descents.add([Chain(5, index, one) for index, one in enumerate(settings)])
+        while names:
+            _finish(descents, names, found)
+    for index, one in enumerate(settings):
+        alone = sample(model, 1, seed=5, first=index, start=one.start, num_steps=one.num_steps)
+        torch.testing.assert_close(found[index], alone.x[0], atol=1e-5, rtol=1e-5)

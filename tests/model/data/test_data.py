@@ -43,10 +43,10 @@ def test_digits_are_split_once_and_for_all() -> None:
     digits = load("digits")
     assert digits.train.shape == (900, 1, 8, 8)
     assert digits.held_out.shape == (897, 1, 8, 8)
-    assert digits.train.min() == -1
-    assert digits.train.max() == 1
-    assert torch.equal(digits.train, load("digits").train)
-    together = torch.cat([digits.train, digits.held_out]).flatten(1)
+    assert digits.train[:].min() == -1
+    assert digits.train[:].max() == 1
+    assert torch.equal(digits.train[:], load("digits").train[:])
+    together = torch.cat([digits.train[:], digits.held_out[:]]).flatten(1)
     from sklearn.datasets import load_digits
 
     assert float(together.sum()) == pytest.approx(float((load_digits().data / 8 - 1).sum()))
@@ -67,9 +67,9 @@ def test_a_folder_and_a_zip_of_it_hold_the_same_images(folder: Path, tmp_path: P
     from_folder, from_zip = load(str(folder)), load(str(tmp_path / "pictures.zip"))
     assert from_folder.event_shape == (1, 5, 6)
     assert len(from_folder.train) == 11
-    assert torch.equal(from_folder.train, from_zip.train)
+    assert torch.equal(from_folder.train[:], from_zip.train[:])
     values = sorted(
-        set(((torch.cat([from_folder.train, from_folder.held_out]) + 1) * 127.5).round().int().flatten().tolist())
+        set(((torch.cat([from_folder.train[:], from_folder.held_out[:]]) + 1) * 127.5).round().int().flatten().tolist())
     )
     assert values == [20 * index for index in range(12)]
 
@@ -86,7 +86,7 @@ def test_rows_are_standardised_and_the_model_can_undo_it(tmp_path: Path) -> None
     np.savez(tmp_path / "rows.npz", data=rows, other=rows[:1])
     for name in ("rows.npy", "rows.csv", "rows.npz"):
         dataset = load(str(tmp_path / name))
-        scaled = torch.cat([dataset.train, dataset.held_out])
+        scaled = torch.cat([dataset.train[:], dataset.held_out[:]])
         torch.testing.assert_close(scaled.mean(0), torch.zeros(2), atol=1e-4, rtol=0)
         restored = dataset.space.decode(scaled)
         assert sorted(restored[:, 0].tolist()) == pytest.approx(sorted(rows[:, 0].tolist()), abs=1e-3)
@@ -98,7 +98,7 @@ def test_byte_images_in_an_array_are_scaled_like_files(tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", images)
     dataset = load(str(tmp_path / "images.npy"))
     assert dataset.event_shape == (3, 4, 4)
-    assert set(dataset.train.flatten().tolist()) == {-1, 1}
+    assert set(dataset.train[:].flatten().tolist()) == {-1, 1}
 
 
 def _bad_pickle(path: Path) -> None:
@@ -221,16 +221,16 @@ def test_the_held_out_items_are_fixed_by_the_content(folder: Path, tmp_path: Pat
     by_name = sorted((f"inner/{i}.png" if i % 2 else f"{i}.png", i) for i in range(12))
     np.save(tmp_path / "same.npy", np.stack([np.full((5, 6), 20 * i, np.uint8) for _, i in by_name]))
     np.save(tmp_path / "other.npy", images)
-    assert torch.equal(load(str(tmp_path / "same.npy")).held_out, dataset.held_out)
-    assert torch.equal(load(str(tmp_path / "same.npy")).train, dataset.train)
-    assert not torch.equal(load(str(tmp_path / "other.npy")).train, dataset.train)
+    assert torch.equal(load(str(tmp_path / "same.npy")).held_out[:], dataset.held_out[:])
+    assert torch.equal(load(str(tmp_path / "same.npy")).train[:], dataset.train[:])
+    assert not torch.equal(load(str(tmp_path / "other.npy")).train[:], dataset.train[:])
 
 
 def test_large_and_small_values_are_standardised_without_overflow(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).normal(size=(100, 3)) * [1e30, 1e-30, 1.0] + [0.0, 0.0, 1e6]
     np.save(tmp_path / "rows.npy", rows)
     dataset = load(str(tmp_path / "rows.npy"))
-    scaled = torch.cat([dataset.train, dataset.held_out])
+    scaled = torch.cat([dataset.train[:], dataset.held_out[:]])
     torch.testing.assert_close(scaled[:, :2].std(0, correction=0), torch.ones(2), atol=1e-3, rtol=0)
     torch.testing.assert_close(scaled[:, 2].std(0, correction=0), torch.ones(()), atol=0.1, rtol=0)
 

@@ -145,7 +145,7 @@ def test_a_mixture_s_normalizer_is_found_without_exact_samples() -> None:
     assert rounds[-1].verdict(0.02) == "converged"
     assert rounds[-1].upper_start == "chain"
     assert abs(rounds[-1].estimate + 3) < 0.06
-    assert [r.num_bridges for r in rounds] == [2**n for n in range(len(rounds))]
+    assert [r.num_bridges for r in rounds] == [4 * 2**n for n in range(len(rounds))]
 
 
 def test_tuning_brings_every_energy_to_the_acceptance_target() -> None:

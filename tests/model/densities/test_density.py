@@ -249,7 +249,7 @@ def _dataset() -> Dataset:
 
 def _small_dataset(bin_width: float) -> Dataset:
     """The part of the data that is in [−1, 1], where discrete data are."""
-    train, held_out = (x[(x.abs() <= 1).all(1)] for x in (_dataset().train, _dataset().held_out))
+    train, held_out = (x[(x.abs() <= 1).all(1)] for x in (_dataset().train[:], _dataset().held_out[:]))
     return Dataset("mixture", train, held_out, AffineSpace.discrete((2,), bin_width))
 
 
@@ -258,12 +258,12 @@ def test_a_calibration_scores_the_data_and_survives_json(model: EnergyModel) -> 
     found = summarize(model, _dataset(), log_z, CalibrationConfig(num_chains=400, max_bridges=1), step=7)
     back = Calibration.from_dict(json.loads(json.dumps(found.to_dict())))
     assert back == found
-    truth = float(_true_log_density(model, _dataset().held_out).mean()) + _log_z(model) - log_z.estimate
+    truth = float(_true_log_density(model, _dataset().held_out[:]).mean()) + _log_z(model) - log_z.estimate
     assert found.held_out_log_density == pytest.approx(truth, abs=1e-4)
     assert (found.num_held_out, found.held_out_bits_per_dim, found.bin_width, found.step) == (1000, None, None, 7)
     quantiles = [quantile.log_density for quantile in found.train_quantiles]
     assert quantiles == sorted(quantiles)
-    median = float(log_density(model, _dataset().train, log_z.estimate).median())
+    median = float(log_density(model, _dataset().train[:], log_z.estimate).median())
     assert quantiles[3] == pytest.approx(median, abs=0.01)
     assert found.blur_std == pytest.approx(math.exp(-3), rel=1e-4)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.densities.annealing import anneal
+from model.densities.annealing import anneal, tune
 from model.densities.log_z import LogZ, bound_log_z
 from model.energies.energy import GaussianEnergy, MixtureEnergy
 from model.noise import NoiseSource, SharedNoise
@@ -83,7 +83,7 @@ def test_data_that_their_chains_leave_say_why_an_error_is_not_known() -> None:
         return list(bound_log_z(path, _noise(4), num_chains=256, tolerance=0.2, max_bridges=16, sample_data=data))
 
     hopeless, easy = bounds(0.02), bounds(0.9)
-    assert [log_z.num_bridges for log_z in hopeless] == [1, 2, 4]
+    assert [log_z.num_bridges for log_z in hopeless] == [16]
     assert hopeless[-1].verdict(0.2) == "data_elsewhere"
     assert replace(easy[-1], data_upper=None).verdict(0.2) == "converged"
     assert easy[-1].data_drift == pytest.approx(-4.5, abs=0.6)
@@ -140,3 +140,12 @@ def test_the_verdict_weighs_the_side_that_starts_from_data(
     data_upper: float | None, std_error: float | None, tolerance: float, verdict: str
 ) -> None:
     assert replace(_KNOWN, data_upper=data_upper, data_upper_std_error=std_error).verdict(tolerance) == verdict
+
+
+def test_no_round_has_temperatures_at_which_the_weights_spread_by_more_than_a_nat() -> None:
+    """From N(0, I) to a scale of s in d dimensions the spread integrates to √(d/2) · ln(1/s²) nats."""
+    for dim, std, expected in ((64, 0.3, 16), (64, 0.9, 2), (2, 0.9, 1)):
+        path = tune(path_to(GaussianEnergy(torch.zeros(dim, dtype=torch.float64), std), dim), 256, _noise(5))
+        assert path.fewest_bridges == expected
+        found = bound_log_z(path, _noise(6), num_chains=64, tolerance=1e-6, max_bridges=32, max_chains=64)
+        assert next(found).num_bridges == expected

@@ -4,7 +4,9 @@ place of the network, and quadrature."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ from scipy import stats
 from torch import Tensor, nn
 
 from model.chains.sampling import draw_conditional, sample
-from model.conditions import NO_LABEL, At
+from model.composition import ANY_LABEL, Composition
+from model.conditions import NO_LABEL, At, composed_rows
 from model.config import ChainConfig, NetworkConfig, SamplingConfig, ScheduleConfig, TrainConfig
 from model.densities.classification import classify
 from model.densities.density import data_energy
@@ -90,6 +93,58 @@ def test_guidance_sharpens_the_joint_by_the_posterior(model: EnergyModel, guidan
     posterior = torch.softmax(log_joint, 1)[:, 1]
     expected = -log_joint[:, 1] - guidance * posterior.log()
     torch.testing.assert_close(model.energy(_GRID, _at(1, 1, guidance)), expected, atol=1e-4, rtol=1e-4)
+
+
+_COMPOSITIONS = [
+    (Composition.of_label(1), lambda log_p, log_k: log_p + log_k[:, 1]),
+    (Composition.of_label(1, guidance=0.5), lambda log_p, log_k: log_p + 1.5 * log_k[:, 1]),
+    (Composition(any_of=(0,)), lambda log_p, log_k: log_p + log_k[:, 0]),
+    (Composition(any_of=(0, 1)), lambda log_p, _: log_p),
+    (Composition(all_of=((0, 1.0), (1, 1.0))), lambda log_p, log_k: log_p + log_k.sum(1)),
+    (
+        Composition(all_of=((0, 2.0), (1, -0.5)), guidance=1.0),
+        lambda log_p, log_k: log_p + 4 * log_k[:, 0] - log_k[:, 1],
+    ),
+    (ANY_LABEL, lambda log_p, _: log_p),
+]
+
+
+@pytest.mark.parametrize(("composition", "log_density_fn"), _COMPOSITIONS)
+def test_a_composition_multiplies_the_marginal_by_its_factors(
+    model: EnergyModel, composition: Composition, log_density_fn: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    log_joint = _log_joint(_GRID[:, 0], model.schedule, At.same(1, _GRID).level)
+    expected = log_density_fn(torch.logsumexp(log_joint, 1), torch.log_softmax(log_joint, 1))
+    guidance, composed = composed_rows([composition], 2, _GRID)
+    at = replace(At.same(1, _GRID), guidance=guidance.expand(len(_GRID)), composed=composed.expand(len(_GRID), 2, 2))
+    torch.testing.assert_close(model.energy(_GRID, at), -expected, atol=1e-4, rtol=1e-4)
+
+
+def test_only_products_of_several_experts_need_adjusted_chains() -> None:
+    """A mixture of diffused classes is the diffused mixture; a product is not."""
+    products = [Composition(all_of=((0, 1.0), (1, 1.0))), Composition(all_of=((0, 2.0),))]
+    others = [ANY_LABEL, Composition.of_label(0, guidance=1.0), Composition(any_of=(0, 1))]
+    assert [one.is_product for one in (*products, *others)] == [True, True, False, False, False]
+    plain = EnergyModel(
+        replace(_CONFIG, chain=ChainConfig(num_steps=2), sampling=SamplingConfig(num_steps=2)), (1,), ("a", "b")
+    )
+    assert sample(plain, 1, seed=0, labels=products[:1]).gradient_evaluations == 4 * 3
+    assert sample(plain, 1, seed=0, labels=others[2:]).gradient_evaluations == 4 * 2
+    assert sample(plain, 1, seed=0, labels=products[:1], adjusted=False).gradient_evaluations == 4 * 2
+    with pytest.raises(ConfigError, match="the kernel of this request 'mala' is adjusted"):
+        sample(plain, 1, seed=0, labels=products[:1], noise_scale=0.5)
+
+
+def test_samples_of_a_mixture_of_labels_are_draws_of_both(model: EnergyModel) -> None:
+    x = sample(model, 2000, seed=5, labels=[Composition(any_of=(0, 1))] * 2000).x[:, 0]
+    alpha_bar, sigma_bar = float(model.schedule.alpha_bar[0]), float(model.schedule.sigma_bar[0])
+    stds = (alpha_bar**2 * _STDS**2 + sigma_bar**2).sqrt().tolist()
+
+    def cdf(values: Any) -> Any:
+        parts = zip(_WEIGHTS.tolist(), (alpha_bar * _MEANS).tolist(), stds, strict=True)
+        return sum(weight * stats.norm(mean, std).cdf(values) for weight, mean, std in parts)
+
+    assert stats.kstest(x.numpy(), cdf).pvalue > 0.01
 
 
 @pytest.mark.parametrize(("label", "guidance"), [(0, 0.0), (1, 1.0), (0, 3.0), (NO_LABEL, 0.0)])
@@ -179,11 +234,15 @@ def test_a_model_has_classes_if_it_is_conditional_and_only_then() -> None:
         ([0, 1], -0.5, "guidance is -0.5; expected a number from 0 to 100"),
         ([0, 1], math.nan, "guidance is nan"),
         (None, 1.0, "guidance is 1, but no label is asked for"),
+        ([Composition(any_of=(0, 2))] * 2, 0.0, "label is 2; expected a number from 0 to 1"),
+        ([Composition(any_of=(0,), all_of=((0, 1.0),))] * 2, 0.0, "names a label twice"),
+        ([Composition(all_of=((0, 1000.0),))] * 2, 0.0, "weight of a label is 1000; expected a number from -100 to"),
+        ([Composition(all_of=((0, math.nan),))] * 2, 0.0, "weight of a label is nan"),
         ([0, NO_LABEL], 1.0, "no label is asked for"),
     ],
 )
 def test_labels_that_the_model_does_not_know_are_refused(
-    model: EnergyModel, labels: list[int] | None, guidance: float | list[float], words: str
+    model: EnergyModel, labels: list[int | Composition] | None, guidance: float | list[float], words: str
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         sample(model, 2, seed=0, labels=labels, guidance=guidance)

@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from model.errors import DataError, DataTooLarge
-from model.intake.labels import MAX_CLASSES, read_stored, stored_suffix
+from model.intake.labels import MAX_CLASSES, stored_suffix
 from model.intake.limits import ClassCount, ReadLimits, Summary
 from model.intake.normalize import normalize
+from model.intake.stored import open_stored
 
 ROWS = np.random.default_rng(0).normal(size=(6, 2))
 
@@ -23,9 +24,9 @@ def stored(source: Path, **options: Any) -> tuple[Summary, np.ndarray[Any, Any],
     """The summary, the items, and the name of every item's class."""
     target = source.with_name("stored")
     summary = normalize(source, target, **options)
-    items, labels = read_stored(target)
+    array, labels = open_stored(target)
     assert [path.name for path in source.parent.iterdir() if path.name.startswith("stored")] == ["stored"]
-    return summary, items, [labels.names[code] for code in labels.codes] if labels else None
+    return summary, array.block(0, len(array)), [labels.names[code] for code in labels.codes] if labels else None
 
 
 def picture(value: int) -> bytes:

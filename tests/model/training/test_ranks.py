@@ -70,7 +70,7 @@ def _rank(index: int, port: int, directory: Path) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
     torch.set_num_threads(1)
     digits = _few_digits()
-    with joined(index, 2, "cpu") as ranks:
+    with joined(index, 2, "cpu", leads_node=index == 0) as ranks:
         for name, config in _CONFIGS.items():
             steps = _run(config, digits, directory / f"{name}-two", ranks)
             torch.save([_figures(event) for event in steps], directory / f"{name}-{index}.pt")

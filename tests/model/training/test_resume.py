@@ -193,7 +193,7 @@ def test_a_run_interrupted_after_every_step_holds_the_bits_of_one_that_never_sto
 def _rank(index: int, port: int, directory: Path) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
     torch.set_num_threads(1)
-    with joined(index, 2, "cpu") as ranks:
+    with joined(index, 2, "cpu", leads_node=index == 0) as ranks:
         for case in _CASES_OF_TWO_RANKS:
             assert _differences(case, directory, ranks) == []
 

@@ -22,6 +22,7 @@ def answer(opened: OpenRequest[SampleRequest]) -> SampleReply:
         SampleReply,
         seed=request.seed,
         precision=request.precision,
+        kernel=samples.kernel,
         gradient_evaluations=samples.gradient_evaluations,
         x=samples.x.numpy(),
         levels={level: x.numpy() for level, x in samples.levels.items()},

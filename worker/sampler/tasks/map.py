@@ -28,7 +28,7 @@ def answer(opened: OpenRequest[DensityMapRequest]) -> DensityMapReply:
     """Draw the log density over the frame of the training data, and the data on top."""
     calibration = opened.calibration()
     config = opened.compute(_planar_config)
-    points = _training_points(opened.dataset_fn(config.dataset))
+    points = _training_points(opened.dataset_fn(config))
     columns, rows, grid = map_grid(points)
     values = opened.compute(lambda model: _map_values(model, grid, calibration))
     return opened.reply(DensityMapReply, png=density_map(columns, rows, values, points, _title(calibration)))
