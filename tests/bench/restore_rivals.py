@@ -63,7 +63,7 @@ def digits_model(checkpoint: Path | None) -> EnergyModel:
 def compare(model: EnergyModel, *, num_items: int) -> list[dict[str, object]]:
     """Return the rows for all operators and ways."""
     dataset = data.load("digits")
-    train, held_out = dataset.train.double(), dataset.held_out[:num_items].double()
+    train, held_out = dataset.train[: len(dataset.train)].double(), dataset.held_out[:num_items].double()
     mixture = exact.mixture_model(train.float(), 10)
     rows = []
     for name, (text, noise_std) in OPERATORS.items():
