@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -63,9 +64,15 @@ class ExactRow:
     seconds_per_item: float
 
 
-def tuned_path(guide: Guide) -> AnnealingPath:
-    """Return the guide's path after a pilot walk, whose step sizes serve all measurements by one operator."""
-    return tune(replace(guide.path(), num_leapfrog=3), 32, SharedNoise(make_generator(0)), num_steps=24)
+def tuned_path(guides: Sequence[Guide]) -> AnnealingPath:
+    """Return a path that serves all measurements by one operator: the most careful of the pilot walks of `guides`."""
+    tuned = [
+        tune(replace(guide.path(), num_leapfrog=3), 32, SharedNoise(make_generator(0)), num_steps=24)
+        for guide in guides
+    ]
+    step_sizes = torch.stack([path.step_sizes for path in tuned]).amin(0)
+    spreads = torch.stack([path.spreads for path in tuned if path.spreads is not None]).amax(0)
+    return replace(tuned[0], step_sizes=step_sizes, spreads=spreads)
 
 
 def exact_rows(operator_name: str, num_items: int) -> tuple[list[ExactRow], list[float]]:
@@ -78,7 +85,8 @@ def exact_rows(operator_name: str, num_items: int) -> tuple[list[ExactRow], list
     generator = torch.Generator().manual_seed(12)
     measured = operator.forward(truth)
     measured = measured + noise_std * torch.randn(measured.shape, generator=generator, dtype=torch.float64)
-    tuned = tuned_path(Guide.of(model, operator, measured[0].float(), noise_std))
+    pilots = exact.draw(model, 3, 13)
+    tuned = tuned_path([Guide.of(model, operator, operator.forward(x[None])[0].float(), noise_std) for x in pilots])
     projections = torch.randn(3, truth[0].numel(), generator=generator, dtype=torch.float64)
     rows, ranks = [], []
 
@@ -141,7 +149,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["exact", "trained"])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    console = Console()
+    console = Console(width=180)
     report: dict[str, Any] = {}
     if arguments.only != "trained":
         found = [exact_rows(name, arguments.items) for name in EXACT]
