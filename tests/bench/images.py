@@ -2,7 +2,7 @@
 
 Each part can run alone, by `python -m tests.bench.images --only PART …`: it then takes what trainings of an earlier run
 left in bench-results/models/, while a run of everything trains everything anew. The file is written after each part.
-Trainings run two at a time on one thread each, and everything else on one thread.
+Trainings run two at a time on one thread each, those of whole minutes one at a time on two; all else has one thread.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ import torch
 from rich.console import Console
 
 from model import presets
-from tests.bench import labelled, time_split, trainings, under_load
+from tests.bench import labelled, pictures, time_split, trainings, under_load
 from tests.bench.frontier import cheap_enough, digits_frontier, engine_ratio
 
 TellFn = Callable[[str], None]
 RESULTS = Path("bench-results/images.json")
 _SEEDS = range(5)
+_MINUTES = 4.0
+"""The time of each of the two trainings on `mnist5k` and `photo-crops`: the whole has to end within half an hour.
+`python -m tests.bench.pictures` gives them 15 minutes each."""
 
 
 def _digits(tell_fn: TellFn) -> dict[str, Any]:
@@ -47,9 +50,20 @@ def _digits(tell_fn: TellFn) -> dict[str, Any]:
     }
 
 
+def _on_both_cores(measure_fn: Callable[[float], dict[str, Any]]) -> dict[str, Any]:
+    """Return the figures of trainings of `_MINUTES` one after the other, on two threads each."""
+    torch.set_num_threads(2)
+    try:
+        return measure_fn(_MINUTES) | {"minutes": _MINUTES}
+    finally:
+        torch.set_num_threads(1)
+
+
 PARTS: dict[str, Callable[[TellFn], dict[str, Any]]] = {
     "digits": _digits,
     "conditional": labelled.measure,
+    "mnist5k": lambda _tell_fn: _on_both_cores(pictures.mnist5k),
+    "photo_crops": lambda _tell_fn: _on_both_cores(pictures.photo_crops),
     "composition": labelled.measure_composition,
     "time_split": time_split.measure,
     "under_load": under_load.measure,
