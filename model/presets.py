@@ -101,7 +101,7 @@ _DENSITY_2D = TrainConfig(
     ),
     energy="log_snr",
     chain=ChainConfig(kernel="mala", start="predictor", num_steps=10, step_size=0.7**0.5),
-    sampling=SamplingConfig(num_steps=20, denoise=True),
+    sampling=SamplingConfig(start="multistep", num_steps=4, denoise=True),
     optimizer=OptimizerConfig(
         learning_rate=2e-4, beta2=0.99, warmup_steps=100, cosine_decay=True, max_gradient_norm=1.0, ema_decay=0.995
     ),

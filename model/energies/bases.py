@@ -132,6 +132,10 @@ class GaussianBase(nn.Module):
 
         return Whitening(to_x, to_z, float(variance.double().log().sum()) / 2)
 
+    def log_volume(self, level: Tensor) -> Tensor:
+        """Return ½ log det C_t (B,), by which the base's energies become those of densities, to one constant."""
+        return self._moments(level)[2].log().sum(1) / 2
+
     def whiten(self, residual: Tensor, level: Tensor, evenness: float = 1.0) -> Tensor:
         """Bring the residual σ̄_t ∇E − ε (B, *event) to the units of the network's part in it, along each eigenvector.
 

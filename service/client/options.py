@@ -121,8 +121,8 @@ class BulkOptions(TypedDict, total=False):
     the name or index of a class, `any_of` or `all_of` several, or null for any class. When absent, every class in turn;
     GET /models/{id} lists the classes."""
     guidance: float | None
-    """The weight w ≥ 0 with which labels are exaggerated: density ∝ p(x) p(label | x)^(1 + w). When absent 0.5, or 0 if
-    labels are multiplied (`all_of`); only for conditional models."""
+    """The weight w ≥ 0 with which labels are exaggerated: density ∝ p(x) p(label | x)^(1 + w); 0, a class as it is,
+    when absent. Only for conditional models."""
     adjusted: bool | None
     """Whether a Metropolis test accepts or rejects each step of the chains; when absent, as the model's own chains do,
     and true if labels are multiplied (`all_of`), which unadjusted chains do not draw from."""
@@ -149,8 +149,8 @@ class SampleOptions(TypedDict, total=False):
     the name or index of a class, `any_of` or `all_of` several, or null for any class. When absent, every class in turn;
     GET /models/{id} lists the classes."""
     guidance: float | None
-    """The weight w ≥ 0 with which labels are exaggerated: density ∝ p(x) p(label | x)^(1 + w). When absent 0.5, or 0 if
-    labels are multiplied (`all_of`); only for conditional models."""
+    """The weight w ≥ 0 with which labels are exaggerated: density ∝ p(x) p(label | x)^(1 + w); 0, a class as it is,
+    when absent. Only for conditional models."""
     adjusted: bool | None
     """Whether a Metropolis test accepts or rejects each step of the chains; when absent, as the model's own chains do,
     and true if labels are multiplied (`all_of`), which unadjusted chains do not draw from."""
