@@ -174,7 +174,7 @@ class SamplingConfig(Config):
     start: ChainStart = "neighbour"
     """Where the chain of each level starts, as in `chain.start`."""
     adjusted: bool | None = None
-    """Whether a Metropolis test decides on each step, by MALA or else by Langevin; unset does as `chain.kernel` does."""
+    """Whether a Metropolis test decides on each step (MALA, else Langevin); unset does as `chain.kernel` does."""
     denoise: bool = False
     """Return the expected data given x_0 (Tweedie 1956) in place of x_0, in which noise of std σ̄_0 remains."""
 
@@ -259,7 +259,7 @@ class TrainConfig(Config):
     dataset: str = "digits"
     """The data to train on: a built-in name, the id of an uploaded dataset, or an address that the trainer can read."""
     label_column: str | None = None
-    """The column that holds the class of each item, if `dataset` is a .csv or .npz in the server's folder or a bucket."""
+    """The column that holds the items' classes, if `dataset` is a .csv or .npz in the server's folder or a bucket."""
     steps: _Steps = 100_000
     """The number of all training steps, which includes the score-matching start."""
     conditional: bool = False

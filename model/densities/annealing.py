@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,9 @@ from model.energies.energy import EnergyFn
 from model.noise import NoiseSource
 
 StopFn = Callable[[], bool]
+T = TypeVar("T")
+Pieces = Generator[None, None, T]
+"""A computation that can be interrupted at every `yield`, and that returns its result."""
 _EQUAL = 1e-3  # ratios as near as this to 1 are taken as 1
 _RESAMPLE_BELOW = 0.5  # the usual share of effective chains below which chains are drawn anew
 
@@ -33,6 +37,16 @@ class WalkStopped(Exception):
 
 def _go_on() -> bool:
     return False
+
+
+def finished(pieces: Pieces[T]) -> T:
+    """Return the result of a computation in pieces, done in one go."""
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            result: T = end.value
+            return result
 
 
 @dataclass(frozen=True)
@@ -53,6 +67,17 @@ class AnnealingPath:
     """(len(energies) − 1, 2) standard deviation of U − V, in nats, at both ends of each pair U, V of neighbours; `tune`
     measures it, and temperatures are spaced by it"""
 
+    @property
+    def lengths(self) -> Tensor:
+        """(len(energies) − 1,) float64 ∫ std(U − V) dβ of each pair of neighbours, in nats, as `tune` measured it.
+
+        The inverse of the standard deviation is taken as linear in β.
+        """
+        assert self.spreads is not None
+        ratios = _ratios(self.spreads)
+        factor = torch.where((ratios - 1).abs() < _EQUAL, 1.0, ratios.log() / (ratios - 1))
+        return self.spreads[:, 0].double() * factor
+
     def temperatures(self, num_bridges: int) -> list[list[float]]:
         """Return the β of each pair of neighbours, ascending to 1: `num_bridges` on average, and one at least.
 
@@ -61,24 +86,19 @@ class AnnealingPath:
         """
         if self.spreads is None:
             return [_geometric(1.0, num_bridges)] * (len(self.energies) - 1)
-        ratios, lengths = _ratios(self.spreads), _lengths(self.spreads)
+        ratios, lengths = _ratios(self.spreads), self.lengths
         numbers = (lengths / lengths.sum() * num_bridges * len(lengths)).round().clamp(min=1).long()
         return [_geometric(ratio, number) for ratio, number in zip(ratios.tolist(), numbers.tolist(), strict=True)]
 
     @property
     def fewest_bridges(self) -> int:
         """The power of 2 from which on, as `tune` measured, weights spread by at most a nat at each temperature."""
-        return 1 if self.spreads is None else 1 << max(0, math.ceil(math.log2(_lengths(self.spreads).mean())))
+        return 1 if self.spreads is None else 1 << max(0, math.ceil(math.log2(self.lengths.mean())))
 
 
 def _ratios(spreads: Tensor) -> Tensor:
+    """Return the ratio of the first to the last of each pair of `spreads`, float64."""
     return (spreads[:, 0] / spreads[:, 1]).double()
-
-
-def _lengths(spreads: Tensor) -> Tensor:
-    """Return ∫ std(U − V) dβ of each pair, in nats, where the inverse of the standard deviation is linear in β."""
-    ratios = _ratios(spreads)
-    return spreads[:, 0].double() * torch.where((ratios - 1).abs() < _EQUAL, 1.0, ratios.log() / (ratios - 1))
 
 
 def _geometric(ratio: float, number: int) -> list[float]:
@@ -243,11 +263,27 @@ def anneal(
     below the share `resample_below` of theirs; with 0 this is annealed importance sampling. Raises WalkStopped once
     `stop_fn()` is true, before the next move.
     """
+    return finished(
+        annealing(path, count, noise, num_bridges=num_bridges, stop_fn=stop_fn, resample_below=resample_below)
+    )
+
+
+def annealing(
+    path: AnnealingPath,
+    count: int,
+    noise: NoiseSource,
+    *,
+    num_bridges: int,
+    stop_fn: StopFn = _go_on,
+    resample_below: float = _RESAMPLE_BELOW,
+) -> Pieces[Walk]:
+    """Do what `anneal` does, in pieces of one move."""
     walker = _Walker(path, path.sample_start(count, noise), noise, stop_fn, resample_below)
     for index, betas in enumerate(path.temperatures(num_bridges)):
         for before, beta in itertools.pairwise([0.0, *betas]):
             walker.weigh(index, beta - before)
             walker.move(index, beta)
+            yield
     return walker.walk()
 
 
@@ -289,6 +325,21 @@ def tune(
     of the moves goes over bridges and lets the step size only shrink: chains that are still on their way down accept
     everything, and would leave a step that is far too long.
     """
+    return finished(
+        tuning(path, count, noise, target_acceptance=target_acceptance, num_steps=num_steps, stop_fn=stop_fn)
+    )
+
+
+def tuning(
+    path: AnnealingPath,
+    count: int,
+    noise: NoiseSource,
+    *,
+    target_acceptance: float = 0.7,
+    num_steps: int | None = None,
+    stop_fn: StopFn = _go_on,
+) -> Pieces[AnnealingPath]:
+    """Do what `tune` does, in pieces of one move."""
     if num_steps is None:
         num_steps = 60 if path.num_leapfrog == 1 else 30
     position, step_sizes = path.sample_start(count, noise), path.step_sizes.clone()
@@ -307,6 +358,7 @@ def tune(
                 acceptance = acceptance.clamp(max=target_acceptance)
             rate = 2.0 / (1 + max(0, step) / 4)  # adapts coarsely first, then finely (Robbins & Monro 1951)
             step_sizes[index] = adapt_step_size(step_sizes[index], acceptance, target=target_acceptance, rate=rate)
+            yield
         if index + 1 < len(step_sizes):
             step_sizes[index + 1] = torch.minimum(step_sizes[index + 1], 2 * step_sizes[index])
         for pair, end in ((index - 1, 1), (index, 0)):
@@ -328,8 +380,14 @@ def resample(path: AnnealingPath, walk: Walk, noise: NoiseSource, *, stop_fn: St
 
 def settle(path: AnnealingPath, position: Tensor, noise: NoiseSource, *, stop_fn: StopFn = _go_on) -> Tensor:
     """Return `position` (N, *event) after 50 leaps, or 10 moves, under the target. Raises WalkStopped."""
+    return finished(settling(path, position, noise, stop_fn=stop_fn))
+
+
+def settling(path: AnnealingPath, position: Tensor, noise: NoiseSource, *, stop_fn: StopFn = _go_on) -> Pieces[Tensor]:
+    """Do what `settle` does, in pieces of one move."""
     target, step_size = path.energies[-1], path.step_sizes[-1].expand(len(position))
     state = evaluate(position, target)
     for _ in range(max(10, 50 // path.num_leapfrog)):
         state, _ = _move(state, target, step_size, path.num_leapfrog, noise, stop_fn)
+        yield
     return state.position

@@ -11,16 +11,15 @@ own plus Gaussian noise of std σ̄_0/ᾱ_0 in scaled units (`blur_std`). All lo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from model.conditions import At
 from model.config import CalibrationConfig
-from model.densities.annealing import AnnealingPath
+from model.densities.annealing import AnnealingPath, Pieces, finished
 from model.densities.log_z import LogZ, SampleFn, bound_log_z
 from model.energies.bases import MixtureBase
 from model.energies.conditional import squared_norm
@@ -31,10 +30,6 @@ from model.noise import ChainNoise, NoiseSource, SharedNoise, make_generator
 _CHUNK = 4096  # events that are evaluated at once
 _TOP_SAMPLES = 4096
 _FIRST_STEP = 0.7  # the step size of a chain before it is tuned
-
-T = TypeVar("T")
-Pieces = Generator[None, None, T]
-"""A computation that can be interrupted at every `yield`, and that returns its result."""
 
 
 def level_energy(model: EnergyModel, t: int) -> EnergyFn:
@@ -220,13 +215,7 @@ def path_log_density(
     forward process draws x_1 … x_{T−1}. The importance-weighted mean is taken over `num_paths` such paths. The value of
     item i follows from (`seed`, i) and the item, whatever else is in the batch.
     """
-    walk = walk_paths(model, x_data, seed=seed, num_paths=num_paths, num_inner=num_inner)
-    while True:
-        try:
-            next(walk)
-        except StopIteration as end:
-            estimate: PathEstimate = end.value
-            return estimate
+    return finished(walk_paths(model, x_data, seed=seed, num_paths=num_paths, num_inner=num_inner))
 
 
 def walk_paths(
