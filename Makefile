@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-fast coverage fuzz lint options format clean bench-density bench-serve bench-train bench-gpu bench-restore soak chaos ablation test-web test-observability test-docs
+.PHONY: help install demo test test-fast coverage fuzz lint options format clean bench-density bench-serve bench-train bench-gpu bench-images bench-restore soak chaos ablation test-web test-observability test-docs
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -67,6 +67,9 @@ bench-train: $(STAMP) ## cost of a training step and of a sample beside a plain 
 
 bench-restore: $(STAMP) ## restored items beside known posteriors, and digits beside other ways; writes bench-results/
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.restore
+
+bench-images: $(STAMP) ## models of pictures: what samples cost, labels, training time, load; 30 minutes at most; writes bench-results/
+	$(BIN)/python -m tests.bench.images
 
 bench-gpu: $(STAMP) ## CIFAR-10-shaped training and sampling on a CUDA device; says so when there is none
 	$(BIN)/python -m tests.bench.gpu

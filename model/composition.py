@@ -17,9 +17,6 @@ from typing import Any, Self
 
 from model.errors import ConfigError
 
-DEFAULT_GUIDANCE = 0.5
-"""The guidance of samples of one label, or any of several, unless a request says otherwise. On the digits it brings the
-share of samples that a judge takes for the label from 0.96 to 0.99, at a Fréchet distance no larger than without."""
 MAX_GUIDANCE = 100.0
 """The largest weight of guidance that is taken, and the largest size of the weight of a label."""
 

@@ -25,7 +25,7 @@ UNKNOWN_DATASET = "unknown"
 """The dataset of imported weights of which it is not known what they were trained on."""
 
 ScheduleKind = Literal["published", "linear_betas", "log_snr"]
-NetworkKind = Literal["resnet", "mlp"]
+NetworkKind = Literal["resnet", "unet", "mlp"]
 Activation = Literal["leaky_relu", "silu"]
 EnergyForm = Literal["step_size", "gaussian", "log_snr"]
 ChainStart = Literal["neighbour", "predictor", "multistep"]
@@ -93,12 +93,11 @@ class NetworkConfig(Config):
     path: ClassVar[str] = "network."
 
     kind: NetworkKind = "resnet"
-    """The kind of network: `resnet` takes images, `mlp` takes vectors."""
+    """The kind of network: `resnet`, and `unet`, which draws too, take images; `mlp` takes vectors."""
     width: Annotated[int, Interval(ge=4, le=4096)] = 128
     """The number of channels at full resolution (DRL: ch), or of units in a hidden layer of the MLP."""
     multipliers: Annotated[tuple[Annotated[int, Interval(ge=1, le=16)], ...], Len(1, 8)] = (1, 2, 2, 2)
-    """The factor of `width` at each resolution, the full one first; 2×2 average pooling leads from each to the next.
-    `resnet` only."""
+    """The factor of `width` at each resolution, the full one first; 2×2 pooling leads to the next. Not for `mlp`."""
     num_blocks: Annotated[int, Interval(ge=1, le=64)] = 8
     """The number of residual blocks at each resolution (DRL: N), or of the MLP."""
     activation: Activation = "leaky_relu"
@@ -107,8 +106,7 @@ class NetworkConfig(Config):
     """Normalize every layer by its largest singular value (DRL). Without this, layers start with the gains of
     `model.networks.blocks`."""
     coordinates: bool = False
-    """Add two input channels that hold the row and the column of each pixel, for objects that are always centred alike.
-    `resnet` only."""
+    """Add two input channels that hold the row and the column of each pixel, for centred objects. Not for `mlp`."""
     level_width: _Width = 0
     """The number of units of the level embedding; 0 stands for four times `width` (DRL)."""
     fourier_features: _Width = 0
@@ -119,7 +117,7 @@ class NetworkConfig(Config):
     `mlp` only."""
     head_width: _Width = 0
     """The width of a dense layer that reads the features of all positions; 0 sums them over space instead (DRL).
-    `resnet` only."""
+    Not for `mlp`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,9 +134,8 @@ class ChainConfig(Config):
     """The step size b: with energy `step_size`, s_t² = c_t² b² σ_{t+1}² (DRL: b² = 2e-4); with the other energies, s_t
     is b widths of the conditional."""
     start: ChainStart = "neighbour"
-    """Where a chain starts: at y = x_{t+1} (`neighbour`, DRL), or at one draw from the Gaussian that the score at
-    x_{t+1} predicts (`predictor`). In sampling, `multistep` extrapolates the prediction from the two last levels, to
-    second order; in training it is `predictor`."""
+    """Where a chain starts: at x_{t+1} (`neighbour`, DRL), or at a draw from the Gaussian that its score predicts
+    (`predictor`). In sampling, `multistep` extrapolates this from the two last levels; in training, it is the same."""
     target_acceptance: _Acceptance | Literal["auto"] | None = "auto"
     """The acceptance rate to which training adapts the step size of every level; unset keeps `step_size`. `mala` and
     `hmc` only, for which `auto` is 0.7."""
@@ -177,17 +174,15 @@ class SamplingConfig(Config):
     start: ChainStart = "neighbour"
     """Where the chain of each level starts, as in `chain.start`."""
     adjusted: bool | None = None
-    """Whether a Metropolis test accepts or rejects each step; unset does as the kernel of the chain does. MALA takes
-    the place of an unadjusted kernel, and Langevin that of an adjusted one."""
+    """Whether a Metropolis test decides on each step, MALA or else Langevin; unset does as `chain.kernel` does."""
     denoise: bool = False
     """Return the expected data given x_0 (Tweedie 1956) in place of x_0, in which noise of std σ̄_0 remains."""
 
 
 def sampling_kernel(chain: ChainConfig, sampling: SamplingConfig) -> KernelKind:
     """Return the kernel by which samples are drawn."""
-    if sampling.adjusted is None or sampling.adjusted == (chain.kernel != "langevin"):
-        return chain.kernel
-    return "mala" if sampling.adjusted else "langevin"
+    is_own = sampling.adjusted in (None, chain.kernel != "langevin")
+    return chain.kernel if is_own else "mala" if sampling.adjusted else "langevin"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,9 +221,15 @@ class ScoreMatchingConfig(Config):
     """What is matched: DRL's normal approximation of the conditional (`recovery`), y_t itself by denoising score
     matching (`marginal`), or the same for x_λ at a continuous log-SNR λ and ∂E/∂λ too, which ties the levels together
     and fixes log Z near 0 (`dual`, energy `log_snr` only)."""
+    evenness: Annotated[float, Interval(ge=0.0, le=1.0)] = 1.0
+    """How evenly errors count along the principal directions of the data: all alike (1), or as pixels do (0), by which
+    what a picture shows at large counts more than its grain. `marginal` only."""
     noise_contrast: _Weight = 0.0
     """The weight of a logistic loss between x_λ and draws of the widened Gaussian base, which raises the energy where
     no data fall, since score matching says nothing there. `dual` only."""
+    level_classification_weight: _Weight = 0.0
+    """The weight of a logistic loss that tells the level of x_t from a neighbouring one by their energies, which ties
+    the levels together as `dual` does. `marginal` only."""
     low_noise_tilt: Annotated[float, Interval(ge=0.0, le=10.0)] = 0.0
     """The tilt of the density ∝ (λ − min)^tilt with which log-SNRs λ are drawn. `dual` only."""
     learning_rate: _LearningRate = 1e-3
@@ -258,8 +259,7 @@ class TrainConfig(Config):
     dataset: str = "digits"
     """The data to train on: a built-in name, the id of an uploaded dataset, or an address that the trainer can read."""
     label_column: str | None = None
-    """The column of a .csv, or the array of a .npz, that holds the class of each item, if `dataset` is such a file in
-    the server's folder or a bucket. Uploaded datasets know theirs."""
+    """The column with the class of each item, if `dataset` is a .csv or .npz in the server's folder or a bucket."""
     steps: _Steps = 100_000
     """The number of all training steps, which includes the score-matching start."""
     conditional: bool = False
@@ -285,9 +285,8 @@ class TrainConfig(Config):
     """The weight of the squared energies that are added to the contrastive loss, both on the network's output scale
     (Du & Mordatch 2019); 0 in DRL. Energy `step_size` only."""
     max_deviation: Annotated[float, Interval(ge=1.0, le=1e30)] | None = 1e4
-    """The most robust standard deviations that a value of a vector may lie from its column's median; data beyond it are
-    refused before the first step, since columns are divided by their spread, which one far value alone would decide.
-    Unset takes any value."""
+    """The most robust standard deviations that a value of a vector may lie from its column's median; other data are
+    refused, since columns are divided by their spread, which one far value would decide. Unset takes any value."""
     image_size: tuple[_Side, _Side] | None = None
     """The (height, width) to which images are brought when they are read: they are cropped around the centre to these
     proportions, then resized (`model.intake.framing`). Unset takes images as they are, which must be of one size."""
@@ -309,8 +308,7 @@ class TrainConfig(Config):
     calibrate: bool = False
     """Estimate log Z of the last checkpoint at the end of training, so that it answers with densities."""
     tune: bool = True
-    """Measure at the end of training, in at most a tenth of its time, how near samples come to held-out data at which
-    cost, and choose the settings for `draft`, `standard` and `best` by it."""
+    """Measure at the end, in at most a tenth of the time, what samples cost, and choose `draft` to `best` by it."""
 
     def __post_init__(self) -> None:
         if self.image_size is not None and len(self.image_size) != 2:

@@ -73,6 +73,15 @@ def from_dict(cls: type[C], values: Mapping[str, Any], *, path: str = "") -> C:
     return cls(**read)
 
 
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with `changes` laid over it, object by object."""
+    result = dict(base)
+    for name, value in changes.items():
+        below = result.get(name)
+        result[name] = merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
 def _read(hint: Any, value: Any, path: str) -> Any:
     """Return a JSON `value` as the type `hint`. Raises ConfigError if it is of another type, or out of its range."""
     read = _typed(hint, value, path)

@@ -22,6 +22,7 @@ from model.errors import ConfigError
 from model.event_kinds.images import IMAGES
 from model.event_kinds.vectors import VECTORS
 from model.intake.limits import ClassCount, Summary
+from model.planning import IMAGES_PRESET, Machine, plan
 
 
 def _labelled(event_shape: tuple[int, ...], **counts: int) -> Summary:
@@ -100,7 +101,7 @@ _DENSITY_2D = TrainConfig(
     ),
     energy="log_snr",
     chain=ChainConfig(kernel="mala", start="predictor", num_steps=10, step_size=0.7**0.5),
-    sampling=SamplingConfig(num_steps=20, denoise=True),
+    sampling=SamplingConfig(start="multistep", num_steps=4, denoise=True),
     optimizer=OptimizerConfig(
         learning_rate=2e-4, beta2=0.99, warmup_steps=100, cosine_decay=True, max_gradient_norm=1.0, ema_decay=0.995
     ),
@@ -264,7 +265,11 @@ def _in_three_forms(name: str, t6: TrainConfig) -> dict[str, TrainConfig]:
     return {f"{name}-t6": t6, f"{name}-t1k": t1k, f"{name}-t1k-score": _score_matching_only(t1k)}
 
 
+_IMAGES = plan(BUILT_IN_DATASETS["photo-crops"], Machine(device="cpu", num_threads=2), "photo-crops").config
+"""What stands for the plan of preset `images` where the data are not known."""
+
 PRESETS: dict[str, TrainConfig] = {
+    IMAGES_PRESET: _IMAGES,
     "digits": _DIGITS,
     "density-2d": _DENSITY_2D,
     "density-digits": _DENSITY_DIGITS,
@@ -273,10 +278,14 @@ PRESETS: dict[str, TrainConfig] = {
 for _name, _paper in _PAPERS.items():
     PRESETS |= _in_three_forms(_name, _t6(_paper))
 
+PAPER_PRESETS = frozenset(name for name in PRESETS if "-t6" in name or "-t1k" in name)
+"""The presets that repeat the paper's experiments, or one of them in small."""
+
 ALIASES: dict[str, str] = {name: f"{name}-t6" for name in _PAPERS}
 """The bare name of one of the paper's datasets stands for its T6 preset, the setting of the paper's samples."""
 
 PRESET_SUMMARIES: dict[str, str] = {
+    IMAGES_PRESET: "your own pictures: planned from the data, the machine and the time that you give it",
     "digits": "8×8 digits in under four minutes on two cores: a score-matching start, then recovery likelihood",
     "density-2d": "normalized densities of vectors of a few dimensions: dual score matching, then recovery likelihood",
     "density-digits": "normalized densities of 8×8 digits: a mixture of Gaussians corrected by dual score matching",

@@ -22,8 +22,9 @@ from model.errors import ConfigError
 from model.noise import ChainNoise, NoiseSource, ScaledNoise
 from model.schedule import expand
 
-COMPOSED_STEPS = 10
-"""The steps of each level's chain for a product of labels, where the model's own samples take none."""
+COMPOSED_STEPS = 4
+"""The steps of each level's chain for a product of labels, where the model's own samples take none. Ten draw no better
+on the digits (docs/labels.md)."""
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,13 @@ from model.event_kinds import pixels
 from model.event_kinds.registry import kind_of
 from model.intake.framing import ImageSize
 from model.intake.labels import Labels
-from model.intake.limits import ReadLimits
+from model.intake.limits import ClassCount, ReadLimits, Summary
 from model.intake.normalize import normalize
 from model.intake.stored import StoredArray, open_as_stored, open_stored
 from model.presets import EMOJI_FOLDER
 from model.spaces.affine import AffineSpace
 
-__all__ = ["Dataset", "load"]
+__all__ = ["Dataset", "load", "summary_of"]
 
 Array = npt.NDArray[Any]
 
@@ -75,6 +75,23 @@ def load(
         target = Path(directory) / "data"
         normalize(path, target, limits=limits, image_size=image_size, label_column=label_column)
         return _array_dataset(path.name, *open_stored(target), max_deviation)
+
+
+def summary_of(dataset: Dataset) -> Summary:
+    """Return what a loaded dataset holds, training and held-out events together."""
+    labels: tuple[ClassCount, ...] = ()
+    if dataset.labels is not None:
+        codes = torch.cat([dataset.labels.train, dataset.labels.held_out])
+        counts = torch.bincount(codes, minlength=len(dataset.labels.names)).tolist()
+        labels = tuple(
+            ClassCount(name=name, count=count) for name, count in zip(dataset.labels.names, counts, strict=True)
+        )
+    return Summary(
+        kind=kind_of(dataset.event_shape).name,
+        count=len(dataset.train) + len(dataset.held_out),
+        event_shape=dataset.event_shape,
+        labels=labels,
+    )
 
 
 def _array_dataset(name: str, array: StoredArray, labels: Labels | None, max_deviation: float | None) -> Dataset:

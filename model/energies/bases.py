@@ -132,14 +132,21 @@ class GaussianBase(nn.Module):
 
         return Whitening(to_x, to_z, float(variance.double().log().sum()) / 2)
 
-    def whiten(self, residual: Tensor, level: Tensor) -> Tensor:
+    def log_volume(self, level: Tensor) -> Tensor:
+        """Return ½ log det C_t (B,), by which the base's energies become those of densities, to one constant."""
+        return self._moments(level)[2].log().sum(1) / 2
+
+    def whiten(self, residual: Tensor, level: Tensor, evenness: float = 1.0) -> Tensor:
         """Bring the residual σ̄_t ∇E − ε (B, *event) to the units of the network's part in it, along each eigenvector.
 
-        The network has output scale ᾱ/σ̄ and input scale (λ/v)^½, so that its part has the scale ᾱ (λ/v)^½. Returns
-        (B, D).
+        The network has output scale ᾱ/σ̄ and input scale (λ/v)^½, so that its part has the scale s = ᾱ (λ/v)^½, by which
+        all eigenvectors count alike. With `evenness` e they count as s^(2−2e), with the same sum at every level.
+        Returns (B, D).
         """
         alpha_bar, _, variance = self._moments(level)
-        return self._rotate(residual.flatten(1)) / (alpha_bar * (self.variance / variance).sqrt())
+        scale = alpha_bar * (self.variance / variance).sqrt()
+        mean = scale.pow(2 - 2 * evenness).mean(1, keepdim=True)
+        return self._rotate(residual.flatten(1)) / (scale.pow(evenness) * mean.sqrt())
 
     def _moments(self, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return (ᾱ_t (B, 1), σ̄_t (B, 1), eigenvalues of C_t (B, D))."""

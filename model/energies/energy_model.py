@@ -172,7 +172,7 @@ class EnergyModel(nn.Module):
 
     def weigh_residual(self, residual: Tensor, level: Tensor) -> Tensor:
         """Bring a score-matching residual, which is in units of ε, to the scale at which the network learns it."""
-        return residual if self.base is None else self.base.whiten(residual, level)
+        return residual if self.base is None else self.base.whiten(residual, level, self.config.score_matching.evenness)
 
 
 def _make_base(config: TrainConfig, schedule: Schedule, event_shape: tuple[int, ...]) -> GaussianBase | None:

@@ -14,8 +14,8 @@ class Images(EventKind):
 
     name = "images"
     axes = ("C", "H", "W")
-    networks = ("resnet", "mlp")
-    preset = "digits"
+    networks = ("resnet", "unet", "mlp")
+    preset = "images"
     standardized_over = ()
     pictured_channels = CHANNELS
 

@@ -14,9 +14,11 @@ from model.event_kinds.registry import kind_of, taken_by
 from model.networks.blocks import EnergyNetwork
 from model.networks.mlp import MLPEnergy
 from model.networks.resnet import ResNetEnergy
+from model.networks.unet import UNetEnergy
 
 _NETWORKS: dict[str, Callable[[NetworkConfig, tuple[int, ...], int], EnergyNetwork]] = {
     "resnet": ResNetEnergy,
+    "unet": UNetEnergy,
     "mlp": MLPEnergy,
 }
 _ACTIVATIONS_PER_THREAD = 150_000

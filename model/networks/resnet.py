@@ -52,17 +52,27 @@ class ResNetEnergy(EnergyNetwork):
 
     def forward(self, x: Tensor, at: At, _noise_std: Tensor | None = None) -> Tensor:
         embedding = self.embedding(at)
+        return self.read_features(self.encoded(x, embedding)[-1], embedding)
+
+    def encoded(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
+        """Return the features (B, width, H, W) at each resolution, the full one first."""
         if self.config.coordinates:
             x = torch.cat([x, self.grid.to(x.dtype).expand(len(x), -1, -1, -1)], dim=1)
         if self.conv_in.is_frozen:
             h: Tensor = FrozenInput.apply(x, self.conv_in, self.trunk_dtype(x.dtype))  # type: ignore[no-untyped-call]
         else:
             h = self.conv_in(x).to(self.trunk_dtype(x.dtype))
+        scales = []
         for index, blocks in enumerate(self.resolutions):
             if index > 0:
                 h = F.avg_pool2d(h, 2, ceil_mode=True)  # odd sizes keep their last row and column
             for block in blocks:  # type: ignore[attr-defined]
                 h = block(h, embedding)
+            scales.append(h)
+        return scales
+
+    def read_features(self, h: Tensor, embedding: Tensor) -> Tensor:
+        """Return what the head reads from the features `h` at the last resolution: (B,), or (B, K) with classes."""
         if self.config.head_width:
             h = self.block_out(self.dense_out(self.activation(h).flatten(1)), embedding)
             return self.read_out(self.activation(h).to(embedding.dtype), embedding)

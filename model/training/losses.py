@@ -91,6 +91,15 @@ def classification_loss(correction: Tensor, label: Tensor) -> Tensor:
     return F.cross_entropy(correction, label, ignore_index=NO_LABEL, reduction="none")
 
 
+def level_classification_loss(own_energy: Tensor, other_energy: Tensor) -> Tensor:
+    """Return −log p(own level | x) for a choice between two levels, given the energies (B,) of the same x at both.
+
+    It is least where both energies are −log p_t(x) up to one constant for all levels, so that it ties the levels
+    together (DiffCLF, 2026); score matching leaves every level, and every mode of a level, a constant of its own.
+    """
+    return F.softplus(own_energy - other_energy)
+
+
 def _energy_gradient(energy_fn: ConditionedEnergyFn, position: Tensor, at: At) -> Tensor:
     """Return ∇E_t at `position` (B, *event), differentiable in the parameters."""
     y = position.detach().requires_grad_()

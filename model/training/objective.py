@@ -30,6 +30,7 @@ from model.training.losses import (
     contrastive_loss,
     dual_score_matching_loss,
     energy_penalty,
+    level_classification_loss,
     marginal_score_matching_loss,
     noise_contrastive_loss,
     recovery_score_matching_loss,
@@ -99,10 +100,13 @@ def score_matching_losses(model: EnergyModel, x_data: Tensor, at: At, noise: Sha
         return losses
     scale, energy = schedule.scale[level], _Energy(model.parts)
     if model.config.score_matching.form == "marginal":
-        y = expand(scale, x_data) * schedule.diffuse(x_data, level, epsilon)
+        x = schedule.diffuse(x_data, level, epsilon)
+        y = expand(scale, x) * x
         losses = marginal_score_matching_loss(
             energy, y, epsilon, at, scale * schedule.sigma_bar[level], weigh_fn=model.weigh_residual
         )
+        if (weight := model.config.score_matching.level_classification_weight) > 0:
+            losses = losses + weight * _level_classification(model, x, at, energy.value, noise)
         return _with_labels(model, losses, energy.correction, at)
     x, x_next = schedule.diffuse_pair(x_data, level, epsilon, noise.normal(x_data))
     y = expand(scale, x) * x
@@ -113,16 +117,18 @@ def score_matching_losses(model: EnergyModel, x_data: Tensor, at: At, noise: Sha
 
 
 class _Energy:
-    """An energy function that keeps the corrections of its last call, so that labels take no evaluation of theirs."""
+    """An energy function that keeps what its last call found, so that further losses of it take no evaluation."""
 
     correction: Tensor
+    value: Tensor
 
     def __init__(self, parts_fn: Callable[[Tensor, At], tuple[Tensor, Tensor]]) -> None:
         self._parts_fn = parts_fn
 
     def __call__(self, x: Tensor, at: At) -> Tensor:
         base_energy, self.correction = self._parts_fn(x, at)
-        return base_energy - chosen(self.correction, at)
+        self.value = base_energy - chosen(self.correction, at)
+        return self.value
 
 
 def _with_labels(model: EnergyModel, losses: Tensor, correction: Tensor, at: At) -> Tensor:
@@ -150,6 +156,21 @@ def recovery_losses(model: EnergyModel, x_data: Tensor, at: At, noise: SharedNoi
     if config.energy_penalty > 0:
         losses = losses + config.energy_penalty * energy_penalty(positive, negative, loss_weight)
     return _with_labels(model, losses, energy.correction[: len(x_data)], at), levels
+
+
+def _level_classification(model: EnergyModel, x: Tensor, at: At, energy: Tensor, noise: SharedNoise) -> Tensor:
+    """Return the loss of telling the level of `x` = x_t, whose energy is `energy` (B,), from a neighbour of it.
+
+    Both neighbours are equally likely, so that x is as often of the one level of a pair as of the other. A neighbour
+    beyond the ends is the level itself, which costs a constant.
+    """
+    step = torch.where(noise.uniform(energy) < 0.5, -1, 1)
+    other = at.on((at.level + step).clamp(0, model.num_levels - 1))
+    other_energy = model.energy(expand(model.schedule.scale[other.level], x) * x, other)
+    if model.base is None or model.config.energy == "log_snr":
+        return level_classification_loss(energy, other_energy)
+    own, others = (model.base.log_volume(level) for level in (at.level, other.level))
+    return level_classification_loss(energy + own, other_energy + others)
 
 
 def _noise_contrast(model: EnergyModel, x_data: Tensor, at: At, epsilon: Tensor, noise: SharedNoise) -> Tensor:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJson
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from model.composition import DEFAULT_GUIDANCE, MAX_GUIDANCE
+from model.composition import MAX_GUIDANCE
 from model.config import Seed, TrainConfig, to_dict
 from model.fields import Config, types_of
 from model.frontier import Quality
@@ -93,8 +93,8 @@ Guidance = Annotated[
     Field(
         ge=0,
         le=MAX_GUIDANCE,
-        description="The weight w ≥ 0 with which labels are exaggerated: density ∝ p(x) p(label | x)^(1 + w). When "
-        f"absent {DEFAULT_GUIDANCE:g}, or 0 if labels are multiplied (`all_of`); only for conditional models",
+        description="The weight w ≥ 0 with which labels are exaggerated: density ∝ p(x) p(label | x)^(1 + w); 0, a "
+        "class as it is, when absent. Only for conditional models",
         examples=[0.5],
     ),
 ]

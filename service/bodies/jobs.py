@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from model.config import CalibrationConfig, TrainConfig
 from model.events import HealthEvent
 from model.frontier import TuneConfig
+from model.planning import DEFAULT_MINUTES
 from model.presets import ALIASES, PRESET_SUMMARIES
 from service.bodies.datasets import DATASET_NAMES
 from service.bodies.fields import (
@@ -113,12 +114,21 @@ class TrainRequest(_OVERRIDES, _TrainingStart):  # type: ignore[misc]
         json_schema_extra={
             "examples": [
                 {"preset": "digits", "name": "my first model", "seed": 0},
+                {"preset": "images", "dataset": "mnist5k", "minutes": 15},
                 {"preset": "density-2d", "dataset": "two_moons", "steps": 2000, "device": "cpu"},
                 {"preset": "digits", "config": {"optimizer": {"learning_rate": 5e-5}, "log_every": 50}},
             ]
         }
     )
 
+    minutes: float | None = Field(
+        None,
+        ge=0.1,
+        le=10_080,
+        description="Time that the training may take, with preset `images` only, which is planned to end within it; "
+        f"{DEFAULT_MINUTES:g} when absent",
+        examples=[15],
+    )
     device: Device = "auto"
     num_gpus: int = Field(
         1,
@@ -258,6 +268,11 @@ class TrainCheckBody(BaseModel):
     config: Annotated[dict[str, Any], SchemaOf(TrainConfig)] = Field(
         description="The whole configuration; when the request names no seed, each call draws another",
         examples=[SOME_CONFIG],
+    )
+    plan: list[str] = Field(
+        default=[],
+        description="Of a training that the trainer plans: what is chosen from the data and why, a sentence each",
+        examples=[["4,500 grey pictures of 28×28 pixels, without classes."]],
     )
 
 

@@ -15,6 +15,7 @@ class PresetBody(BaseModel):
 
     name: str = Field(description="The name that POST /jobs/train takes as `preset`", examples=["digits"])
     summary: str
+    of_paper: bool = Field(default=False, description="Whether it is one of the paper's experiments", examples=[False])
     config: Annotated[dict[str, Any], SchemaOf(TrainConfig)] = Field(
         description="The whole configuration", examples=[SOME_CONFIG]
     )

@@ -42,6 +42,8 @@ class TrainOptions(TypedDict, total=False):
     tune: bool | None
     """Whether to measure at the end, in at most a tenth of the time, what samples cost and how good they are; the
     preset decides when absent."""
+    minutes: float | None
+    """Time that the training may take, with preset `images` only, which is planned to end within it; 15 when absent."""
     device: Literal["auto", "cpu", "cuda"] | None
     """Where to compute; `auto` takes a GPU when the trainer has one."""
     num_gpus: int | None
@@ -119,8 +121,8 @@ class BulkOptions(TypedDict, total=False):
     the name or index of a class, `any_of` or `all_of` several, or null for any class. When absent, every class in turn;
     GET /models/{id} lists the classes."""
     guidance: float | None
-    """The weight w ≥ 0 with which labels are exaggerated: density ∝ p(x) p(label | x)^(1 + w). When absent 0.5, or 0 if
-    labels are multiplied (`all_of`); only for conditional models."""
+    """The weight w ≥ 0 with which labels are exaggerated: density ∝ p(x) p(label | x)^(1 + w); 0, a class as it is,
+    when absent. Only for conditional models."""
     adjusted: bool | None
     """Whether a Metropolis test accepts or rejects each step of the chains; when absent, as the model's own chains do,
     and true if labels are multiplied (`all_of`), which unadjusted chains do not draw from."""
@@ -147,8 +149,8 @@ class SampleOptions(TypedDict, total=False):
     the name or index of a class, `any_of` or `all_of` several, or null for any class. When absent, every class in turn;
     GET /models/{id} lists the classes."""
     guidance: float | None
-    """The weight w ≥ 0 with which labels are exaggerated: density ∝ p(x) p(label | x)^(1 + w). When absent 0.5, or 0 if
-    labels are multiplied (`all_of`); only for conditional models."""
+    """The weight w ≥ 0 with which labels are exaggerated: density ∝ p(x) p(label | x)^(1 + w); 0, a class as it is,
+    when absent. Only for conditional models."""
     adjusted: bool | None
     """Whether a Metropolis test accepts or rejects each step of the chains; when absent, as the model's own chains do,
     and true if labels are multiplied (`all_of`), which unadjusted chains do not draw from."""

@@ -118,6 +118,9 @@ def _draw(bar: Progress, task: TaskID, event: Event) -> None:
         case "rollback":
             told = f"diverged at step {data['step']}; on from step {data['to_step']} with a lower learning rate"
             bar.console.print(f"[yellow]{told}[/]", highlight=False)
+        case "plan":
+            for reason in data["reasons"]:
+                bar.console.print(reason, highlight=False)
         case "health" if data["level"] != "green":
             bar.console.print(f"[yellow]health {health_in_words(data)}[/]", highlight=False)
         case "status" if data.get("status") not in ("queued", "running", "succeeded"):

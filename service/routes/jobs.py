@@ -32,7 +32,7 @@ from service.http.errors import Problem, documented, field_problem, not_acceptab
 from service.http.preference import WaitDependency
 from service.stores import Stores, StoresDependency
 from service.work.catalogue import checkpoint_step, describe, parse_model
-from service.work.configuration import train_config, with_steps
+from service.work.configuration import training, with_steps
 from service.work.labels import read_labels
 from service.work.quality import chosen
 from service.work.submission import SubmissionDependency, Wanted, job_body, making_a_job, queue
@@ -86,17 +86,21 @@ async def train(request: TrainRequest, submission: SubmissionDependency) -> JobB
     """Checks the request, stores the job and queues it. `Location` is where to look at it; its events tell the rest."""
 
     def wanted() -> Wanted:
-        config = train_config(request, submission.stores.settings, submission.stores.artifacts)
+        asked = training(request, submission.stores.settings, submission.stores.artifacts)
         others = request.model_dump(include={"device", "num_gpus", "num_nodes", "keep_last", "keep_every"})
-        return Wanted(spec=TrainSpec(config=config, **others))
+        return Wanted(spec=TrainSpec(config=asked.config, plan=asked.plan, **others))
 
     return await submission.answer(JobKind.train, request, wanted)
 
 
 @router.post("/train/check", operation_id="check_training", summary="Check a training request without starting it")
 def check_training(request: TrainRequest, stores: StoresDependency) -> TrainCheckBody:
-    """The configuration that POST /jobs/train would train with, or the 422 that it would answer."""
-    return TrainCheckBody(config=to_dict(train_config(request, stores.settings, stores.artifacts)))
+    """The configuration that POST /jobs/train would train with, or the 422 that it would answer.
+
+    Of preset `images`, `plan` says what is chosen from the data and why; the trainer adds the number of steps.
+    """
+    asked = training(request, stores.settings, stores.artifacts)
+    return TrainCheckBody(config=to_dict(asked.config), plan=list(asked.reasons))
 
 
 @router.post("/calibrate", operation_id="calibrate", summary="Estimate log Z of a checkpoint", **making_a_job(404, 409))

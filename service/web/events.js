@@ -6,7 +6,7 @@ import { shape, whole } from "./format.js";
 export const EVENT_KINDS = {
   images: {
     axes: 3,
-    preset: "digits",
+    preset: "images",
     counts: [1, 4, 16, 36, 64, 100],
     usualCount: 16,
     hasPixels: true,

@@ -16,6 +16,8 @@ function told({ type, data }) {
       return `${data.status}${data.error ? `: ${data.error}` : ""}`;
     case "started":
       return data.step ? `goes on from step ${whole(data.step)}` : `started${data.device ? ` on ${data.device}` : ""}`;
+    case "plan":
+      return [`planned for ${number(data.minutes)} minutes: ${whole(data.steps)} steps.`, ...data.reasons].join(" ");
     case "batch":
       return `batches of ${whole(data.batch_size)}`;
     case "checkpoint":

@@ -58,7 +58,7 @@ function labelControls(classes) {
     min: 0,
     max: 4,
     step: 0.1,
-    value: 0.5,
+    value: 0,
     format: (value) => fixed(value, 1),
   });
   return {

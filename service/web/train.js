@@ -12,18 +12,17 @@ import { whole } from "./format.js";
 const CHECK_AFTER_MS = 250;
 const OTHER = "…";
 const ASKED_OTHERWISE = ["preset", "config", "dataset"];
-const FIRST = ["name", "steps", "seed"];
+const FIRST = ["minutes", "name", "steps", "seed"];
+const MINUTES = { least: 5, most: 120, usual: 15, step: 5 };
+const PLANNED = "images"; // the preset that is planned for a time, in place of a number of steps
 const RANDOM = "random";
 
 function presetCards(presets, chosen, onChange) {
-  return h(
-    "fieldset",
-    {},
-    h("legend", {}, "Start from"),
+  const cards = (these) =>
     h(
       "div",
       { class: "choices" },
-      presets.map((preset) =>
+      these.map((preset) =>
         h(
           "label",
           { class: "choice" },
@@ -34,11 +33,43 @@ function presetCards(presets, chosen, onChange) {
             checked: preset.name === chosen,
             onchange: () => onChange(preset),
           }),
-          h("span", {}, h("strong", {}, preset.name), h("span", {}, preset.summary)),
+          h(
+            "span",
+            {},
+            h("strong", {}, preset.name === PLANNED ? "my pictures" : preset.name),
+            h("span", {}, preset.summary),
+          ),
         ),
       ),
+    );
+  return h(
+    "fieldset",
+    {},
+    h("legend", {}, "Start from"),
+    cards(presets.filter((one) => !one.of_paper)),
+    h(
+      "details",
+      {},
+      h("summary", {}, "The paper's experiments"),
+      cards(presets.filter((one) => one.of_paper)),
     ),
   );
+}
+
+/** Return the slider for the time of a planned training; it has no value while it is hidden. */
+function minutesField() {
+  const shown = h("output", {}, String(MINUTES.usual));
+  const control = h("input", {
+    type: "range",
+    min: MINUTES.least,
+    max: MINUTES.most,
+    step: MINUTES.step,
+    value: MINUTES.usual,
+    oninput: () => say(shown, control.value),
+  });
+  const one = field("minutes", "Minutes", "the training is planned to end within this time", control);
+  control.after(shown);
+  return { ...one, usual: () => {}, read: () => (one.element.hidden ? {} : { value: Number(control.value) }) };
 }
 
 function datasetOptions(datasets, preset) {
@@ -124,6 +155,7 @@ export async function view(root, { signal, query }) {
   );
   const request = Object.fromEntries(asked.map(([name, schema]) => [name, schemaField(name, labelOf(name), schema)]));
   const { fields: configuration, element: advanced } = configurationFields(schemas, [...Object.keys(request), "dataset"]);
+  request.minutes = minutesField();
   const fields = { ...request, ...configuration };
   fields.dataset = field("dataset", "Data", "a tenth is held out, the same tenth every time", h("select", {}));
   fields.other = field(
@@ -170,8 +202,9 @@ export async function view(root, { signal, query }) {
     if (Object.keys(wrong).length) return say(told, "Some fields need another look.");
     checking = new AbortController();
     try {
-      const { config } = await post("/jobs/train/check", body, { signal: checking.signal });
-      say(told, summary(config));
+      const { config, plan } = await post("/jobs/train/check", body, { signal: checking.signal });
+      const planned = body.preset === PLANNED;
+      say(told, planned ? [...plan, "The trainer adds the number of steps."].join(" ") : summary(config));
       complain({});
       report(null);
     } catch (error) {
@@ -191,11 +224,26 @@ export async function view(root, { signal, query }) {
     fields.dataset.control.replaceChildren(...datasetOptions(datasets, preset));
     fields.dataset.control.value = [...fields.dataset.control.options].some((one) => one.value === value) ? value : "";
     fields.other.element.hidden = fields.dataset.control.value !== OTHER;
+    const planned = preset.name === PLANNED;
+    request.minutes.element.hidden = !planned;
+    request.steps.element.hidden = planned;
+    upload.open ||= planned;
     for (const [path, one] of Object.entries(parts.configuration)) one.usual(valueAt(preset.config, path));
     for (const [name, schema] of asked) request[name].usual(preset.config[name] ?? schema.default);
     request.seed.usual(RANDOM);
   };
 
+  const upload = h(
+    "details",
+    {},
+    h("summary", {}, "Upload data of your own"),
+    uploadForm((dataset) => {
+      datasets = [dataset, ...datasets.filter((one) => one.id !== dataset.id)];
+      arrange();
+      fields.dataset.control.value = dataset.id;
+      check();
+    }, signal),
+  );
   const form = h(
     "form",
     { novalidate: true, class: "panel train" },
@@ -210,17 +258,7 @@ export async function view(root, { signal, query }) {
       h("div", {}, fields.dataset.element, fields.other.element),
       FIRST.map((name) => request[name].element),
     ),
-    h(
-      "details",
-      {},
-      h("summary", {}, "Upload data of your own"),
-      uploadForm((dataset) => {
-        datasets = [dataset, ...datasets.filter((one) => one.id !== dataset.id)];
-        arrange();
-        fields.dataset.control.value = dataset.id;
-        check();
-      }, signal),
-    ),
+    upload,
     h(
       "details",
       {},

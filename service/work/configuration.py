@@ -3,34 +3,73 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from model.config import TrainConfig, from_dict, to_dict
 from model.errors import ConfigError, DataError
 from model.event_kinds.registry import kind_of, taken_by
-from model.fields import types_of
+from model.fields import merged, types_of
 from model.intake.limits import Summary
+from model.planning import DEFAULT_MINUTES, IMAGES_PRESET, Machine, overlaid, plan
 from model.presets import PRESETS, override, preset
 from service.bodies.fields import random_seed
 from service.bodies.jobs import TrainRequest
 from service.http.errors import FieldProblem, Problem, field_problem
 from worker.datasets.names import require_dataset
+from worker.jobs.kinds import PlanRequest
 from worker.settings import Settings
 from worker.storage.bucket import Bucket
 
 _OVERRIDES = [name for name in TrainRequest.model_fields if name in types_of(TrainConfig)]
 
 
-def train_config(request: TrainRequest, settings: Settings, bucket: Bucket) -> TrainConfig:
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What a request asks for."""
+
+    config: TrainConfig
+    """the configuration, or what is known of it before the trainer plans it"""
+    plan: PlanRequest | None = None
+    """None unless the trainer is to plan it"""
+    reasons: tuple[str, ...] = ()
+    """of the plan, as far as it is known, a sentence each"""
+
+
+def training(request: TrainRequest, settings: Settings, bucket: Bucket) -> Training:
     """Return the preset, with the request's configuration laid over it, and its single fields over that.
 
     A seed is drawn unless one is given. The uploaded datasets are looked up in the bucket.
     """
     if request.preset is None and request.config is None:
         raise field_problem(["body", "preset"], f"give `preset` (one of {', '.join(PRESETS)}) or `config`")
+    if request.preset == IMAGES_PRESET:
+        return _planned(request, settings, bucket)
+    if request.minutes is not None:
+        raise field_problem(["body", "minutes"], f"minutes are for preset '{IMAGES_PRESET}'; give `steps` instead")
+    return Training(config=_train_config(request, settings, bucket))
+
+
+def _planned(request: TrainRequest, settings: Settings, bucket: Bucket) -> Training:
+    """Return a training that the trainer plans: what the data tell of it is told here, what a step costs is not."""
+    config = _train_config(request, settings, bucket)
+    changes = merged(request.config or {}, {"seed": config.seed, **_overrides(request)})
+    minutes = DEFAULT_MINUTES if request.minutes is None else request.minutes
+    wish = PlanRequest(minutes=minutes, changes=changes)
+    found = _known_dataset(config, settings, bucket)
+    if found is None:  # only the trainer reads it
+        return Training(config=config, plan=wish)
+    likely = Machine(device="cuda" if request.device == "cuda" else "cpu", num_threads=request.num_gpus)
+    try:
+        found_plan = plan(found, likely, config.dataset)
+        return Training(config=overlaid(found_plan.config, changes), plan=wish, reasons=found_plan.reasons)
+    except ConfigError as error:
+        raise _refusal(error, changes) from None
+
+
+def _train_config(request: TrainRequest, settings: Settings, bucket: Bucket) -> TrainConfig:
     config = _base(request)
-    changes = {name: value for name in _OVERRIDES if (value := getattr(request, name)) is not None}
+    changes = _overrides(request)
     if "seed" not in changes and "seed" not in (request.config or {}):
         changes["seed"] = random_seed()
     config = _checked_override(config, changes)
@@ -38,6 +77,10 @@ def train_config(request: TrainRequest, settings: Settings, bucket: Bucket) -> T
     _require_matching_network(config, dataset)
     _require_labels(config, dataset)
     return config
+
+
+def _overrides(request: TrainRequest) -> dict[str, Any]:
+    return {name: value for name in _OVERRIDES if (value := getattr(request, name)) is not None}
 
 
 def with_steps(values: Mapping[str, Any], steps: int) -> TrainConfig:
@@ -54,16 +97,7 @@ def _base(request: TrainRequest) -> TrainConfig:
             start = to_dict(preset(request.preset))
         except ConfigError as error:
             raise field_problem(["body", "preset"], str(error)) from None
-    return _parse(_merged(start, request.config or {}))
-
-
-def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` with `changes` laid over it, object by object."""
-    result = dict(base)
-    for name, value in changes.items():
-        below = result.get(name)
-        result[name] = _merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
-    return result
+    return _parse(merged(start, request.config or {}))
 
 
 def _parse(values: Mapping[str, Any]) -> TrainConfig:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
-from model.composition import ANY_LABEL, DEFAULT_GUIDANCE, Composition
+from model.composition import ANY_LABEL, Composition
 from model.errors import ConfigError
 from service.bodies.fields import CompositionBody
 from service.http.errors import field_problem
@@ -37,18 +38,12 @@ def read_labels(
             f"there are {len(labels)} labels for {num_images} samples; ask for more, or leave some out",
         )
     found = [_composition(one, classes, ["body", "labels", index]) for index, one in enumerate(asked)]
-    if guidance is None:
-        guidance = 0.0 if any(one.is_product for one in found) else DEFAULT_GUIDANCE
-    return tuple(one if one == ANY_LABEL else _guided(one, guidance) for one in found)
+    return tuple(one if one == ANY_LABEL else replace(one, guidance=guidance or 0.0) for one in found)
 
 
 def named(compositions: Collection[Composition], classes: Sequence[str]) -> list[Any]:
     """Return what is asked, in the names of the classes, as JSON."""
     return [one.named(classes) for one in compositions]
-
-
-def _guided(one: Composition, guidance: float) -> Composition:
-    return Composition(any_of=one.any_of, all_of=one.all_of, guidance=guidance)
 
 
 def _composition(asked: Asked, classes: Sequence[str], location: Sequence[str | int]) -> Composition:

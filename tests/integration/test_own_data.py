@@ -63,6 +63,27 @@ def test_a_folder_of_images_is_uploaded_trained_on_and_sampled(
         recovery.train(preset="digits", dataset=dataset_id)
 
 
+def test_pictures_are_planned_by_the_trainer_for_the_time_that_is_given(
+    recovery: Recovery, command: UpCommand, tmp_path: Path
+) -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (24, 8, 9, 3), np.uint8)
+    np.savez(tmp_path / "two.npz", x=pictures, y=np.arange(24) % 2)
+    told = command_line(
+        command, "train", "images", "--upload", f"{tmp_path}/two.npz", "--minutes", "0.2", "--set", "network.width=8"
+    )
+    job = finished(recovery, recovery.job(told.stdout.strip()))
+
+    [plan] = [event["data"] for event in recovery.events(job["id"]) if event["type"] == "plan"]
+    assert plan["minutes"] == 0.2
+    assert any("2 classes" in reason for reason in plan["reasons"])
+    # what was decided is what the job says and what was done
+    assert job["config"]["steps"] == plan["steps"] == job["progress"]["total_steps"] == job["progress"]["step"]
+    assert job["config"]["network"]["width"] == 8
+    assert job["config"]["network"]["kind"] == "unet"
+    assert recovery.model(job["model_id"])["config"] == job["config"]
+    assert recovery.sample(job["model_id"], 2, seed=0).x.shape == (2, 3, 8, 9)
+
+
 def test_rows_of_a_csv_get_a_density(recovery: Recovery, tmp_path: Path) -> None:
     points = np.random.default_rng(0).normal([100.0, -5.0], [20.0, 0.5], (300, 2))
     with (tmp_path / "points.csv").open("w", newline="") as file:

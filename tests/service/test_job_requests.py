@@ -225,3 +225,34 @@ def test_a_training_is_conditional_by_one_word(client: TestClient) -> None:
     body = {"preset": "digits", "conditional": True}
 
     assert client.post("/jobs/train/check", json=body).json()["config"]["conditional"] is True
+
+
+def test_pictures_are_planned_from_what_is_known_of_them_and_the_trainer_gets_the_wish(
+    client: TestClient, store: RecordStore
+) -> None:
+    wanted = {"preset": "images", "dataset": "mnist5k", "minutes": 20, "config": {"network": {"width": 24}}, "seed": 3}
+    checked = client.post("/jobs/train/check", json=wanted).json()
+    job = client.post("/jobs/train", json=wanted).json()
+
+    assert checked["config"]["network"]["kind"] == "unet"
+    assert checked["config"]["network"]["width"] == 24
+    assert checked["config"]["conditional"]
+    assert "5,000 grey pictures of 28×28 pixels, of 10 classes" in checked["plan"][0]
+    assert job["config"] == checked["config"]
+    wish = store.get(job["id"]).spec["plan"]
+    assert wish["minutes"] == 20
+    assert wish["changes"] == {"network": {"width": 24}, "seed": 3, "dataset": "mnist5k"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"preset": "digits", "minutes": 5}, "minutes are for preset 'images'"),
+        ({"preset": "images", "dataset": "two_moons"}, "two_moons holds vectors"),
+        ({"preset": "images", "config": {"network": {"width": 1}}}, "expected a number from 4"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(client: TestClient, changes: dict[str, Any], told: str) -> None:
+    answer = client.post("/jobs/train", json=changes)
+    assert answer.status_code == 422
+    assert told in answer.json()["detail"]

@@ -55,10 +55,10 @@ def test_without_labels_a_conditional_model_draws_its_classes_in_turn(
     answer = draw(client, labelled_id, "application/json", num_images=4, seed=1)
 
     [request] = sampler.requests
-    assert request.labels == tuple(Composition.of_label(k, guidance=0.5) for k in range(3))
-    assert (answer.json()["labels"], answer.json()["guidance"]) == (["ant", "bee", "3", "ant"], 0.5)
+    assert request.labels == tuple(Composition.of_label(k) for k in range(3))
+    assert (answer.json()["labels"], answer.json()["guidance"]) == (["ant", "bee", "3", "ant"], 0)
     assert json.loads(answer.headers["X-Labels"]) == ["ant", "bee", "3"]
-    assert (answer.headers["X-Guidance"], answer.headers["X-Kernel"], answer.headers["X-Seed"]) == ("0.5", "mala", "1")
+    assert (answer.headers["X-Guidance"], answer.headers["X-Kernel"], answer.headers["X-Seed"]) == ("0", "mala", "1")
     assert client.get(f"/models/{labelled_id}").json()["classes"] == CLASSES
 
 
@@ -80,9 +80,9 @@ def test_labels_are_composed_by_any_of_and_all_of(
     both = draw(client, labelled_id, "application/json", labels=[product]).json()
 
     first, second = sampler.requests
-    assert first.labels == (Composition(any_of=(0, 1), guidance=0.5),)
+    assert first.labels == (Composition(any_of=(0, 1)),)
     assert second.labels == (Composition(any_of=(0, 1), all_of=((2, -1.5),)),)
-    assert (alone["labels"], alone["guidance"]) == ([{"any_of": ["ant", "bee"], "all_of": []}], 0.5)
+    assert (alone["labels"], alone["guidance"]) == ([{"any_of": ["ant", "bee"], "all_of": []}], 0)
     assert (both["labels"], both["guidance"], "note" in both) == ([product], 0.0, False)
 
 
@@ -164,5 +164,5 @@ def test_a_bulk_job_keeps_what_was_asked(client: TestClient, labelled_id: str, s
     asked = client.post("/jobs/sample", json={**body, "labels": ["bee"], "guidance": 1.0, "adjusted": True}).json()
 
     specs = [SampleSpec.of(store.get(job["id"]).spec) for job in (balanced, asked)]
-    assert specs[0].labels == tuple(Composition.of_label(k, guidance=0.5) for k in range(3))
+    assert specs[0].labels == tuple(Composition.of_label(k) for k in range(3))
     assert (specs[1].labels, specs[1].adjusted) == ((Composition.of_label(1, guidance=1.0),), True)

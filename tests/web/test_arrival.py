@@ -58,6 +58,7 @@ def test_the_keyboard_reaches_everything_in_order(visitor: Visitor) -> None:
 def test_the_form_is_checked_as_it_is_filled_in(visitor: Visitor) -> None:
     visitor.open("/#/train")
     page = visitor.page
+    page.get_by_text("digits", exact=True).click()
     page.locator(".summary", has_text="4,900 steps: 4,500 of score matching").wait_for()
     steps = page.get_by_label("Steps", exact=True)
     with visitor.refused():
@@ -77,10 +78,28 @@ def test_the_form_is_checked_as_it_is_filled_in(visitor: Visitor) -> None:
     assert page.locator(".field-error:visible").count() == 0
 
 
+def test_my_pictures_come_first_and_their_plan_is_told(visitor: Visitor) -> None:
+    visitor.open("/#/train")
+    page = visitor.page
+    page.get_by_text("the trainer adds the number of steps").wait_for()
+    assert page.get_by_label("my pictures").is_checked()
+    assert not page.get_by_label("Steps", exact=True).is_visible()
+    page.get_by_label("Data", exact=True).select_option("mnist5k")
+    page.locator(".summary", has_text="5,000 grey pictures of 28×28 pixels, of 10 classes").wait_for()
+    page.get_by_label("Minutes", exact=True).fill("30")
+    assert page.get_by_text("cifar10-t6", exact=True).is_hidden()
+    page.get_by_text("The paper's experiments").click()
+    page.get_by_text("cifar10-t6", exact=True).click()
+    page.locator(".summary", has_text="1,000,000 steps of recovery likelihood").wait_for()
+    assert page.get_by_label("Minutes", exact=True).is_hidden()
+    assert visitor.faults() == []
+
+
 def test_the_form_has_every_field_of_the_configuration_with_the_preset_s_value(visitor: Visitor) -> None:
     visitor.open()
     visitor.open("/#/train")
     page = visitor.page
+    page.get_by_text("digits", exact=True).click()
     page.get_by_text("More settings").click()
     page.get_by_text("Advanced: every field of the configuration").click()
     for group in ("chain", "optimizer", "training"):

@@ -26,6 +26,13 @@ def digits_id(recovery: Recovery) -> str:
     return str(job["model_id"])
 
 
+def test_a_model_without_classes_offers_none(visitor: Visitor, trained: str, recovery: Recovery) -> None:
+    visitor.open(f"/#/models/{recovery.job(trained)['model_id']}")
+    visitor.button("Draw samples").wait_for()
+    assert visitor.page.get_by_label("Class", exact=True).count() == 0
+    assert visitor.page.get_by_role("heading", name="Tell the class").count() == 0
+
+
 def test_a_class_and_its_guidance_are_chosen(visitor: Visitor, digits_id: str) -> None:
     page = visitor.page
     visitor.open(f"/#/models/{digits_id}")
@@ -36,17 +43,17 @@ def test_a_class_and_its_guidance_are_chosen(visitor: Visitor, digits_id: str) -
     page.get_by_text(re.compile("done: seed 0")).wait_for()
     body = sent.value.post_data_json
     assert body
-    assert ("labels" in body, body["guidance"]) == (False, 0.5)
+    assert ("labels" in body, body["guidance"]) == (False, 0)
 
     page.get_by_label("Class", exact=True).select_option("7")
     page.get_by_label(re.compile("^Guidance")).focus()
-    page.keyboard.press("Home")
+    page.keyboard.press("End")
     with page.expect_request("**/sample") as sent:
         visitor.button("Draw samples").click()
     page.get_by_text(re.compile("done: seed 0")).wait_for()
     body = sent.value.post_data_json
     assert body
-    assert (body["labels"], body["guidance"]) == ([7], 0)
+    assert (body["labels"], body["guidance"]) == ([7], 4)
 
 
 def test_dropped_pictures_get_bars_of_probabilities(
@@ -69,10 +76,3 @@ def test_dropped_pictures_get_bars_of_probabilities(
     np.testing.assert_allclose(percents, sorted(expected.probabilities[0], reverse=True), atol=0.001)
     assert "None of these" in page.locator(".told").nth(1).inner_text()
     assert visitor.faults() == []
-
-
-def test_a_model_without_classes_offers_none(visitor: Visitor, trained: str, recovery: Recovery) -> None:
-    visitor.open(f"/#/models/{recovery.job(trained)['model_id']}")
-    visitor.button("Draw samples").wait_for()
-    assert visitor.page.get_by_label("Class", exact=True).count() == 0
-    assert visitor.page.get_by_role("heading", name="Tell the class").count() == 0

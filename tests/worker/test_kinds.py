@@ -43,6 +43,7 @@ def test_a_spec_is_read_as_it_was_stored() -> None:
     assert TrainSpec.of(training.model_dump(mode="json")) == training
     assert training.model_dump() == {
         **tiny_spec(),
+        "plan": None,
         "num_gpus": 1,
         "num_nodes": 1,
         "keep_last": None,
@@ -55,7 +56,14 @@ def test_a_spec_is_read_as_it_was_stored() -> None:
 def test_specs_of_an_earlier_and_of_a_later_version_are_read() -> None:
     earlier = {"config": {"dataset": "digits"}}
     assert TrainSpec.of(earlier).num_gpus == 1
-    defaults = {"device": "auto", "num_gpus": 1, "num_nodes": 1, "keep_last": None, "keep_every": None}
+    defaults = {
+        "device": "auto",
+        "plan": None,
+        "num_gpus": 1,
+        "num_nodes": 1,
+        "keep_last": None,
+        "keep_every": None,
+    }
     assert TrainSpec.completed(earlier) == {**defaults, **earlier}
     assert TrainSpec.of({**tiny_spec(), "curriculum": "easy first"}) == TrainSpec.of(tiny_spec())
 

@@ -131,6 +131,7 @@ def test_requests_have_the_form_in_which_versions_that_run_side_by_side_exchange
     assert fields == {
         "worker.tasks.sample": {
             *("num_images", "seed", "num_steps", "noise_scale", "labels", "adjusted", "levels", "precision", "stream"),
+            "start",
         },
         "worker.tasks.classify": {"noise_std"},
         "worker.tasks.density": {"num_paths", "seed"},

@@ -355,3 +355,16 @@ def test_an_unreadable_copy_does_not_keep_the_others_from_coming_back(store: Rec
     assert store.get(record.id).status is JobStatus.queued
     with pytest.raises(ArtifactMissing):
         s3.get_bytes(f"jobs/{new_id()}/job.json")
+
+
+def test_what_the_holder_decides_of_a_job_is_its_spec_from_then_on_in_redis_and_s3(
+    store: RecordStore, s3: Artifacts
+) -> None:
+    record, lease = make_job(store, JobStatus.running)
+    assert lease is not None
+    decided = {**record.spec, "plan": None, "decided": True}
+    assert store.decide(lease, decided).spec == decided
+    assert store.get(record.id).spec == _saved(s3, record.id).spec == decided
+    assert store.requeue(lease, "shut down").spec == decided  # the next attempt goes on by it
+    with pytest.raises(StaleLease):
+        store.decide(lease, {})

@@ -136,7 +136,7 @@ def test_a_training_tunes_its_last_checkpoint(
     types = [event.type for event in store.read_events(ended.id)]
     assert types.index("checkpoint") < types.index("tuning") < types.index("tuned")
     frontier = Frontier.from_dict(s3.get_frontier(ended.model_id, 20))
-    assert (frontier.num_samples, len(frontier.points)) == (500, 6)
+    assert (frontier.num_samples, len(frontier.points)) == (500, 5)
     assert ended.progress.total_steps == 20  # the progress is that of the training
 
 

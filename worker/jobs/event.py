@@ -43,6 +43,17 @@ class StartedEvent:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlanEvent:
+    """The trainer has planned the training by the data, the machine and the time; the job's `config` is the plan."""
+
+    minutes: float
+    """that the training may take"""
+    steps: int
+    reasons: list[str]
+    """what was chosen and why, and what to expect, a sentence each"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class GridEvent:
     """A grid of samples was drawn while the model trains, and is stored."""
 
@@ -162,6 +173,7 @@ class NoticeEvent:
 EventData: TypeAlias = (
     StatusEvent
     | StartedEvent
+    | PlanEvent
     | BatchEvent
     | StepEvent
     | GridEvent
@@ -181,6 +193,7 @@ EventData: TypeAlias = (
 EVENTS: dict[str, type[EventData]] = {
     "status": StatusEvent,
     "started": StartedEvent,
+    "plan": PlanEvent,
     "batch": BatchEvent,
     "step": StepEvent,
     "sample": GridEvent,

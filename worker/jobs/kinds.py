@@ -26,6 +26,7 @@ from worker.jobs.event import (
     CheckpointStoredEvent,
     EventData,
     GridEvent,
+    PlanEvent,
     SamplingEvent,
     ShardEvent,
     TunedEvent,
@@ -77,10 +78,23 @@ def _reader(config: type[Any]) -> Callable[[Any], Any]:
     return lambda stored: stored if isinstance(stored, config) else from_dict(config, stored)
 
 
+class PlanRequest(BaseModel):
+    """A wish for a training that the trainer plans when it starts, by the data, the machine and the time."""
+
+    model_config = ConfigDict(frozen=True)
+
+    minutes: float
+    """that the training may take"""
+    changes: dict[str, Any] = {}
+    """what the request asked for itself, as a part of a configuration: it stays as it is"""
+
+
 class TrainSpec(Spec):
     """A training."""
 
     config: Annotated[TrainConfig, PlainValidator(_reader(TrainConfig)), PlainSerializer(to_dict)]
+    plan: PlanRequest | None = None
+    """None once it is decided: the decision is in `config` then, so that every later attempt goes on by it"""
     num_gpus: int = 1
     """GPUs of one trainer that share every batch; processes with device "cpu\""""
     num_nodes: int = 1
@@ -167,6 +181,7 @@ KINDS = (
             CheckpointsDeletedEvent,
             RollbackEvent,
             HealthEvent,
+            PlanEvent,
             CalibrationEvent,
             CalibratedEvent,
             TuningEvent,

@@ -172,6 +172,15 @@ class RecordStore(RecordWriter):
         """Note the latest verdict on a training. Raises StaleLease."""
         self._report(lease, {"health": HEALTH.dump_json(verdict).decode()})
 
+    def decide(self, lease: Lease, spec: Mapping[str, Any]) -> JobRecord:
+        """Replace what a running job is asked to do by what was decided of it. Raises StaleLease."""
+
+        def change(record: JobRecord) -> JobRecord:
+            require_held(record, lease)
+            return record.model_copy(update={"spec": dict(spec)})
+
+        return self._transition(lease.job_id, change)
+
     def append_event(self, job_id: str, type_: str, data: Mapping[str, Any], token: int) -> str:
         """Add to the job's stream; returns the event's id. Raises StaleLease."""
         return self.events.append(job_id, type_, data, token)

@@ -7,6 +7,7 @@ tells of progress, stores checkpoints, tunes and calibrates.
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from redis.exceptions import RedisError
 
-from model.config import CalibrationConfig, TrainConfig
+from model.config import CalibrationConfig, TrainConfig, to_dict
 from model.errors import CheckpointError, ModelError
 from model.events import (
     BatchEvent,
@@ -30,10 +31,18 @@ from model.events import (
     TrainEvent,
 )
 from model.frontier import TuneConfig
+from model.planning import Machine, expectations, fit, overlaid, plan
 from worker.datasets.names import fetch_dataset, unread_column
 from worker.jobs.deletion import Deletions, Retention
-from worker.jobs.event import CheckpointsDeletedEvent, CheckpointStoredEvent, GridEvent, NoticeEvent, StartedEvent
-from worker.jobs.kinds import TrainSpec
+from worker.jobs.event import (
+    CheckpointsDeletedEvent,
+    CheckpointStoredEvent,
+    GridEvent,
+    NoticeEvent,
+    PlanEvent,
+    StartedEvent,
+)
+from worker.jobs.kinds import PlanRequest, TrainSpec
 from worker.jobs.record import JobRecord, Progress, RecordError
 from worker.kinds.calibrate import calibrate_checkpoint
 from worker.kinds.tune import tune_checkpoint
@@ -44,6 +53,7 @@ from worker.trainer.watch import StopReason
 
 if TYPE_CHECKING:
     from model.checkpoints.checkpoint import Snapshot
+    from model.data.datasets import Dataset
     from model.training.ranks import Ranks
 
 log = structlog.get_logger(__name__)
@@ -58,6 +68,8 @@ _QUICK = {"max_bridges": 8, "max_chains": CalibrationConfig.num_chains}
 that of `density-2d`. A job of its own goes further."""
 
 
+_MEASURED_SHARE = 0.03
+"""The share of a planned training's time in which its steps are timed."""
 _SHORTEST_TUNING_S, _LONGEST_TUNING_S = 1.0, 600.0
 
 
@@ -65,14 +77,14 @@ class Run(Attempt):
     """One attempt at a training: it goes on from the newest committed checkpoint, and delivers what it yields."""
 
     _stop_reason: StopReason | None = None
+    _checkpoint_every = 1
 
     def work(self, record: JobRecord) -> StopReason | None:
         """Train, deliver, and tune and calibrate the last checkpoint if the configuration says so."""
         spec = TrainSpec.of(record.spec)
-        config = spec.config
         spool = self._start_spool(record.model_id or record.id, spec) if self.rank == 0 else None
         with self._ranks(record) as ranks:
-            self._train(record, config, ranks, spool)
+            config = self._train(record, spec, ranks, spool)
         if spool is None:
             return None
         spool.flush(self._delivery_patience_s)
@@ -104,7 +116,8 @@ class Run(Attempt):
         started = (event.at for event in self.store.read_events(record.id) if event.type == "started")
         return (datetime.now(UTC) - next(started, record.started_at or datetime.now(UTC))).total_seconds()
 
-    def _train(self, record: JobRecord, config: TrainConfig, ranks: Ranks, spool: Spool | None) -> None:
+    def _train(self, record: JobRecord, spec: TrainSpec, ranks: Ranks, spool: Spool | None) -> TrainConfig:
+        begun, config = time.monotonic(), spec.config
         from model import data, training  # torch takes seconds; signals and threads are in place by now
         from model.networks.winograd import bfloat16_is_slow
         from model.training.state import class_names
@@ -114,11 +127,14 @@ class Run(Attempt):
             location = self.patiently(lambda: fetch_dataset(name, self.settings, self.artifacts, image_size, column))
         device, limits, column = self._device(record), self.settings.read_limits, unread_column(name, column)
         dataset = data.load(location, limits, image_size, column, max_deviation=config.max_deviation)
+        if spec.plan is not None:
+            config = self._planned(record, spec.plan, name, dataset, device, ranks, begun)
         self.use_threads(config.network, dataset.event_shape, config.largest_batch_size)
+        self._checkpoint_every = config.checkpoint_every
         model_id = record.model_id or record.id
         if spool is not None:
             about = {"classes": class_names(config, dataset), "event_shape": dataset.event_shape}
-            self.patiently(lambda: self._describe_model(model_id, record, about))
+            self.patiently(lambda: self._describe_model(model_id, record, config, about))
         snapshot = self._found_together(ranks, model_id, lambda: self._newest_snapshot(model_id))
         start_step = snapshot.step if snapshot else 0
         if spool is not None:
@@ -140,6 +156,33 @@ class Run(Attempt):
         for event in events:
             if spool is not None:
                 self._deliver(event, spool)
+        return config
+
+    def _planned(
+        self, record: JobRecord, wish: PlanRequest, name: str, dataset: Dataset, device: str, ranks: Ranks, begun: float
+    ) -> TrainConfig:
+        """Decide by the data, the machine and the time since `begun` how to train, for this and every later attempt."""
+        import torch
+
+        from model.data.datasets import summary_of
+        from model.training.pace import measure_pace
+
+        machine = Machine(device=device, num_threads=torch.get_num_threads())
+        chosen = plan(summary_of(dataset), machine, name)
+        config = overlaid(chosen.config, wish.changes)
+        self.use_threads(config.network, dataset.event_shape, config.largest_batch_size)
+        seconds = 60 * wish.minutes
+        step_s = measure_pace(config, dataset, device, ranks, seconds=_MEASURED_SHARE * seconds)
+        tuning_s = self.settings.tuning_share * seconds if config.tune else 0.0
+        left_s = begun + seconds - tuning_s - time.monotonic()
+        left_s = float(ranks.sum(torch.tensor(left_s if ranks.leads else 0.0)))
+        config = overlaid(fit(config, step_s, left_s), wish.changes)
+        if self.rank == 0:
+            spec = {**record.spec, "config": to_dict(config), "plan": None}
+            self.patiently(lambda: self.store.decide(self.lease, spec))
+            reasons = [*chosen.reasons, *expectations(config, step_s, wish.minutes)]
+            self.telemetry.event(PlanEvent(minutes=wish.minutes, steps=config.steps, reasons=reasons))
+        return config
 
     def _ranks(self, record: JobRecord) -> AbstractContextManager[Ranks]:
         from model.training.ranks import ALONE, joined
@@ -201,7 +244,7 @@ class Run(Attempt):
         )
         try:
             self.watch.confirm()
-            steps = Deletions(self.store).thin_out(model_id, retention, spec.config.checkpoint_every)
+            steps = Deletions(self.store).thin_out(model_id, retention, self._checkpoint_every)
             if steps:
                 self.telemetry.event(CheckpointsDeletedEvent(steps=steps, **asdict(retention)))
         except (ArtifactError, RedisError, RecordError) as error:  # after the next checkpoint, then
@@ -218,17 +261,16 @@ class Run(Attempt):
             return self.settings.kill_grace_s / 3
         return self.settings.storage_patience_s
 
-    def _describe_model(self, model_id: str, record: JobRecord, about: Mapping[str, Any]) -> None:
+    def _describe_model(self, model_id: str, record: JobRecord, config: TrainConfig, about: Mapping[str, Any]) -> None:
         if self.artifacts.has_model(model_id):
             return
-        config = record.spec["config"]
         self.artifacts.put_model(
             model_id,
             {
                 "id": model_id,
                 "name": record.name,
-                "dataset": config.get("dataset"),
-                "config": config,
+                "dataset": config.dataset,
+                "config": to_dict(config),
                 **about,
                 "job_id": record.id,
                 "created_at": datetime.now(UTC).isoformat(),

@@ -13,7 +13,7 @@ from model.conditions import At
 from model.config import NetworkConfig, ScheduleConfig, TrainConfig
 from model.densities.annealing import anneal
 from model.densities.density import annealing_path
-from model.energies.bases import MixtureBase
+from model.energies.bases import GaussianBase, MixtureBase
 from model.energies.energy_model import EnergyModel
 from model.errors import ConfigError, ShapeError
 from model.noise import SharedNoise, make_generator
@@ -142,3 +142,22 @@ def test_one_event_in_many_dimensions_has_the_spread_of_standardized_data() -> N
     model.fit_base(torch.full((1, 3072), 0.5))
     assert model.base is not None
     assert float(model.base.variance.min()) == float(model.base.variance.max()) == 1
+
+
+def test_errors_count_by_directions_alike_or_as_pixels_do_with_the_same_sum() -> None:
+    """The residual that the base alone leaves, σ̄∇E − ε of data that are not Gaussian, has variance s² along each."""
+    torch.manual_seed(0)
+    base = GaussianBase(make_schedule(_CONFIG.schedule), (3,))
+    base.fit(torch.randn(5000, 3) * torch.tensor([3.0, 1.0, 0.1]))
+    level, residual = torch.tensor([2, 2]), torch.randn(2, 3)
+    assert base.rotation is not None
+    rotated = residual @ base.rotation
+    alpha_bar, sigma_bar = base.alpha_bar[2], base.sigma_bar[2]
+    scale = alpha_bar * (base.variance / (alpha_bar**2 * base.variance + sigma_bar**2)).sqrt()
+    alike, as_pixels = (base.whiten(residual, level, evenness) for evenness in (1.0, 0.0))
+    torch.testing.assert_close(alike, rotated / scale)
+    torch.testing.assert_close(as_pixels, rotated / scale.square().mean().sqrt())
+    for evenness in (0.0, 0.4, 1.0):  # residuals of the variance s² give a loss of 1
+        assert float(base.whiten(scale * torch.ones(2, 3) @ base.rotation.T, level, evenness).square().mean()) == (
+            pytest.approx(1, rel=1e-5)
+        )

@@ -17,6 +17,7 @@ from model.networks.freezing import frozen, iterate_power
 from model.networks.mlp import MLPEnergy
 from model.networks.registry import make_network
 from model.networks.resnet import ResNetEnergy
+from model.networks.unet import UNetEnergy
 
 _SMALL = NetworkConfig(width=8, multipliers=(1, 2), num_blocks=1)
 
@@ -31,6 +32,11 @@ _SMALL = NetworkConfig(width=8, multipliers=(1, 2), num_blocks=1)
             (2, 5, 11),
         ),
         (NetworkConfig(width=8, multipliers=(1, 2), num_blocks=1, coordinates=True, head_width=12), (1, 7, 6)),
+        (replace(_SMALL, kind="unet"), (1, 8, 8)),
+        (
+            NetworkConfig(kind="unet", width=8, multipliers=(1, 1, 2), num_blocks=2, activation="silu"),
+            (2, 5, 11),
+        ),
         (NetworkConfig(kind="mlp", width=16, num_blocks=2), (2,)),
         (NetworkConfig(kind="mlp", width=16, num_blocks=1, activation="silu", spectral_norm=False), (3, 4, 2)),
     ],
@@ -131,6 +137,37 @@ def test_a_frozen_network_computes_the_same_and_takes_no_weight_gradient() -> No
     with torch.no_grad():
         network.conv_in.bias.add_(1.0)
     assert not torch.allclose(network(x, At(level)), fixed)
+
+
+@pytest.mark.parametrize("spectral_norm", [True, False])
+def test_a_unet_s_slope_agrees_with_its_values_whether_its_weights_are_fixed_or_not(*, spectral_norm: bool) -> None:
+    torch.manual_seed(0)
+    config = replace(_SMALL, kind="unet", activation="silu", num_blocks=2, spectral_norm=spectral_norm)
+    network = make_network(config, (2, 6, 7), num_classes=3).double()
+    for parameter in network.parameters():  # no weight near zero
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    x, at = torch.randn(2, 2, 6, 7, dtype=torch.float64, requires_grad=True), At(torch.tensor([0, 4]))
+    assert network(x, at).shape == (2, 3)
+    torch.autograd.gradcheck(lambda position: network(position, at), x)
+    free = torch.autograd.grad(network(x, at)[:, 1].sum(), x)
+    with frozen(network):
+        torch.testing.assert_close(torch.autograd.grad(network(x, at)[:, 1].sum(), x), free)
+
+
+def test_what_a_unet_draws_pulls_every_class_alike() -> None:
+    """With its image f at 0 it is the paper's network; f shifts all outputs by ⟨x, f⟩ − ½|f|²."""
+    torch.manual_seed(0)
+    config = replace(_SMALL, kind="unet", activation="silu", spectral_norm=False)
+    network = make_network(config, (1, 8, 8), num_classes=3)
+    assert isinstance(network, UNetEnergy)
+    x, at = torch.randn(2, 1, 8, 8), At(torch.tensor([0, 1]))
+    torch.nn.init.zeros_(network.conv_out.weight)
+    torch.nn.init.zeros_(network.conv_out.bias)
+    without = network(x, at)
+    torch.testing.assert_close(without, ResNetEnergy.forward(network, x, at))
+    torch.nn.init.constant_(network.conv_out.bias, 0.5)
+    expected = (0.5 * x - 0.125).sum((1, 2, 3))[:, None].expand(-1, 3)
+    torch.testing.assert_close(network(x, at) - without, expected)
 
 
 @pytest.mark.parametrize("activation", ["leaky_relu", "silu"])
