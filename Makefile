@@ -65,11 +65,11 @@ chaos: $(STAMP) ## kill everything around 12 trainings, again and again, and che
 bench-train: $(STAMP) ## cost of a training step and of a sample beside a plain implementation; writes bench-results/
 	$(BIN)/python -m tests.bench.train
 
-bench-images: $(STAMP) ## models of pictures: what samples cost, labels, training time, load; 30 minutes at most; writes bench-results/
-	$(BIN)/python -m tests.bench.images
-
 bench-restore: $(STAMP) ## restored items beside known posteriors, and digits beside other ways; writes bench-results/
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.restore
+
+bench-images: $(STAMP) ## models of pictures: what samples cost, labels, training time, load; 30 minutes at most; writes bench-results/
+	$(BIN)/python -m tests.bench.images
 
 bench-gpu: $(STAMP) ## CIFAR-10-shaped training and sampling on a CUDA device; says so when there is none
 	$(BIN)/python -m tests.bench.gpu

@@ -47,6 +47,8 @@ _Side = Annotated[int, Interval(ge=MIN_SIDE, le=MAX_SIDE)]
 _LearningRate = Annotated[float, Interval(ge=1e-8, le=1.0)]
 _Acceptance = Annotated[float, Interval(ge=0.1, le=0.99)]
 _Weight = Annotated[float, Interval(ge=0.0, le=1e6)]
+FULL_COVARIANCE_MAX_DIM = 1024
+"""The largest dimension of data of which a base has the covariance; beyond, eigenvectors would outgrow the network."""
 Seed = Annotated[int, Interval(ge=0, lt=2**63)]
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from model.config import (
+    FULL_COVARIANCE_MAX_DIM,
     ChainConfig,
     NetworkConfig,
     OptimizerConfig,
@@ -48,10 +49,10 @@ _AVERAGED_SHARE = 0.03
 """The memory of the average of the weights, as a share of the steps of score matching."""
 _SMALLEST_SIDE = 7
 """Pictures are halved as long as their longer side stays so long."""
-_LOG_SNR_MAX, _LOG_SNR_STEP = 5.5, 0.8
-"""The log-SNR of the cleanest level, and the largest step between levels, in nats."""
+_LOG_SNR_MAX, _LOG_SNR_MIN, _LOG_SNR_STEP = 5.5, -4.0, 0.75
+"""The log-SNR of the cleanest and of the noisiest level, and the largest step between levels, in nats."""
 _LEFT_AT_THE_TOP = 0.3
-"""The largest variance of the data's part in x_{T−1}, where the noise's is 1."""
+"""Without a covariance, the largest variance of the data's part in x_{T−1}, where the noise's is 1."""
 _FEW_PICTURES = 20_000
 """So few pictures are moved a little each time they are seen, if they are grey."""
 
@@ -128,12 +129,15 @@ def plan(found: Summary, machine: Machine, dataset: str) -> Plan:
 
 
 def _schedule(dim: int) -> ScheduleConfig:
-    """Return levels up to the noise in which pictures of `dim` values are lost, brightness included.
+    """Return levels up to the noise from which sampling of pictures of `dim` values can start.
 
-    Values in [−1, 1] that all change together have a variance of up to `dim` along one direction, and sampling starts
-    at pure noise: what is left of the data there, ᾱ² `dim`, must be small beside 1.
+    It starts at noise of the covariance that the base knows (`EnergyModel.from_noise`). Where it knows one variance
+    only, what is left of the data there must be small beside the noise: values in [−1, 1] that all change together have
+    a variance of up to `dim` along one direction, ᾱ² `dim` of which is left.
     """
-    log_snr_min = -round(math.log(dim / _LEFT_AT_THE_TOP), 1)
+    log_snr_min = _LOG_SNR_MIN
+    if dim > FULL_COVARIANCE_MAX_DIM:
+        log_snr_min = min(log_snr_min, -round(math.log(dim / _LEFT_AT_THE_TOP), 1))
     num_levels = 1 + math.ceil((_LOG_SNR_MAX - log_snr_min) / _LOG_SNR_STEP)
     return ScheduleConfig(kind="log_snr", num_levels=num_levels, log_snr_max=_LOG_SNR_MAX, log_snr_min=log_snr_min)
 
@@ -203,8 +207,8 @@ def _reasons(found: Summary, machine: Machine, config: TrainConfig, sides: list[
         f"A U-Net of width {config.network.width} at {len(sides)} resolutions ({', '.join(map(str, sides))} pixels), "
         f"because it runs on {place}"
         + ("." if on_gpu else ", where a step must stay cheap; a GPU would get four times the width."),
-        f"Batches of {config.score_matching.batch_size} at {config.schedule.num_levels} noise levels, at the last of "
-        "which even a picture's brightness is lost in noise; a sample takes one evaluation at each.",
+        f"Batches of {config.score_matching.batch_size} at {config.schedule.num_levels} noise levels, and samples "
+        "of one evaluation at each.",
         f"Score matching takes {1 - RECOVERY_SHARE:.0%} of the time and recovery likelihood the rest, or all of it "
         f"where there is time for fewer than {_MATCHING_FIRST_STEPS:,} steps.",
     ]

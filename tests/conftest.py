@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from pydantic import SecretStr
 from redis import Redis
@@ -25,6 +26,10 @@ SERVERS = frozenset({"valkey", "seaweedfs", "command"})
 """Fixtures that start processes which other tests of the session share."""
 ASKED_FOR = ("docs", "observability")
 """Marks of tests that run only when `-m` names them."""
+hypothesis.settings.register_profile(
+    "busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)  # how long an example takes says how busy the machine is
+hypothesis.settings.load_profile("busy")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

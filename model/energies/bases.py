@@ -14,11 +14,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from model.config import FULL_COVARIANCE_MAX_DIM
 from model.errors import ShapeError
 from model.noise import NoiseSource
 from model.schedule import Schedule
 
-_FULL_COVARIANCE_MAX_DIM = 1024  # above it all coordinates share one variance: eigenvectors would outgrow the network
 _MIN_VARIANCE = 1e-4  # the least variance along any direction of the data, in scaled units
 _MIN_COMPONENT_VARIANCE = 1e-3  # is added to the variance of every direction of a mixture's component
 _INPUT_STD = 1.5  # the standard deviation of the network's input: it reaches a little into the nonlinearity
@@ -50,7 +50,7 @@ class GaussianBase(nn.Module):
         self.register_buffer("sigma_bar", schedule.sigma_bar[:-1].float(), persistent=False)
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("variance", torch.ones(dim))
-        self.register_buffer("rotation", torch.eye(dim) if dim <= _FULL_COVARIANCE_MAX_DIM else None)
+        self.register_buffer("rotation", torch.eye(dim) if dim <= FULL_COVARIANCE_MAX_DIM else None)
 
     alpha_bar: Tensor
     sigma_bar: Tensor
@@ -132,6 +132,10 @@ class GaussianBase(nn.Module):
 
         return Whitening(to_x, to_z, float(variance.double().log().sum()) / 2)
 
+    def coloured(self, noise: Tensor, t: int) -> Tensor:
+        """Give standard normals `noise` (B, *event) the mean and the covariance of x_t, by its symmetric root."""
+        return self.whitening(t).to_x(self._rotate(noise.flatten(1)).reshape(noise.shape))
+
     def log_volume(self, level: Tensor) -> Tensor:
         """Return ½ log det C_t (B,), by which the base's energies become those of densities, to one constant."""
         return self._moments(level)[2].log().sum(1) / 2
@@ -187,10 +191,10 @@ class MixtureBase(GaussianBase):
 
     def __init__(self, schedule: Schedule, event_shape: tuple[int, ...], num_components: int) -> None:
         dim = torch.Size(event_shape).numel()
-        if dim > _FULL_COVARIANCE_MAX_DIM:
+        if dim > FULL_COVARIANCE_MAX_DIM:
             raise ShapeError(
                 f"base_components is {num_components} and the data have {dim} dimensions; a mixture holds a full "
-                f"covariance for each component, up to {_FULL_COVARIANCE_MAX_DIM} dimensions. Use base_components 1"
+                f"covariance for each component, up to {FULL_COVARIANCE_MAX_DIM} dimensions. Use base_components 1"
             )
         super().__init__(schedule, event_shape)
         self.register_buffer("log_weights", torch.full((num_components,), -math.log(num_components)))

@@ -102,6 +102,15 @@ class EnergyModel(nn.Module):
         if self.base is not None:
             self.base.fit(events)
 
+    def from_noise(self, noise: Tensor) -> Tensor:
+        """Return where the chains of the top level start, (B, *event), given standard normals `noise`, the x_T.
+
+        x_T tells nothing of x_{T−1}. Of the data there is little left, but the larger the events, the further it is
+        from a standard normal in the directions in which they vary most. With a base, the noise is brought to the
+        mean and covariance of x_{T−1}; without one it is returned as it is.
+        """
+        return noise if self.base is None else self.base.coloured(noise, self.num_levels - 1)
+
     def net_output(self, y: Tensor, at: At) -> Tensor:
         """Return the network's bare output (B,), or (B, K) with classes, at y (B, *event)."""
         output: Tensor = self.network(y, at)

@@ -147,7 +147,7 @@ def test_a_training_that_cannot_work_fails_with_a_reason(recovery: Recovery, com
 @pytest.mark.parametrize(
     ("call", "status", "told"),
     [
-        (lambda client: client.train(preset="dogits"), 422, "expected one of digits"),
+        (lambda client: client.train(preset="dogits"), 422, "expected one of images, digits"),
         (lambda client: client.train(preset="digits", steps=0), 422, "greater than or equal to 1"),
         (lambda client: client.sample(new_id()), 404, "GET /models"),
         (lambda client: client.sample(new_id(), 100_000), 422, "less than or equal to 256"),

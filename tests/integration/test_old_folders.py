@@ -44,7 +44,10 @@ def test_there_is_a_folder_of_an_older_version() -> None:
 def test_a_training_that_the_older_version_stopped_for_its_end_goes_on_by_itself(old: tuple[Recovery, Any]) -> None:
     recovery, told = old
     job = next(job for job in told["jobs"] if job["name"] == "stopped")
-    follow_to_a_step(recovery, job["id"])
+    gone_on = next(
+        event for event in recovery.events(job["id"]) if event["type"] == "started" and event["data"]["step"] > 0
+    )
+    follow_to_a_step(recovery, job["id"], after=gone_on["id"])
     recovery.cancel(job["id"])
     started = [event["data"] for event in recovery.events(job["id"]) if event["type"] == "started"]
     assert started[0]["step"] == 0

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from model.config import FULL_COVARIANCE_MAX_DIM
 from model.errors import ConfigError
 from model.events import Phase
 from model.intake.limits import ClassCount, Summary
@@ -54,12 +55,16 @@ def test_colour_pictures_are_mirrored_unless_they_have_classes_and_few_grey_ones
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 64, 64)])
-def test_at_the_noisiest_level_the_brightness_of_a_picture_is_lost_in_noise(shape: tuple[int, ...]) -> None:
+def test_sampling_starts_where_the_base_knows_the_covariance_or_brightness_is_lost_in_noise(
+    shape: tuple[int, ...],
+) -> None:
     config = planned(shape).config.schedule
     schedule = make_schedule(config)
     top = config.num_levels - 1
-    assert float(schedule.alpha_bar[top]) ** 2 * math.prod(shape) < 0.33
-    assert 0.6 < (config.log_snr_max - config.log_snr_min) / top <= 0.8
+    known = math.prod(shape) <= FULL_COVARIANCE_MAX_DIM
+    assert known or float(schedule.alpha_bar[top]) ** 2 * math.prod(shape) < 0.33
+    assert float(schedule.alpha_bar[top]) ** 2 < 0.02
+    assert 0.6 < (config.log_snr_max - config.log_snr_min) / top <= 0.75
 
 
 def test_vectors_are_refused_with_the_preset_that_takes_them() -> None:

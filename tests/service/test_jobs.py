@@ -324,7 +324,10 @@ def test_a_bulk_sampling_is_queued_with_the_seed_that_it_will_draw_with(
         "shard_images": 1000,
         "seed": 4,
         "num_steps": 2,
+        "start": None,
         "noise_scale": None,
+        "labels": [],
+        "adjusted": None,
     }
 
 
