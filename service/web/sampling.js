@@ -39,7 +39,7 @@ function qualityChoice(frontier) {
   if (!frontier) return null;
   const options = QUALITIES.map((quality) => {
     const cost = pointOf(frontier, quality).evaluations;
-    return h("option", { value: quality }, `${quality}, ${whole(cost)} evaluations a sample`);
+    return h("option", { value: quality }, `${quality}: ${whole(cost)} evaluations`);
   });
   return h("select", { id: "quality", value: "standard" }, options, h("option", { value: "" }, "my own number of steps"));
 }
@@ -122,7 +122,15 @@ function controls(config, classes, frontier) {
     element: [
       h("div", { class: "field" }, h("label", { for: "count" }, "Samples"), count),
       h("div", { class: "field" }, h("label", { for: "seed" }, "Seed"), h("div", { class: "row" }, seed, dice)),
-      quality ? h("div", { class: "field" }, h("label", { for: "quality" }, "Quality"), quality) : null,
+      quality
+        ? h(
+            "div",
+            { class: "field" },
+            h("label", { for: "quality" }, "Quality"),
+            quality,
+            h("p", { class: "hint" }, "evaluations of the network a sample, as measured below"),
+          )
+        : null,
       labels?.element ?? [],
       chainSteps,
       noise.element,

@@ -255,7 +255,7 @@ export async function view(root, { signal, query }) {
     h(
       "div",
       { class: "columns even" },
-      h("div", {}, fields.dataset.element, fields.other.element),
+      h("div", { class: "double" }, fields.dataset.element, fields.other.element),
       FIRST.map((name) => request[name].element),
     ),
     upload,

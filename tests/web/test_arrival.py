@@ -96,7 +96,6 @@ def test_my_pictures_come_first_and_their_plan_is_told(visitor: Visitor) -> None
 
 
 def test_the_form_has_every_field_of_the_configuration_with_the_preset_s_value(visitor: Visitor) -> None:
-    visitor.open()
     visitor.open("/#/train")
     page = visitor.page
     page.get_by_text("digits", exact=True).click()
@@ -128,7 +127,6 @@ def test_the_form_has_every_field_of_the_configuration_with_the_preset_s_value(v
         page.get_by_label("network.multipliers", exact=True).fill("1, 1")
         page.locator(".summary", has_text="9 chain steps at each").wait_for()
     assert page.locator(".field-error:visible").count() == 0
-    visitor.open()  # a form that somebody comes back to without leaving is as it was left
 
 
 def test_what_does_not_exist_is_said_in_a_sentence(visitor: Visitor) -> None:

@@ -51,7 +51,7 @@ def test_data_of_ones_own_are_uploaded_and_named_in_the_form(
     page.get_by_role("heading", name="Train a model").wait_for()
     [dataset] = [one for one in recovery.datasets() if one["source"] == "uploaded"]
     assert page.get_by_label("Data", exact=True).input_value() == dataset["id"]
-    page.locator(".summary", has_text=f"on {dataset['id']}").wait_for()
+    page.locator(".summary", has_text="20 grey pictures of 8×8 pixels, of 2 classes").wait_for()
 
 
 def _named(folder: Path, name: str) -> Path:

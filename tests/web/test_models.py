@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import zipfile
 from pathlib import Path
@@ -202,6 +203,45 @@ def test_what_samples_cost_is_measured_and_drawn_and_asked_for(
         assert body
         assert (body.get("quality"), "steps" in body) == (quality or None, not quality)
     assert visitor.faults() == []
+
+
+@pytest.mark.parametrize("wide", [True, False])
+@pytest.mark.parametrize("chosen", [(0, 0, 0), (1, 2, 3), (2, 3, 4), (0, 5, 5)])
+def test_the_names_in_the_chart_of_costs_are_whole_and_apart(
+    visitor: Visitor, chosen: tuple[int, int, int], wide: bool
+) -> None:
+    visitor.open()
+    points = [
+        {"start": "noise", "num_steps": steps, "evaluations": cost, "frechet": frechet, "frechet_error": 0.01}
+        | {"one_nn": 0.8, "one_nn_error": 0.02}
+        for steps, (cost, frechet) in enumerate([(7, 0.5), (13, 0.12), (14, 0.12), (17, 0.09), (31, 0.08), (60, 0.07)])
+    ]
+    settings = {name: points[index] for name, index in zip(("draft", "standard", "best"), chosen, strict=True)}
+    frontier = {"points": points, "features": "data", "num_samples": 9, "num_held_out": 9, **settings}
+    visitor.page.evaluate(
+        """async (frontier) => {
+        const { frontierPanel } = await import("/web/frontier.js");
+        document.querySelector("main .view").replaceChildren(frontierPanel("model@1", frontier));
+        }""",
+        frontier,
+    )
+    visitor.dress(wide=wide)
+    visitor.page.locator(".frontier .chosen text").first.wait_for()
+    chart = visitor.page.locator(".frontier").bounding_box()
+    names = [one.bounding_box() for one in visitor.page.locator(".frontier .chosen text").all()]
+    visitor.dress()
+
+    assert chart is not None
+    assert len(names) == len(set(chosen))
+    for name in names:
+        assert name is not None
+        assert chart["x"] <= name["x"]
+        assert name["x"] + name["width"] <= chart["x"] + chart["width"]
+    for one, other in itertools.combinations(names, 2):
+        assert one is not None
+        assert other is not None
+        beside = one["x"] + one["width"] <= other["x"] or other["x"] + other["width"] <= one["x"]
+        assert beside or abs(one["y"] - other["y"]) > 12
 
 
 def test_a_planar_model_shows_its_density_beside_its_data(visitor: Visitor, recovery: Recovery) -> None:

@@ -76,7 +76,8 @@ class Visitor:
         return self.page.locator("main h1")
 
     def open(self, path: str = "/") -> None:
-        """Load a page anew."""
+        """Load a page anew; from another view of the same document a browser would only follow the fragment."""
+        self.page.goto("about:blank")
         self.page.goto(self.url + path)
         self.page.locator("main h1").wait_for()
 
