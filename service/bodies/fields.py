@@ -114,7 +114,12 @@ class RequestBody(BaseModel):
 
 
 Label = Annotated[
-    str | int, Field(description="The name of a class of the model, or its index", examples=["3"], union_mode="smart")
+    str | int,
+    Field(
+        description="The name of a class of the model, or its index unless all classes are named by numbers",
+        examples=["3"],
+        union_mode="smart",
+    ),
 ]
 
 
@@ -134,10 +139,11 @@ class CompositionBody(RequestBody):
     any_of: list[Label] = Field(
         [], max_length=MAX_CLASSES, description="The sample is of one of these classes, as often as each has samples"
     )
-    all_of: list[WeightedLabelBody] = Field(
+    all_of: list[WeightedLabelBody | Label] = Field(
         [],
         max_length=MAX_CLASSES,
-        description="The sample is of all of these classes at once, or with a negative weight not of one",
+        description="The sample is of all of these classes at once, or with a negative weight not of one; a label "
+        "alone has the weight 1",
         examples=[[{"label": "8", "weight": 1.0}, {"label": "0", "weight": -1.0}]],
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,6 +36,7 @@ from service.commands.request_options import takes_fields
 from service.work.images import encode_npy, encode_zip, is_image
 
 application = typer.Typer()
+_SHOWN_LABELS = 5
 
 
 @application.command(
@@ -142,7 +144,7 @@ def sample(
         print_json({**told, **labels, "kernel": drawn.kernel, "gradient_evaluations": cost, "quality": drawn.quality})
     else:
         print_line(out)
-        of_labels = f", {len(drawn.labels)} labels in turn with guidance {drawn.guidance:g}" if drawn.labels else ""
+        of_labels = f", {_labels_in_short(drawn.labels)} with guidance {drawn.guidance:g}" if drawn.labels else ""
         how = "the model's own settings" if drawn.quality == "own" else f"quality {drawn.quality}"
         cost = drawn.gradient_evaluations
         print_note(f"{drawn.model}, seed {drawn.seed}{of_labels}, {how}, {cost} gradient evaluations a sample")
@@ -156,6 +158,13 @@ def _label(text: str) -> Any:
         return json.loads(text)
     except ValueError as error:
         raise ClientError(f'--label {text} is no JSON ({error}); expected such as {{"any_of": ["3", "5"]}}') from None
+
+
+def _labels_in_short(labels: Sequence[Any]) -> str:
+    if len(labels) > _SHOWN_LABELS:
+        return f"{len(labels)} labels in turn"
+    named = [one if isinstance(one, str) else json.dumps(one, ensure_ascii=False) for one in labels]
+    return f"label {named[0]}" if len(named) == 1 else f"labels {', '.join(named)} in turn"
 
 
 def _encoded(drawn: Samples, png: bytes | None, out: Path, scale: int) -> bytes:

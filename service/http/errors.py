@@ -202,10 +202,36 @@ def _away(kind: str, what: str) -> Problem:
 
 
 def _validation_problem(error: RequestValidationError) -> Problem:
-    fields = [FieldProblem(location=list(one["loc"]), message=_plain(one), type=one["type"]) for one in error.errors()]
+    fields = _without_branches(
+        [FieldProblem(location=list(one["loc"]), message=_plain(one), type=one["type"]) for one in error.errors()]
+    )
     told = "; ".join(f"{'.'.join(map(str, field.location))}: {field.message}" for field in fields[:5])
     more = f"; and {len(fields) - 5} more" if len(fields) > 5 else ""
     return Problem(422, "invalid-request", f"{told}{more}; /docs says what is expected", errors=fields)
+
+
+def _without_branches(fields: Sequence[FieldProblem]) -> list[FieldProblem]:
+    """Return one problem for each field.
+
+    Where a value may be one of several kinds, pydantic complains for each of them. What lies deepest is about the kind
+    that was meant; complaints about the same field are joined.
+    """
+    joined: dict[tuple[str | int, ...], FieldProblem] = {}
+    for field in fields:
+        place = tuple(part for part in field.location if not _is_branch(part))
+        known = joined.get(place)
+        message = field.message if known is None else f"{known.message}; or: {field.message}"
+        joined[place] = FieldProblem(location=list(place), message=message, type=field.type)
+    return [
+        field
+        for place, field in joined.items()
+        if not any(len(other) > len(place) and other[: len(place)] == place for other in joined)
+    ]
+
+
+def _is_branch(part: str | int) -> bool:
+    """Whether a part of a location names a kind of value, such as `CompositionBody`, and no field."""
+    return isinstance(part, str) and (part in ("str", "int") or "[" in part or part.endswith("Body"))
 
 
 def _plain(error: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from model.composition import ANY_LABEL, Composition
 from model.errors import ConfigError
-from service.bodies.fields import CompositionBody
+from service.bodies.fields import CompositionBody, WeightedLabelBody
 from service.http.errors import field_problem
 
 _SHOWN = 20
@@ -52,9 +52,9 @@ def _composition(asked: Asked, classes: Sequence[str], location: Sequence[str | 
     if not isinstance(asked, CompositionBody):
         return Composition.of_label(_index(asked, classes, location))
     any_of = tuple(_index(label, classes, [*location, "any_of", at]) for at, label in enumerate(asked.any_of))
+    weighted = [one if isinstance(one, WeightedLabelBody) else WeightedLabelBody(label=one) for one in asked.all_of]
     all_of = tuple(
-        (_index(one.label, classes, [*location, "all_of", at, "label"]), one.weight)
-        for at, one in enumerate(asked.all_of)
+        (_index(one.label, classes, [*location, "all_of", at, "label"]), one.weight) for at, one in enumerate(weighted)
     )
     try:
         found = Composition(any_of=any_of, all_of=all_of)
@@ -67,13 +67,21 @@ def _composition(asked: Asked, classes: Sequence[str], location: Sequence[str | 
 
 
 def _index(label: str | int, classes: Sequence[str], location: Sequence[str | int]) -> int:
-    """Return the index of a class that is named, or counted from 0. A name has precedence over a number in a text."""
-    if isinstance(label, str) and label in classes:
-        return classes.index(label)
-    number = int(label) if isinstance(label, int) or (label.isascii() and label.isdecimal() and len(label) < 5) else -1
+    """Return the index of a class that is named, or counted from 0.
+
+    A name has precedence over a number in a text. Where all classes are named by numbers, a number is a name, too.
+    """
+    text, are_numbers = str(label), all(map(_is_number, classes))
+    if text in classes and (are_numbers or isinstance(label, str)):
+        return classes.index(text)
+    number = int(label) if not are_numbers and (isinstance(label, int) or _is_number(label)) else -1
     if not 0 <= number < len(classes):
         shown = ", ".join(map(repr, classes[:_SHOWN])) + (
             f" and {len(classes) - _SHOWN} more" if len(classes) > _SHOWN else ""
         )
         raise field_problem(location, f"{label!r} is no class of this model; there are {shown}")
     return number
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 5

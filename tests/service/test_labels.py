@@ -13,7 +13,9 @@ from fastapi.testclient import TestClient
 from redis import Redis
 
 from model.composition import ANY_LABEL, Composition
+from service.http.errors import Problem
 from service.work.images import by_label, columns_by_label
+from service.work.labels import read_labels
 from tests.service.conftest import StandInSampler, store_model
 from tests.service.test_sample import draw, picture, reply
 from worker.jobs.kinds import SampleSpec
@@ -132,8 +134,13 @@ def test_grids_are_near_a_square_and_keep_labels_to_their_rows() -> None:
         ({"labels": [{}]}, ["neither any_of nor all_of"]),
         ({"labels": [{"any_of": ["ant", "ant"]}]}, ["names a label twice"]),
         ({"labels": [{"all_of": [{"label": "wasp"}]}]}, ["body.labels.0.all_of.0.label", "'wasp'"]),
-        ({"labels": [{"all_of": [{"label": "ant", "weight": 101}]}]}, ["less than or equal to 100"]),
-        ({"labels": [True]}, ["body.labels.0"]),
+        (
+            {"labels": [{"all_of": [{"label": "ant", "weight": 101}]}]},
+            ["body.labels.0.all_of.0.weight: Input should be less than or equal to 100; /docs"],
+        ),
+        ({"labels": [True]}, ["body.labels.0: Input should be a valid string; or: Input should be a valid integer"]),
+        ({"labels": [{"al_of": ["ant"]}]}, ["body.labels.0.al_of: Extra inputs are not permitted; /docs"]),
+        ({"labels": [{"all_of": ["ant", "wasp"]}]}, ["body.labels.0.all_of.1.label: 'wasp' is no class"]),
     ],
 )
 def test_labels_that_cannot_be_drawn_say_what_to_do(
@@ -166,3 +173,24 @@ def test_a_bulk_job_keeps_what_was_asked(client: TestClient, labelled_id: str, s
     specs = [SampleSpec.of(store.get(job["id"]).spec) for job in (balanced, asked)]
     assert specs[0].labels == tuple(Composition.of_label(k) for k in range(3))
     assert (specs[1].labels, specs[1].adjusted) == ((Composition.of_label(1, guidance=1.0),), True)
+
+
+def test_a_label_alone_is_a_factor_of_a_product_with_the_weight_1(
+    client: TestClient, labelled_id: str, sampler: StandInSampler
+) -> None:
+    draw(client, labelled_id, labels=[{"all_of": ["ant", {"label": "bee", "weight": -0.5}]}])
+
+    assert sampler.requests[0].labels == (Composition(all_of=((0, 1.0), (1, -0.5))),)
+
+
+@pytest.mark.parametrize("label", ["3", 3])
+def test_where_all_classes_are_named_by_numbers_a_number_is_a_name(label: str | int) -> None:
+    [found] = read_labels([label], None, ["0", "3", "7", "10"], 1)
+
+    assert found == Composition.of_label(1)
+
+
+@pytest.mark.parametrize("label", ["2", 2])
+def test_a_number_that_names_no_class_is_not_counted_where_all_names_are_numbers(label: str | int) -> None:
+    with pytest.raises(Problem, match="there are '0', '3', '7', '10'"):
+        read_labels([label], None, ["0", "3", "7", "10"], 1)
