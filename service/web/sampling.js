@@ -164,7 +164,7 @@ export function samplingPanel(model, { step, frontier }, signal) {
     { class: "hint" },
     "The samples form here, from pure noise down to the data. The same seed always gives the same ones.",
   );
-  const canvas = h("canvas", { role: "img", class: "pixels", hidden: true, "aria-label": "Samples" });
+  const canvas = h("canvas", { role: "img", class: "pixels", hidden: true });
   const stage = h("div", { class: "stage" }, first, canvas);
   const caption = h("p", { class: "numbers", role: "status" });
   const scrub = h("input", { id: "level", type: "range", min: 0, max: 0, value: 0 });

@@ -183,7 +183,7 @@ def test_what_samples_cost_is_measured_and_drawn_and_asked_for(
     model_id = recovery.job(trained)["model_id"]
     for _ in recovery.events(recovery.tune(model_id, num_samples=100, max_steps=2)["id"]):
         pass
-    visitor.go(f"/models/{model_id}")
+    visitor.open(f"/#/models/{model_id}")
     page.get_by_role("heading", name="What samples cost").wait_for()
     page.get_by_role(
         "img", name=re.compile(r"draft \d+ evaluations, distance .*; standard \d+ .*; best \d+ ")
