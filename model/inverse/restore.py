@@ -9,7 +9,6 @@ Simoncelli 2021 (`model.inverse.ascent`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -83,15 +82,13 @@ def restore(
     num_chains: int = 64,
     seed: int = 0,
     log_z: float = 0.0,
-    path_fn: Callable[[AnnealingPath], AnnealingPath] | None = None,
     stop_fn: StopFn = lambda: False,
 ) -> Restoration:
     """Restore `num_samples` items from `measured` (*measurement), the operator's measurement with noise of `noise_std`.
 
     The operator is one of `model.inverse.operators`, or an object like deepinv's LinearPhysics. `log_z` is log Z_0 of
-    the model (`model.densities.calibration`), which the evidence needs; it is 0 for a normalized model. `path_fn`
-    takes the place of the pilot walk, for measurements by one operator in great number. Raises ConfigError, ShapeError
-    or DataError for what cannot be restored, and WalkStopped once `stop_fn()` is true.
+    the model (`model.densities.calibration`), which the evidence needs; it is 0 for a normalized model. Raises
+    ConfigError, ShapeError or DataError for what cannot be restored, and WalkStopped once `stop_fn()` is true.
     """
     return finished(
         restoring(
@@ -104,7 +101,6 @@ def restore(
             num_chains=num_chains,
             seed=seed,
             log_z=log_z,
-            path_fn=path_fn,
             stop_fn=stop_fn,
         )
     )
@@ -121,7 +117,6 @@ def restoring(
     num_chains: int = 64,
     seed: int = 0,
     log_z: float = 0.0,
-    path_fn: Callable[[AnnealingPath], AnnealingPath] | None = None,
     stop_fn: StopFn = lambda: False,
 ) -> Pieces[Restoration]:
     """Do what `restore` does, in pieces of one move of the chains, for callers who share the device."""
@@ -141,7 +136,7 @@ def restoring(
         else:
             guide = Guide.of(model, operator, measured, noise_std)
             chains = _Chains(guide, max(num_chains, num_samples), noise, stop_fn)
-            found = yield from chains.restored(method, num_samples, log_z, path_fn)
+            found = yield from chains.restored(method, num_samples, log_z)
             found = replace(found, misfit=_misfit(operator, found.x, measured, noise_std))
     return found
 
@@ -155,21 +150,15 @@ class _Chains:
     noise: NoiseSource
     stop_fn: StopFn
 
-    def restored(
-        self,
-        method: Method,
-        num_samples: int,
-        log_z: float,
-        path_fn: Callable[[AnnealingPath], AnnealingPath] | None,
-    ) -> Pieces[Restoration]:
+    def restored(self, method: Method, num_samples: int, log_z: float) -> Pieces[Restoration]:
         """Walk, weigh and settle. The misfit is left open."""
-        path = replace(self.guide.path(), num_leapfrog=_NUM_LEAPFROG)
-        if path_fn is None:
-            path = yield from tuning(
-                path, min(_PILOT_CHAINS, self.num_chains), self.noise, num_steps=16, stop_fn=self.stop_fn
-            )
-        else:
-            path = path_fn(path)
+        path = yield from tuning(
+            replace(self.guide.path(), num_leapfrog=_NUM_LEAPFROG),
+            min(_PILOT_CHAINS, self.num_chains),
+            self.noise,
+            num_steps=16,
+            stop_fn=self.stop_fn,
+        )
         num_bridges = bridges(path)
         walks, halves = [], []
         for count in (self.num_chains - self.num_chains // 2, self.num_chains // 2):
