@@ -160,7 +160,7 @@ class _Chains:
             stop_fn=self.stop_fn,
         )
         num_bridges = bridges(path)
-        walks, halves = [], []
+        walks = []
         for count in (self.num_chains - self.num_chains // 2, self.num_chains // 2):
             walk = yield from annealing(
                 path,
@@ -171,18 +171,18 @@ class _Chains:
                 resample_below=0.5 if method == "smc" else 0.0,
             )
             walks.append(walk if method == "smc" else _unweighted(walk))
-            halves.append(self._mean_and_error(walks[-1]))
         position = torch.cat([walk.position for walk in walks])
         weights = torch.cat([_end_log_weights(walk) for walk in walks])
         chosen = systematic(weights, self.noise)
         z = yield from settling(path, position[chosen], self.noise, stop_fn=self.stop_fn)
+        x, of_first = self.guide.to_data(z), chosen < len(walks[0].position)
         log_weights = torch.cat([walk.log_weights for walk in walks])
         acceptance = sum(walk.acceptance_rate for walk in walks) / 2
         effective = effective_sample_size(weights) if method == "smc" else None
-        disagreement = _disagreement(halves)
+        disagreement = _disagreement(x[of_first], x[~of_first])
         evaluations = sum(len(betas) for betas in path.temperatures(num_bridges)) * path.num_leapfrog
         return Restoration(
-            *_summary(self.guide.to_data(z), num_samples),
+            *_summary(x, num_samples),
             misfit=math.nan,
             verdict=arrival(acceptance_rate=acceptance, effective_sample_size=effective, disagreement=disagreement),
             acceptance_rate=acceptance,
@@ -192,18 +192,6 @@ class _Chains:
             log_evidence_std_error=log_mean_std_error(log_weights) if method == "smc" else None,
             num_evaluations=evaluations,
         )
-
-    @staticmethod
-    def _mean_and_error(walk: Walk) -> tuple[Tensor, Tensor]:
-        """Return the weighted mean (D,) of a half's ends, in the coordinates z, and its squared error.
-
-        Chains that were drawn anew are not independent, but their lines of descent are, so that these are counted.
-        """
-        shares = torch.softmax(walk.end_log_weights, 0)[:, None]
-        flat = walk.position.flatten(1).double()
-        mean = (shares * flat).sum(0)
-        variance = (shares * (flat - mean) ** 2).sum(0)
-        return mean, variance / walk.effective_sample_size
 
 
 def bridges(path: AnnealingPath) -> int:
@@ -222,9 +210,18 @@ def _end_log_weights(walk: Walk) -> Tensor:
     return walk.end_log_weights - torch.logsumexp(walk.end_log_weights, 0) + torch.logsumexp(walk.log_weights, 0)
 
 
-def _disagreement(halves: list[tuple[Tensor, Tensor]]) -> float:
-    (one, one_error), (other, other_error) = halves
-    return float(((one - other) ** 2 / (one_error + other_error)).mean())
+def _disagreement(one: Tensor, other: Tensor) -> float:
+    """Return Fisher's ratio F of the answers of two halves (N, *event) and (M, *event), averaged over their numbers.
+
+    It is the squared difference of their means over the one that independent answers of the spread within the halves
+    would have: near 1 is chance. Without an answer of one half it is infinite.
+    """
+    if min(len(one), len(other)) == 0:
+        return math.inf
+    means = one.double().mean(0), other.double().mean(0)
+    within = sum(((half - mean) ** 2).sum(0) for half, mean in zip((one, other), means, strict=True))
+    variance = within / (len(one) + len(other) - 2)
+    return float(((means[0] - means[1]) ** 2 / (variance * (1 / len(one) + 1 / len(other)))).mean())
 
 
 def _summary(x: Tensor, num_samples: int) -> tuple[Tensor, Tensor, Tensor]:
