@@ -41,10 +41,13 @@ _MATCHING_FIRST_STEPS = 4_500
 recovery likelihood that 15 % of the time allowed did less than as much more score matching."""
 _FEW_STEPS = 1_500
 """Of score matching; samples are poor after fewer."""
+_TIMED_SHARE, _LONGEST_TIMING_S = 0.03, 60.0
 _RESERVED_SHARE = 0.03
 """The share of the time that is kept for previews, checkpoints and the end."""
-_NUM_PREVIEWS = 10
-"""The number of previews and of checkpoints."""
+_MIN_PREVIEWS, _MAX_PREVIEWS = 2, 10
+"""Limits of the number of previews, each with a checkpoint: as many as the reserved share has time for."""
+_EVALUATIONS_A_STEP = 3
+"""What an item of score matching costs: a gradient of the energy, and about two more for the way back through it."""
 _AVERAGED_SHARE = 0.03
 """The memory of the average of the weights, as a share of the steps of score matching."""
 _SMALLEST_SIDE = 7
@@ -142,6 +145,11 @@ def _schedule(dim: int) -> ScheduleConfig:
     return ScheduleConfig(kind="log_snr", num_levels=num_levels, log_snr_max=_LOG_SNR_MAX, log_snr_min=log_snr_min)
 
 
+def timing_s(minutes: float) -> float:
+    """Return the seconds in which the steps of a training of so many minutes are timed."""
+    return min(_TIMED_SHARE * 60 * minutes, _LONGEST_TIMING_S)
+
+
 def fit(
     config: TrainConfig, step_s: Mapping[Phase, float], seconds: float, recovery_share: float | None = None
 ) -> TrainConfig:
@@ -156,7 +164,14 @@ def fit(
         recovery_share = RECOVERY_SHARE if is_long else 0.0
     matching = max(1, int(usable_s * (1 - recovery_share) / step_s["score_matching"]))
     recovery = int(usable_s * recovery_share / step_s["recovery"])
-    steps, every = matching + recovery, max(1, (matching + recovery) // _NUM_PREVIEWS)
+    steps = matching + recovery
+    preview_steps = (
+        config.num_preview_samples
+        * config.schedule.num_levels
+        / (_EVALUATIONS_A_STEP * config.score_matching.batch_size)
+    )
+    num_previews = min(_MAX_PREVIEWS, max(_MIN_PREVIEWS, int(_RESERVED_SHARE * matching / preview_steps)))
+    every = max(1, steps // num_previews)
     return replace(
         config,
         steps=steps,
@@ -173,12 +188,13 @@ def fit(
 
 
 def expectations(config: TrainConfig, step_s: Mapping[Phase, float], minutes: float) -> tuple[str, ...]:
-    """Return what a fitted plan will do in its time, and how good its samples become, in sentences."""
-    matching = config.score_matching.steps
+    """Return what a plan will do with its time, and how good its samples become, in sentences."""
+    matching, recovery = config.score_matching.steps, config.steps - config.score_matching.steps
     of_each = " and ".join(f"{1000 * step_s[phase]:.0f} ms of {name}" for phase, name in _PHASE_NAMES.items())
+    seconds = matching * step_s["score_matching"] + recovery * step_s["recovery"]
     return (
-        f"A step takes {of_each} on this machine, so that {minutes:g} minutes are enough for {matching:,} and "
-        f"{config.steps - matching:,} steps.",
+        f"A step takes {of_each} on this machine: {matching:,} and {recovery:,} steps take {seconds / 60:.2g} of the "
+        f"{minutes:g} min. What is left goes to getting ready, previews, checkpoints and tuning.",
         _expected_quality(config),
     )
 
@@ -204,7 +220,8 @@ def _reasons(found: Summary, machine: Machine, config: TrainConfig, sides: list[
         f"{what}, of {len(found.labels)} classes: one model of pictures and classes, which draws a class on request."
         if config.conditional
         else f"{what}, without classes.",
-        f"A U-Net of width {config.network.width} at {len(sides)} resolutions ({', '.join(map(str, sides))} pixels), "
+        f"A U-Net of width {config.network.width} at {len(sides)} resolution{'s' * (len(sides) > 1)} "
+        f"({', '.join(map(str, sides))} pixels), "
         f"because it runs on {place}"
         + ("." if on_gpu else ", where a step must stay cheap; a GPU would get four times the width."),
         f"Batches of {config.score_matching.batch_size} at {config.schedule.num_levels} noise levels, and samples "

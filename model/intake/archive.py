@@ -1,6 +1,6 @@
 """Reads a zip from anybody: its directory is checked before anything is unpacked, and bytes are counted, not believed.
 
-Nothing is ever written under a member's name. Names that would matter if it were (`../`, absolute, backslashes, NUL,
+Nothing is ever written under a member's name. Names that would matter if it were (`../`, absolute, NUL,
 symbolic links) are refused all the same, because they are no accident.
 """
 
@@ -129,6 +129,7 @@ class _GuardedFile(io.FileIO):
 def _checked_members(zip_file: zipfile.ZipFile, name: str, limits: ReadLimits) -> dict[str, zipfile.ZipInfo]:
     members: dict[str, zipfile.ZipInfo] = {}
     for member in zip_file.infolist():
+        member.filename = _path(member)
         if reason := _objection(member):
             raise DataError(f"{shortened(member.orig_filename)!r} in {name} {reason}")
         if member.is_dir() or _is_ignored(member.filename):
@@ -141,12 +142,15 @@ def _checked_members(zip_file: zipfile.ZipFile, name: str, limits: ReadLimits) -
     return members
 
 
+def _path(member: zipfile.ZipInfo) -> str:
+    """Return a member's name as it was packed, with the backslashes that some programs on Windows write as slashes."""
+    return member.orig_filename.replace("\\", "/")
+
+
 def _objection(member: zipfile.ZipInfo) -> str | None:
     """Say what is wrong with a member, judged by its directory entry alone; None if nothing is."""
-    name = member.orig_filename
+    name = _path(member)
     file_type = stat.S_IFMT(member.external_attr >> 16)
-    if "\\" in name:
-        return "has a backslash in its name; pack it with names separated by /"
     if not name or not name.isprintable() or len(name) > _MAX_NAME:
         return f"has a name with control characters, or none, or one longer than {_MAX_NAME} characters; rename it"
     if name.startswith("/") or name[1:2] == ":":

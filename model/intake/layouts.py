@@ -75,11 +75,17 @@ class Rows(Layout):
             spread = high - low
         if 0 < len(constant := np.flatnonzero(spread == 0)) < len(spread):
             told = "a constant column" if len(constant) == 1 else f"{len(constant)} constant columns"
-            columns = ", ".join(map(str, constant[:_MAX_TOLD])) + (", …" if len(constant) > _MAX_TOLD else "")
-            raise DataError(f"{name} has {told}, {columns}; a density cannot be put on it. Remove it")
+            columns = ", ".join(str(1 + column) for column in constant[:_MAX_TOLD]) + (
+                ", …" if len(constant) > _MAX_TOLD else ""
+            )
+            raise DataError(
+                f"{name} has {told}, {columns} (from 1, labels aside); a density cannot be put on it. Remove it"
+            )
         if not np.isfinite(spread).all():
-            column = int(np.argmin(np.isfinite(spread)))
-            raise DataError(f"{name} spreads beyond 32-bit numbers in column {column}; rescale it")
+            column = 1 + int(np.argmin(np.isfinite(spread)))
+            raise DataError(
+                f"{name} spreads beyond 32-bit numbers in column {column} (from 1, labels aside); rescale it"
+            )
 
 
 class ByteImages(Layout):

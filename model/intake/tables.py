@@ -131,6 +131,8 @@ def _lines(source: Path, name: str) -> Iterator[str]:
             number += 1
             if len(line) > _MAX_LINE_BYTES:
                 raise DataTooLarge(f"{name} line {number} is longer than {_MAX_LINE_BYTES:,} bytes; is it a CSV?")
+            if b"\r" in line.removesuffix(b"\n").removesuffix(b"\r"):
+                raise DataError(f"{name} line {number} has lines that end in CR alone; save it as CSV with LF or CR LF")
             try:
                 yield (line.removeprefix(_BOM) if number == 1 else line).decode("utf-8")
             except UnicodeDecodeError as error:

@@ -9,7 +9,6 @@ Simoncelli 2021 (`model.inverse.ascent`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -83,15 +82,13 @@ def restore(
     num_chains: int = 64,
     seed: int = 0,
     log_z: float = 0.0,
-    path_fn: Callable[[AnnealingPath], AnnealingPath] | None = None,
     stop_fn: StopFn = lambda: False,
 ) -> Restoration:
     """Restore `num_samples` items from `measured` (*measurement), the operator's measurement with noise of `noise_std`.
 
     The operator is one of `model.inverse.operators`, or an object like deepinv's LinearPhysics. `log_z` is log Z_0 of
-    the model (`model.densities.calibration`), which the evidence needs; it is 0 for a normalized model. `path_fn`
-    takes the place of the pilot walk, for measurements by one operator in great number. Raises ConfigError, ShapeError
-    or DataError for what cannot be restored, and WalkStopped once `stop_fn()` is true.
+    the model (`model.densities.calibration`), which the evidence needs; it is 0 for a normalized model. Raises
+    ConfigError, ShapeError or DataError for what cannot be restored, and WalkStopped once `stop_fn()` is true.
     """
     return finished(
         restoring(
@@ -104,7 +101,6 @@ def restore(
             num_chains=num_chains,
             seed=seed,
             log_z=log_z,
-            path_fn=path_fn,
             stop_fn=stop_fn,
         )
     )
@@ -121,7 +117,6 @@ def restoring(
     num_chains: int = 64,
     seed: int = 0,
     log_z: float = 0.0,
-    path_fn: Callable[[AnnealingPath], AnnealingPath] | None = None,
     stop_fn: StopFn = lambda: False,
 ) -> Pieces[Restoration]:
     """Do what `restore` does, in pieces of one move of the chains, for callers who share the device."""
@@ -141,7 +136,7 @@ def restoring(
         else:
             guide = Guide.of(model, operator, measured, noise_std)
             chains = _Chains(guide, max(num_chains, num_samples), noise, stop_fn)
-            found = yield from chains.restored(method, num_samples, log_z, path_fn)
+            found = yield from chains.restored(method, num_samples, log_z)
             found = replace(found, misfit=_misfit(operator, found.x, measured, noise_std))
     return found
 
@@ -155,23 +150,17 @@ class _Chains:
     noise: NoiseSource
     stop_fn: StopFn
 
-    def restored(
-        self,
-        method: Method,
-        num_samples: int,
-        log_z: float,
-        path_fn: Callable[[AnnealingPath], AnnealingPath] | None,
-    ) -> Pieces[Restoration]:
+    def restored(self, method: Method, num_samples: int, log_z: float) -> Pieces[Restoration]:
         """Walk, weigh and settle. The misfit is left open."""
-        path = replace(self.guide.path(), num_leapfrog=_NUM_LEAPFROG)
-        if path_fn is None:
-            path = yield from tuning(
-                path, min(_PILOT_CHAINS, self.num_chains), self.noise, num_steps=16, stop_fn=self.stop_fn
-            )
-        else:
-            path = path_fn(path)
+        path = yield from tuning(
+            replace(self.guide.path(), num_leapfrog=_NUM_LEAPFROG),
+            min(_PILOT_CHAINS, self.num_chains),
+            self.noise,
+            num_steps=16,
+            stop_fn=self.stop_fn,
+        )
         num_bridges = bridges(path)
-        walks, halves = [], []
+        walks = []
         for count in (self.num_chains - self.num_chains // 2, self.num_chains // 2):
             walk = yield from annealing(
                 path,
@@ -182,18 +171,18 @@ class _Chains:
                 resample_below=0.5 if method == "smc" else 0.0,
             )
             walks.append(walk if method == "smc" else _unweighted(walk))
-            halves.append(self._mean_and_error(walks[-1]))
         position = torch.cat([walk.position for walk in walks])
         weights = torch.cat([_end_log_weights(walk) for walk in walks])
         chosen = systematic(weights, self.noise)
         z = yield from settling(path, position[chosen], self.noise, stop_fn=self.stop_fn)
+        x, of_first = self.guide.to_data(z), chosen < len(walks[0].position)
         log_weights = torch.cat([walk.log_weights for walk in walks])
         acceptance = sum(walk.acceptance_rate for walk in walks) / 2
         effective = effective_sample_size(weights) if method == "smc" else None
-        disagreement = _disagreement(halves)
+        disagreement = _disagreement(x[of_first], x[~of_first])
         evaluations = sum(len(betas) for betas in path.temperatures(num_bridges)) * path.num_leapfrog
         return Restoration(
-            *_summary(self.guide.to_data(z), num_samples),
+            *_summary(x, num_samples),
             misfit=math.nan,
             verdict=arrival(acceptance_rate=acceptance, effective_sample_size=effective, disagreement=disagreement),
             acceptance_rate=acceptance,
@@ -203,18 +192,6 @@ class _Chains:
             log_evidence_std_error=log_mean_std_error(log_weights) if method == "smc" else None,
             num_evaluations=evaluations,
         )
-
-    @staticmethod
-    def _mean_and_error(walk: Walk) -> tuple[Tensor, Tensor]:
-        """Return the weighted mean (D,) of a half's ends, in the coordinates z, and its squared error.
-
-        Chains that were drawn anew are not independent, but their lines of descent are, so that these are counted.
-        """
-        shares = torch.softmax(walk.end_log_weights, 0)[:, None]
-        flat = walk.position.flatten(1).double()
-        mean = (shares * flat).sum(0)
-        variance = (shares * (flat - mean) ** 2).sum(0)
-        return mean, variance / walk.effective_sample_size
 
 
 def bridges(path: AnnealingPath) -> int:
@@ -233,9 +210,18 @@ def _end_log_weights(walk: Walk) -> Tensor:
     return walk.end_log_weights - torch.logsumexp(walk.end_log_weights, 0) + torch.logsumexp(walk.log_weights, 0)
 
 
-def _disagreement(halves: list[tuple[Tensor, Tensor]]) -> float:
-    (one, one_error), (other, other_error) = halves
-    return float(((one - other) ** 2 / (one_error + other_error)).mean())
+def _disagreement(one: Tensor, other: Tensor) -> float:
+    """Return Fisher's ratio F of the answers of two halves (N, *event) and (M, *event), averaged over their numbers.
+
+    It is the squared difference of their means over the one that independent answers of the spread within the halves
+    would have: near 1 is chance. Without an answer of one half it is infinite.
+    """
+    if min(len(one), len(other)) == 0:
+        return math.inf
+    means = one.double().mean(0), other.double().mean(0)
+    within = sum(((half - mean) ** 2).sum(0) for half, mean in zip((one, other), means, strict=True))
+    variance = within / (len(one) + len(other) - 2)
+    return float(((means[0] - means[1]) ** 2 / (variance * (1 / len(one) + 1 / len(other)))).mean())
 
 
 def _summary(x: Tensor, num_samples: int) -> tuple[Tensor, Tensor, Tensor]:

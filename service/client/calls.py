@@ -80,14 +80,14 @@ class Calls(Generic[J, M]):
     @described
     def upload_dataset(
         self,
-        source: Path | BinaryIO,
+        source: Path | str | BinaryIO,
         *,
         file_name: str | None = None,
         name: str | None = None,
         image_size: str | None = None,
         label_column: str | None = None,
     ) -> Call[Dataset]:
-        """Upload a .zip of images, .npy, .npz or .csv, or a folder of images; its id is what trainings take.
+        """Upload a .zip of images, .npy, .npz or .csv, or a folder of images, by its path; trainings take its id.
 
         An open file, read once from its beginning, needs a `file_name`. `image_size`, "64" or "48x64" (height x width),
         crops and resizes images. `label_column` names the column of a .csv, or the array of a .npz, that holds the

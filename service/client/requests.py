@@ -26,7 +26,7 @@ _UPLOAD_TIMEOUT = httpx2.Timeout(10.0, read=1800.0, write=180.0)
 _PAGE = 200
 B = TypeVar("B", bound=BaseModel)
 
-Scorable: TypeAlias = npt.ArrayLike | Samples | Image.Image | Path | Sequence[Image.Image] | Sequence[Path]
+Scorable: TypeAlias = npt.ArrayLike | Samples | Image.Image | Path | Sequence[Image.Image] | Sequence[Path | str]
 """What POST /log-density takes: numbers (N, *event), pictures, or files: images, or one .npy."""
 
 
@@ -188,16 +188,17 @@ def _files(x: Scorable) -> list[tuple[str, bytes]]:
     match x:
         case Samples():
             return [("x.npy", _npy(x.x))]
-        case Path() | Image.Image():
+        case str() | Path() | Image.Image():
             return [_file(x)]
-        case [Path() | Image.Image(), *_]:
+        case [str() | Path() | Image.Image(), *_]:
             return [_file(one) for one in x]  # type: ignore[arg-type]
         case _:
             return [("x.npy", _npy(np.asarray(x)))]
 
 
-def _file(one: Path | Image.Image) -> tuple[str, bytes]:
-    if isinstance(one, Path):
+def _file(one: Path | str | Image.Image) -> tuple[str, bytes]:
+    if not isinstance(one, Image.Image):
+        one = Path(one)
         return one.name, one.read_bytes()
     packed = io.BytesIO()
     one.save(packed, "png")
@@ -210,8 +211,9 @@ def _npy(x: npt.NDArray[Any]) -> bytes:
     return packed.getvalue()
 
 
-def upload(source: Path | BinaryIO, file_name: str | None, **fields: str | None) -> Call[Json]:
-    """A dataset out of a file, or of a folder of images. Raises OSError for what cannot be read."""
+def upload(source: Path | str | BinaryIO, file_name: str | None, **fields: str | None) -> Call[Json]:
+    """A dataset out of a file, or of a folder of images; text is a path. Raises OSError for what cannot be read."""
+    source = Path(source) if isinstance(source, str) else source
     if isinstance(source, Path) and source.is_dir():
         with zipped(source) as packed:
             return (yield from _upload(packed, f"{source.resolve().name}.zip", fields))

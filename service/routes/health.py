@@ -19,12 +19,14 @@ from worker.storage.artifacts import ArtifactError
 router = APIRouter(tags=["operation"])
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", operation_id="get_health", summary="Is the process alive?")
 async def get_health() -> HealthBody:
     """A process that is alive answers, without asking the stores or the workers."""
     return HealthBody()
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get(
     "/readyz", operation_id="get_readiness", summary="Can jobs and samples be served?", responses=documented(503)
 )

@@ -52,6 +52,10 @@ def training(request: TrainRequest, settings: Settings, bucket: Bucket) -> Train
 
 def _planned(request: TrainRequest, settings: Settings, bucket: Bucket) -> Training:
     """Return a training that the trainer plans: what the data tell of it is told here, what a step costs is not."""
+    steps = request.steps or (request.config or {}).get("steps")
+    if request.minutes is not None and steps is not None:
+        told = f"minutes {request.minutes:g} and steps {steps} both say when the training ends; give one of them"
+        raise field_problem(["body", "minutes"], told)
     config = _train_config(request, settings, bucket)
     changes = merged(request.config or {}, {"seed": config.seed, **_overrides(request)})
     minutes = DEFAULT_MINUTES if request.minutes is None else request.minutes

@@ -12,8 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,9 @@ from scipy.stats import chisquare
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from model.densities.annealing import AnnealingPath, tune
 from model.inverse.config import Method, parse
-from model.inverse.guide import Guide
 from model.inverse.operators import make_operator
 from model.inverse.restore import Restoration, restore
-from model.noise import SharedNoise, make_generator
 from tests.bench import restore_rivals
 from tests.model.inverse import exact
 
@@ -64,17 +60,6 @@ class ExactRow:
     seconds_per_item: float
 
 
-def tuned_path(guides: Sequence[Guide]) -> AnnealingPath:
-    """Return a path that serves all measurements by one operator: the most careful of the pilot walks of `guides`."""
-    tuned = [
-        tune(replace(guide.path(), num_leapfrog=3), 32, SharedNoise(make_generator(0)), num_steps=24)
-        for guide in guides
-    ]
-    step_sizes = torch.stack([path.step_sizes for path in tuned]).amin(0)
-    spreads = torch.stack([path.spreads for path in tuned if path.spreads is not None]).amax(0)
-    return replace(tuned[0], step_sizes=step_sizes, spreads=spreads)
-
-
 def exact_rows(operator_name: str, num_items: int) -> tuple[list[ExactRow], list[float]]:
     """Return the rows of one operator, and the ranks of `smc` on [0, 1): of three projections of every item."""
     images = torch.tensor(load_digits().images / 8 - 1).float()[:, None]
@@ -85,18 +70,13 @@ def exact_rows(operator_name: str, num_items: int) -> tuple[list[ExactRow], list
     generator = torch.Generator().manual_seed(12)
     measured = operator.forward(truth)
     measured = measured + noise_std * torch.randn(measured.shape, generator=generator, dtype=torch.float64)
-    pilots = exact.draw(model, 3, 13)
-    tuned = tuned_path([Guide.of(model, operator, operator.forward(x[None])[0].float(), noise_std) for x in pilots])
     projections = torch.randn(3, truth[0].numel(), generator=generator, dtype=torch.float64)
     rows, ranks = [], []
-
-    def done(path: AnnealingPath) -> AnnealingPath:
-        return replace(path, step_sizes=tuned.step_sizes, spreads=tuned.spreads)
 
     def run(i: int, method: Method, num_chains: int) -> Restoration:
         return restore(
             model, operator, measured[i].float(), noise_std=noise_std, method=method, num_samples=num_chains,
-            num_chains=num_chains, seed=i, path_fn=done,
+            num_chains=num_chains, seed=i,
         )  # fmt: skip
 
     for method in METHODS:

@@ -11,7 +11,7 @@ from model.config import FULL_COVARIANCE_MAX_DIM
 from model.errors import ConfigError
 from model.events import Phase
 from model.intake.limits import ClassCount, Summary
-from model.planning import Machine, Plan, expectations, fit, overlaid, plan
+from model.planning import Machine, Plan, expectations, fit, overlaid, plan, timing_s
 from model.presets import BUILT_IN_DATASETS
 from model.schedule import make_schedule
 
@@ -102,6 +102,20 @@ def test_a_time_that_is_over_before_the_first_step_gives_one_step() -> None:
     assert (config.steps, config.score_matching.steps) == (1, 1)
 
 
+def test_steps_are_timed_for_a_small_share_of_the_time_and_never_long() -> None:
+    assert [timing_s(minutes) for minutes in (1, 15, 10_080)] == pytest.approx([1.8, 27.0, 60.0])
+
+
+def test_a_short_training_shows_few_previews_since_each_takes_the_time_of_many_steps() -> None:
+    config = fit(planned((3, 16, 16)).config, STEP_S, 10)
+    assert config.steps // config.sample_every == 2
+
+
+def test_the_plan_does_not_count_steps_that_were_asked_for_as_the_most_there_is_time_for() -> None:
+    config = overlaid(fit(planned((1, 28, 28)).config, STEP_S, 900), {"steps": 60})
+    assert "58 and 2 steps take 0.062 of the 15 min" in expectations(config, STEP_S, 15)[0]
+
+
 def test_what_a_request_asks_for_stays_and_mistakes_in_it_are_named() -> None:
     config = planned((1, 28, 28)).config
     changed = overlaid(config, {"network": {"width": 24}, "seed": 7})
@@ -116,6 +130,9 @@ def test_the_plan_says_what_a_step_costs_and_what_short_trainings_give() -> None
     config = fit(planned((1, 28, 28)).config, STEP_S, 60)
     costs, quality = expectations(config, STEP_S, 1)
     assert "50 ms of score matching and 400 ms of recovery likelihood" in costs
-    assert f"{config.score_matching.steps:,} and {config.steps - config.score_matching.steps:,} steps" in costs
+    assert (
+        f"{config.score_matching.steps:,} and {config.steps - config.score_matching.steps:,} steps take 0.97 of"
+        in costs
+    )
     assert "More minutes help" in quality
     assert "could be read" in expectations(fit(config, STEP_S, 900), STEP_S, 15)[1]

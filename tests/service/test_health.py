@@ -27,6 +27,7 @@ def test_the_process_is_alive_without_asking_anybody(service_settings: ServiceSe
     away = service_settings.model_copy(update={"redis_url": f"redis://127.0.0.1:{free_ports(1)[0]}/0"})
     with TestClient(create_app(away)) as client:
         assert client.get("/healthz").json() == {"status": "alive"}
+        assert client.head("/healthz").status_code == 200
 
 
 def test_readiness_names_what_is_missing(client: TestClient, redis: Redis) -> None:

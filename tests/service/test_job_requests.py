@@ -248,6 +248,8 @@ def test_pictures_are_planned_from_what_is_known_of_them_and_the_trainer_gets_th
     ("changes", "told"),
     [
         ({"preset": "digits", "minutes": 5}, "minutes are for preset 'images'"),
+        ({"preset": "images", "minutes": 90, "steps": 50}, "minutes 90 and steps 50 both say when"),
+        ({"preset": "images", "minutes": 90, "config": {"steps": 50}}, "minutes 90 and steps 50 both say when"),
         ({"preset": "images", "dataset": "two_moons"}, "two_moons holds vectors"),
         ({"preset": "images", "config": {"network": {"width": 1}}}, "expected a number from 4"),
     ],

@@ -148,3 +148,13 @@ def test_a_training_without_time_for_it_is_not_tuned(
     assert ended.status is JobStatus.succeeded
     assert ended.model_id is not None
     assert not s3.list_checkpoints(ended.model_id)[-1].has_frontier
+
+
+def test_a_training_too_short_to_be_tuned_says_so(store: RecordStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECOVERY_TUNING_SHARE", "0.001")
+    ended = _training(store)
+    assert ended.status is JobStatus.succeeded
+    told = [event.data["text"] for event in store.read_events(ended.id) if event.type == "notice"]
+    assert len(told) == 1
+    assert "not tuned" in told[0]
+    assert "`recovery tune`" in told[0]

@@ -31,7 +31,7 @@ from model.events import (
     TrainEvent,
 )
 from model.frontier import TuneConfig
-from model.planning import Machine, expectations, fit, overlaid, plan
+from model.planning import Machine, expectations, fit, overlaid, plan, timing_s
 from worker.datasets.names import fetch_dataset, unread_column
 from worker.jobs.deletion import Deletions, Retention
 from worker.jobs.event import (
@@ -68,8 +68,6 @@ _QUICK = {"max_bridges": 8, "max_chains": CalibrationConfig.num_chains}
 that of `density-2d`. A job of its own goes further."""
 
 
-_MEASURED_SHARE = 0.03
-"""The share of a planned training's time in which its steps are timed."""
 _SHORTEST_TUNING_S, _LONGEST_TUNING_S = 1.0, 600.0
 
 
@@ -101,6 +99,9 @@ class Run(Attempt):
         """Tune the last checkpoint in a small share of the training's time, if that is enough for anything."""
         limit_s = min(self.settings.tuning_share * self._elapsed_s(record), _LONGEST_TUNING_S)
         if limit_s < _SHORTEST_TUNING_S:
+            if limit_s > 0:
+                text = f"not tuned: {limit_s:.1g} s of so short a training are too few; `recovery tune` takes its time"
+                self.telemetry.event(NoticeEvent(text=text))
             return None
         options = TuneConfig(seed=config.seed, num_samples=500, max_steps=8, max_seconds=limit_s)
         try:
@@ -172,7 +173,7 @@ class Run(Attempt):
         config = overlaid(chosen.config, wish.changes)
         self.use_threads(config.network, dataset.event_shape, config.largest_batch_size)
         seconds = 60 * wish.minutes
-        step_s = measure_pace(config, dataset, device, ranks, seconds=_MEASURED_SHARE * seconds)
+        step_s = measure_pace(config, dataset, device, ranks, seconds=timing_s(wish.minutes))
         tuning_s = self.settings.tuning_share * seconds if config.tune else 0.0
         left_s = begun + seconds - tuning_s - time.monotonic()
         left_s = float(ranks.sum(torch.tensor(left_s if ranks.leads else 0.0)))

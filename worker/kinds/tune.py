@@ -57,17 +57,19 @@ def tune_checkpoint(
     """Measure the frontier of a committed checkpoint, and store it. Returns why it stopped early, or None.
 
     Every setting is a `tuning` event, and part of the job's progress if wanted. Without time for the model's own
-    setting, which is measured first, nothing is stored. Raises ModelError, ArtifactMissing, StorageUnavailable,
-    StaleLease.
+    setting, which is measured first, nothing is stored. Raises ModelError, also without time for one setting,
+    ArtifactMissing, StorageUnavailable, StaleLease.
     """
     tuning = _Tuning(attempt, step, config, load_checkpoint(attempt, model_id, step, device_of(record)))
     points = tuning.points(report_progress=report_progress)
     if attempt.watch.reason is not None:
         return attempt.watch.reason
     if not points:
-        if report_progress:
-            raise ModelError("no setting gave finite samples within the time; give more time, or train longer")
-        return None
+        limit = "any time" if config.max_seconds is None else f"{config.max_seconds:.2g} s"
+        raise ModelError(
+            f"no setting gave {config.num_samples} finite samples within {limit}; `recovery tune` "
+            "with more time does, or after more training"
+        )
     found = tuning.frontier(points).to_dict()
     attempt.patiently(attempt.watch.confirm)
     attempt.patiently(lambda: attempt.artifacts.put_frontier(model_id, step, found))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from model.densities.annealing import anneal, finished, tune
+from model.densities.annealing import anneal, finished
 from model.energies.bases import MixtureBase
 from model.errors import ModelError
 from model.inverse.ascent import AscentConfig, ascent, climbing
@@ -252,18 +251,3 @@ def test_halves_that_found_different_answers_are_told() -> None:
     }
 
     assert judged - {"arrived"}
-
-
-def test_a_tuned_path_serves_other_measurements() -> None:
-    model = exact.mixture_model(_events(2), 2, num_levels=4)
-    operator = make_operator(parse("random:0.5"), SHAPE)
-    guide = Guide.of(model, operator, torch.zeros(8), 0.2)
-    tuned = tune(replace(guide.path(), num_leapfrog=3), 8, SharedNoise(make_generator(0)), num_steps=4)
-    measured = _measured(operator, exact.draw(model, 1, 3), 4)
-
-    found = restore(
-        model, operator, measured, noise_std=0.2, num_samples=4, num_chains=8,
-        path_fn=lambda path: replace(path, step_sizes=tuned.step_sizes, spreads=tuned.spreads),
-    )  # fmt: skip
-
-    assert found.misfit < 4
