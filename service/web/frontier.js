@@ -140,7 +140,12 @@ export function frontierPanel(modelAt, frontier) {
             `${whole(frontier.num_samples)} samples of each setting beside ${whole(frontier.num_held_out)} held-out items, by ${what}. Lower is nearer to the data; bars are standard errors.`,
           ),
           frontierChart(frontier),
-          h("details", {}, h("summary", {}, "As numbers"), frontierTable(frontier)),
+          h(
+            "details",
+            {},
+            h("summary", {}, "As numbers"),
+            h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "As numbers" }, frontierTable(frontier)),
+          ),
         ]
       : h(
           "p",
