@@ -214,7 +214,9 @@ def test_vectors_are_no_pictures() -> None:
         drawn.grid()
 
 
-@pytest.mark.parametrize("form", ["numbers", "samples", "picture", "pictures", "file", "files", "npy", "path as text", "paths as text"])
+@pytest.mark.parametrize(
+    "form", ["numbers", "samples", "picture", "pictures", "file", "files", "npy", "path as text", "paths as text"]
+)
 def test_whatever_can_be_scored_is_sent(
     recovery: Recovery, sampler: StandInSampler, model_id: str, tmp_path: Path, form: str
 ) -> None:
