@@ -52,7 +52,9 @@ def _composition(asked: Asked, classes: Sequence[str], location: Sequence[str | 
     if not isinstance(asked, CompositionBody):
         return Composition.of_label(_index(asked, classes, location))
     any_of = tuple(_index(label, classes, [*location, "any_of", at]) for at, label in enumerate(asked.any_of))
-    weighted = [one if isinstance(one, WeightedLabelBody) else WeightedLabelBody(label=one) for one in asked.all_of]
+    weighted = [
+        one if isinstance(one, WeightedLabelBody) else WeightedLabelBody(label=one, weight=1.0) for one in asked.all_of
+    ]
     all_of = tuple(
         (_index(one.label, classes, [*location, "all_of", at, "label"]), one.weight) for at, one in enumerate(weighted)
     )
