@@ -79,7 +79,7 @@ class Rows(Layout):
                 ", …" if len(constant) > _MAX_TOLD else ""
             )
             raise DataError(
-                f"{name} has {told}, {columns} (from 1, labels aside); a density cannot be put on it. Remove it"
+                f"{name} has {told}: column {columns} (from 1, labels aside); a density cannot be put on it. Remove it"
             )
         if not np.isfinite(spread).all():
             column = 1 + int(np.argmin(np.isfinite(spread)))

@@ -133,11 +133,11 @@ def _bad_constant(path: Path) -> None:
         ("x.npy", _bad_range, "from −1 to 1"),
         ("x.npy", _bad_shape, "shape"),
         ("x.npy", _bad_dtype, "dtype"),
-        ("x.npy", _bad_constant, "constant column, 2 \\(from 1"),
+        ("x.npy", _bad_constant, "constant column: column 2 \\(from 1"),
         (
             "x.npy",
             lambda p: np.save(p, np.arange(9.0)[:, None] * ([0, 1] * 12)),
-            r"12 constant columns, 1, 3.*19, … \(",
+            r"12 constant columns: column 1, 3.*19, … \(",
         ),
         ("x.npy", lambda p: np.save(p, np.full((9, 2), 3.0)), "the same item 9 times; expected items that differ"),
         ("x.npy", lambda p: np.save(p, np.full((2, 1, 4, 4), 0.5)), "the same item 2 times"),

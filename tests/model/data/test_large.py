@@ -117,7 +117,7 @@ def test_a_value_far_from_all_others_is_found_in_a_file_too(tmp_path: Path) -> N
     [
         (lambda x: x[np.zeros(9, int)], "the same item 9 times"),
         (lambda x: np.where(np.arange(500)[:, None] == 400, np.nan, x), "not finite in item 400"),
-        (lambda x: x * [1, 1, 0], "a constant column, 3"),
+        (lambda x: x * [1, 1, 0], "a constant column: column 3"),
     ],
     ids=["the same", "not finite", "constant"],
 )
