@@ -60,7 +60,7 @@ class Restoration:
     verdict: Arrival
     acceptance_rate: float | None = None
     disagreement: float | None = None
-    """of two halves of the chains (`model.inverse.verdict`)"""
+    """of the answers of two halves of the chains (`disagreement`)"""
     effective_sample_size: float | None = None
     """number of equally weighted chains that those of `smc` are worth at the end, of all that walked"""
     log_evidence: float | None = None
@@ -179,14 +179,14 @@ class _Chains:
         log_weights = torch.cat([walk.log_weights for walk in walks])
         acceptance = sum(walk.acceptance_rate for walk in walks) / 2
         effective = effective_sample_size(weights) if method == "smc" else None
-        disagreement = _disagreement(x[of_first], x[~of_first])
+        apart = disagreement(x[of_first], x[~of_first])
         evaluations = sum(len(betas) for betas in path.temperatures(num_bridges)) * path.num_leapfrog
         return Restoration(
             *_summary(x, num_samples),
             misfit=math.nan,
-            verdict=arrival(acceptance_rate=acceptance, effective_sample_size=effective, disagreement=disagreement),
+            verdict=arrival(acceptance_rate=acceptance, effective_sample_size=effective, disagreement=apart),
             acceptance_rate=acceptance,
-            disagreement=disagreement,
+            disagreement=apart,
             effective_sample_size=effective,
             log_evidence=self.guide.log_evidence + log_mean(log_weights) - log_z if method == "smc" else None,
             log_evidence_std_error=log_mean_std_error(log_weights) if method == "smc" else None,
@@ -210,7 +210,7 @@ def _end_log_weights(walk: Walk) -> Tensor:
     return walk.end_log_weights - torch.logsumexp(walk.end_log_weights, 0) + torch.logsumexp(walk.log_weights, 0)
 
 
-def _disagreement(one: Tensor, other: Tensor) -> float:
+def disagreement(one: Tensor, other: Tensor) -> float:
     """Return Fisher's ratio F of the answers of two halves (N, *event) and (M, *event), averaged over their numbers.
 
     It is the squared difference of their means over the one that independent answers of the spread within the halves

@@ -30,14 +30,15 @@ ARRIVALS: Mapping[Arrival, str] = MappingProxyType(
 
 FEWEST_EFFECTIVE = 5.0
 LEAST_ACCEPTANCE = 0.2
-LARGEST_DISAGREEMENT = 3.0
+LARGEST_DISAGREEMENT = 4.0
+"""Of 60 walks with a known posterior, 11 came out wrong, at 6 and above; 48 of the 49 right ones were below."""
 
 
 def arrival(*, acceptance_rate: float, effective_sample_size: float | None, disagreement: float) -> Arrival:
     """Judge chains by their acceptance, the number that counts, and the disagreement of their halves.
 
-    `effective_sample_size` is None for chains that are not weighed. The `disagreement` is the squared difference of the
-    halves' means in units of what chance makes of it, averaged over the numbers of an event: near 1 is chance.
+    `effective_sample_size` is None for chains that are not weighed. The `disagreement` is Fisher's ratio F of the
+    halves' answers: near 1 is chance.
     """
     if not acceptance_rate >= LEAST_ACCEPTANCE:
         return "rejecting"

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor
 
 from model.densities.annealing import anneal, finished
@@ -16,7 +17,7 @@ from model.inverse.ascent import AscentConfig, ascent, climbing
 from model.inverse.config import parse
 from model.inverse.guide import Guide
 from model.inverse.operators import Matrix, Operator, make_operator
-from model.inverse.restore import restore
+from model.inverse.restore import disagreement, restore
 from model.inverse.verdict import ARRIVALS, arrival
 from model.noise import SharedNoise, make_generator
 from model.spaces.affine import AffineSpace
@@ -251,3 +252,45 @@ def test_halves_that_found_different_answers_are_told() -> None:
     }
 
     assert judged - {"arrived"}
+
+
+def _digits_half(item: int) -> tuple[Any, Operator, Tensor]:
+    """A mixture of ten Gaussians of digits, the operator that hides half of a picture, and what it leaves of one."""
+    images = torch.tensor(load_digits().images / 8 - 1).float()[:1200, None]
+    model = exact.mixture_model(images, 10)
+    operator = make_operator(parse("box:4,0,4,8"), (1, 8, 8))
+    measured = operator.forward(exact.draw(model, 30, 11))
+    noise = torch.randn(measured.shape, generator=torch.Generator().manual_seed(12), dtype=torch.float64)
+    return model, operator, (measured + 0.1 * noise)[item].float()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("item", [1, 4])
+def test_walks_that_miss_modes_do_not_arrive_and_others_do(item: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, operator, measured = _digits_half(item)
+    known = exact.posterior(model, operator, measured, 0.1)
+
+    def run(count: int) -> tuple[float, str]:
+        found = restore(model, operator, measured, noise_std=0.1, num_samples=count, num_chains=count, seed=item)
+        return float(((found.mean.flatten() - known.mean) ** 2 / known.variance).mean()), found.verdict
+
+    error, verdict = run(64)
+    assert error < 0.1
+    assert verdict == "arrived"
+
+    monkeypatch.setattr("model.inverse.restore._MOST_BRIDGES", 1)
+    monkeypatch.setattr("model.inverse.restore._PILOT_CHAINS", 4)
+    error, verdict = run(32)
+    assert error > 0.1
+    assert verdict != "arrived"
+
+
+def test_halves_are_apart_by_how_much_independent_answers_would_differ() -> None:
+    generator = torch.Generator().manual_seed(0)
+    answers = torch.randn(64, *SHAPE, generator=generator)
+    trapped = answers[32:] / 4 + 1
+
+    assert disagreement(answers[:32], answers[32:]) == pytest.approx(1, abs=0.5)
+    assert disagreement(answers[:32], trapped) > 10
+    assert disagreement(answers[:60], trapped[:4]) > 4
+    assert disagreement(answers, answers[:0]) == math.inf
