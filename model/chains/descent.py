@@ -145,7 +145,8 @@ class Descents:
         self._memory[rows] = 0.0
         x_top = self._noise.normal(rows)
         self._arrivals = [Arrivals(rows, np.full(len(rows), self.model.num_levels), x_top)]
-        self._enter_level(rows, self.model.from_noise(x_top))
+        brought = torch.tensor([chain.settings.start == "multistep" for chain in chains], device=x_top.device)
+        self._enter_level(rows, choose(brought, self.model.from_noise(x_top), x_top))
         return self._arrivals
 
     def remove(self, rows: Rows) -> list[tuple[int, int]]:

@@ -219,7 +219,7 @@ def descend(
     """
     top, kernel = model.num_levels, sampling_kernel(model.config.chain, settings)
     at = At.same(top - 1, x_top) if at is None else at
-    x, memory, evaluations = model.from_noise(x_top), None, 0
+    x, memory, evaluations = model.from_noise(x_top) if settings.start == "multistep" else x_top, None, 0
     kept = {top: x_top.cpu()} if top in levels else {}
     with model.frozen(precision):
         for t in range(top - 1, -1, -1):

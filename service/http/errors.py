@@ -231,7 +231,9 @@ def _without_branches(fields: Sequence[FieldProblem]) -> list[FieldProblem]:
 
 def _is_branch(part: str | int) -> bool:
     """Whether a part of a location names a kind of value, such as `CompositionBody`, and no field."""
-    return isinstance(part, str) and (part in ("str", "int") or "[" in part or part.endswith("Body"))
+    return isinstance(part, str) and (
+        part in ("str", "int") or part.startswith("constrained-") or "[" in part or part.endswith("Body")
+    )
 
 
 def _plain(error: Mapping[str, Any]) -> str:

@@ -247,7 +247,7 @@ def test_the_error_of_the_variance_falls_with_the_order_of_the_start(start: Chai
 
 
 def _error(start: ChainStart, num_levels: int) -> float:
-    """Return the largest error of the variance of x_0, without that of chance, from the x_{T−1} of the data.
+    """Return the largest error of the variance of x_0, without that of chance, from the x_{T−1} that the start has.
 
     Every chain but one has a single 1 among its noise. As all is linear, its x_0 without that of the chain of no noise
     is the standard deviation that this noise adds.
@@ -256,9 +256,12 @@ def _error(start: ChainStart, num_levels: int) -> float:
     model, noise = _model(schedule, sampling=SamplingConfig(num_steps=0, start=start)), _Impulses()
     x_top = noise.normal(torch.empty(num_levels + 1, 2))
     *moved, still = _along_eigenvectors(descend(model, x_top, noise, model.config.sampling).x)
-    near = float(model.schedule.alpha_bar[0])
-    np.testing.assert_allclose(still, near * _MEAN, atol=1e-5)
-    exact = near**2 * _VARIANCE + 1 - near**2
+    (near, near_noise), (far, far_noise) = ((float(a), 1 - float(a) ** 2) for a in model.schedule.alpha_bar[[0, -2]])
+    far_variance = far**2 * _VARIANCE + far_noise
+    top_mean, top_variance = (far * _MEAN, far_variance) if start == "multistep" else (0 * _MEAN, 1)
+    gain = (near * far * _VARIANCE + far / near * near_noise) / far_variance
+    np.testing.assert_allclose(still, near * _MEAN + gain * (top_mean - far * _MEAN), atol=1e-5)
+    exact = near**2 * _VARIANCE + near_noise + gain**2 * (top_variance - far_variance)
     return float(np.abs(((np.stack(moved) - still) ** 2).sum(0) - exact).max())
 
 
@@ -284,7 +287,9 @@ def _recursion(
     """Return mean and variance of x_t at every level, and of the expected data as level −1."""
     mean, covariance = np.zeros((2, 2)), np.zeros((2, 2, 2))  # of x_{t+1} and the memory, for each eigenvector
     far = _alpha_bar(schedule)[model.num_levels - 1]
-    mean[0], covariance[0, 0] = far * _MEAN, far**2 * _VARIANCE + 1 - far**2  # the top level's own
+    covariance[0, 0] = 1
+    if start == "multistep":
+        mean[0], covariance[0, 0] = far * _MEAN, far**2 * _VARIANCE + 1 - far**2  # the top level's own
     found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for t in range(model.num_levels - 1, -1, -1):
         level = _Level(schedule, t)
