@@ -9,11 +9,12 @@ A path runs from a closed form of known normalizer to the target; neighbouring e
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from model.energies.energy import EnergyFn
 from model.noise import NoiseSource
 
 StopFn = Callable[[], bool]
+P = ParamSpec("P")
 T = TypeVar("T")
 Pieces = Generator[None, None, T]
 """A computation that can be interrupted at every `yield`, and that returns its result."""
@@ -47,6 +49,16 @@ def finished(pieces: Pieces[T]) -> T:
         except StopIteration as end:
             result: T = end.value
             return result
+
+
+def whole(pieces_fn: Callable[P, Pieces[T]]) -> Callable[P, T]:
+    """Return the function that does a computation of `pieces_fn` in one go."""
+
+    @functools.wraps(pieces_fn)
+    def done(*args: P.args, **kwargs: P.kwargs) -> T:
+        return finished(pieces_fn(*args, **kwargs))
+
+    return done
 
 
 @dataclass(frozen=True)
@@ -248,26 +260,6 @@ def _bridge(start: EnergyFn, end: EnergyFn, beta: float) -> EnergyFn:
     return energy
 
 
-def anneal(
-    path: AnnealingPath,
-    count: int,
-    noise: NoiseSource,
-    *,
-    num_bridges: int,
-    stop_fn: StopFn = _go_on,
-    resample_below: float = _RESAMPLE_BELOW,
-) -> Walk:
-    """Walk `count` chains from exact samples of the start to the target.
-
-    At every temperature they weigh, then move; E[w] = Z/Z_start. Chains are drawn anew once their effective number is
-    below the share `resample_below` of theirs; with 0 this is annealed importance sampling. Raises WalkStopped once
-    `stop_fn()` is true, before the next move.
-    """
-    return finished(
-        annealing(path, count, noise, num_bridges=num_bridges, stop_fn=stop_fn, resample_below=resample_below)
-    )
-
-
 def annealing(
     path: AnnealingPath,
     count: int,
@@ -277,7 +269,12 @@ def annealing(
     stop_fn: StopFn = _go_on,
     resample_below: float = _RESAMPLE_BELOW,
 ) -> Pieces[Walk]:
-    """Do what `anneal` does, in pieces of one move."""
+    """Walk `count` chains from exact samples of the start to the target.
+
+    At every temperature they weigh, then move; E[w] = Z/Z_start. Chains are drawn anew once their effective number is
+    below the share `resample_below` of theirs; with 0 this is annealed importance sampling. Raises WalkStopped once
+    `stop_fn()` is true, before the next move.
+    """
     walker = _Walker(path, path.sample_start(count, noise), noise, stop_fn, resample_below)
     for index, betas in enumerate(path.temperatures(num_bridges)):
         for before, beta in itertools.pairwise([0.0, *betas]):
@@ -285,6 +282,9 @@ def annealing(
             walker.move(index, beta)
             yield
     return walker.walk()
+
+
+anneal = whole(annealing)
 
 
 def anneal_backwards(
@@ -309,27 +309,6 @@ def anneal_backwards(
     return walker.walk()
 
 
-def tune(
-    path: AnnealingPath,
-    count: int,
-    noise: NoiseSource,
-    *,
-    target_acceptance: float = 0.7,
-    num_steps: int | None = None,
-    stop_fn: StopFn = _go_on,
-) -> AnnealingPath:
-    """Return the path with every energy's step size adapted to `target_acceptance`, and its spreads measured.
-
-    `count` chains make a pilot walk, whose weights are not used, of `num_steps` moves for every energy: of 60 MALA
-    moves unless told, or of 30 moves of several leaps. The first half
-    of the moves goes over bridges and lets the step size only shrink: chains that are still on their way down accept
-    everything, and would leave a step that is far too long.
-    """
-    return finished(
-        tuning(path, count, noise, target_acceptance=target_acceptance, num_steps=num_steps, stop_fn=stop_fn)
-    )
-
-
 def tuning(
     path: AnnealingPath,
     count: int,
@@ -339,7 +318,13 @@ def tuning(
     num_steps: int | None = None,
     stop_fn: StopFn = _go_on,
 ) -> Pieces[AnnealingPath]:
-    """Do what `tune` does, in pieces of one move."""
+    """Return the path with every energy's step size adapted to `target_acceptance`, and its spreads measured.
+
+    `count` chains make a pilot walk, whose weights are not used, of `num_steps` moves for every energy: of 60 MALA
+    moves unless told, or of 30 moves of several leaps. The first half of the moves goes over bridges and lets the step
+    size only shrink: chains that are still on their way down accept everything, and would leave a step that is far too
+    long.
+    """
     if num_steps is None:
         num_steps = 60 if path.num_leapfrog == 1 else 30
     position, step_sizes = path.sample_start(count, noise), path.step_sizes.clone()
@@ -367,27 +352,28 @@ def tuning(
     return replace(path, step_sizes=step_sizes, spreads=spreads)
 
 
+tune = whole(tuning)
+
+
 def _spread(start: EnergyFn, end: EnergyFn, position: Tensor) -> Tensor:
     """Return the standard deviation of U − V over `position` (N, *event), in nats, between bounds of no meaning."""
     with torch.no_grad():
         return torch.nan_to_num((start(position) - end(position)).double().std(), 1e3, 1e3).clamp(1e-3, 1e3)
 
 
-def resample(path: AnnealingPath, walk: Walk, noise: NoiseSource, *, stop_fn: StopFn = _go_on) -> Tensor:
-    """Draw positions (N, *event) by weight from the end of a walk, then `settle` them. Raises WalkStopped."""
-    return settle(path, walk.position[systematic(walk.end_log_weights, noise)], noise, stop_fn=stop_fn)
-
-
-def settle(path: AnnealingPath, position: Tensor, noise: NoiseSource, *, stop_fn: StopFn = _go_on) -> Tensor:
-    """Return `position` (N, *event) after 50 leaps, or 10 moves, under the target. Raises WalkStopped."""
-    return finished(settling(path, position, noise, stop_fn=stop_fn))
-
-
 def settling(path: AnnealingPath, position: Tensor, noise: NoiseSource, *, stop_fn: StopFn = _go_on) -> Pieces[Tensor]:
-    """Do what `settle` does, in pieces of one move."""
+    """Return `position` (N, *event) after 50 leaps, or 10 moves, under the target. Raises WalkStopped."""
     target, step_size = path.energies[-1], path.step_sizes[-1].expand(len(position))
     state = evaluate(position, target)
     for _ in range(max(10, 50 // path.num_leapfrog)):
         state, _ = _move(state, target, step_size, path.num_leapfrog, noise, stop_fn)
         yield
     return state.position
+
+
+settle = whole(settling)
+
+
+def resample(path: AnnealingPath, walk: Walk, noise: NoiseSource, *, stop_fn: StopFn = _go_on) -> Tensor:
+    """Draw positions (N, *event) by weight from the end of a walk, then `settle` them. Raises WalkStopped."""
+    return settle(path, walk.position[systematic(walk.end_log_weights, noise)], noise, stop_fn=stop_fn)

@@ -21,10 +21,10 @@ from model.densities.annealing import (
     StopFn,
     Walk,
     annealing,
-    finished,
     settling,
     systematic,
     tuning,
+    whole,
 )
 from model.densities.weights import effective_sample_size, log_mean, log_mean_std_error
 from model.energies.energy_model import EnergyModel
@@ -71,41 +71,6 @@ class Restoration:
     """number of gradient evaluations that each chain took"""
 
 
-def restore(
-    model: EnergyModel,
-    operator: Operator | Any,
-    measured: Tensor,
-    *,
-    noise_std: float,
-    method: Method = "smc",
-    num_samples: int = 16,
-    num_chains: int = 64,
-    seed: int = 0,
-    log_z: float = 0.0,
-    stop_fn: StopFn = lambda: False,
-) -> Restoration:
-    """Restore `num_samples` items from `measured` (*measurement), the operator's measurement with noise of `noise_std`.
-
-    The operator is one of `model.inverse.operators`, or an object like deepinv's LinearPhysics. `log_z` is log Z_0 of
-    the model (`model.densities.calibration`), which the evidence needs; it is 0 for a normalized model. Raises
-    ConfigError, ShapeError or DataError for what cannot be restored, and WalkStopped once `stop_fn()` is true.
-    """
-    return finished(
-        restoring(
-            model,
-            operator,
-            measured,
-            noise_std=noise_std,
-            method=method,
-            num_samples=num_samples,
-            num_chains=num_chains,
-            seed=seed,
-            log_z=log_z,
-            stop_fn=stop_fn,
-        )
-    )
-
-
 def restoring(
     model: EnergyModel,
     operator: Operator | Any,
@@ -119,7 +84,12 @@ def restoring(
     log_z: float = 0.0,
     stop_fn: StopFn = lambda: False,
 ) -> Pieces[Restoration]:
-    """Do what `restore` does, in pieces of one move of the chains, for callers who share the device."""
+    """Restore `num_samples` items from `measured` (*measurement), the operator's measurement with noise of `noise_std`.
+
+    The operator is one of `model.inverse.operators`, or an object like deepinv's LinearPhysics. `log_z` is log Z_0 of
+    the model (`model.densities.calibration`), which the evidence needs; it is 0 for a normalized model. Raises
+    ConfigError, ShapeError or DataError for what cannot be restored, and WalkStopped once `stop_fn()` is true.
+    """
     operator = as_operator(operator, model.event_shape)
     _check(operator, measured, noise_std, num_samples, num_chains)
     noise_std = max(noise_std, MIN_NOISE_STD)
@@ -139,6 +109,9 @@ def restoring(
             found = yield from chains.restored(method, num_samples, log_z)
             found = replace(found, misfit=_misfit(operator, found.x, measured, noise_std))
     return found
+
+
+restore = whole(restoring)
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,8 @@ import { post } from "./api.js";
 import { h, messagePlace } from "./dom.js";
 import { eventKind } from "./events.js";
 import { fixed, shape } from "./format.js";
-import { dropZone, pointsForm, toEvent } from "./scoring.js";
+import { dropZone, pointsForm, takePictures } from "./scoring.js";
 
-const MAX_PICTURES = 40;
 const MAX_BARS = 10;
 
 function bar(name, probability) {
@@ -67,19 +66,7 @@ export function classifyingPanel(model, modelAt, signal) {
       throw error;
     }
   };
-  const take = async (files) => {
-    report(null);
-    try {
-      if (files.length > MAX_PICTURES)
-        throw new Error(
-          `These are ${files.length} files; drop at most ${MAX_PICTURES} at once. For more there is POST /classify.`,
-        );
-      const read = async (file) => ({ name: file.name, ...(await toEvent(file, model.event_shape)) });
-      if (files.length) await show(await Promise.all(files.map(read)));
-    } catch (error) {
-      if (error.name !== "AbortError") report(error);
-    }
-  };
+  const take = takePictures(model.event_shape, "POST /classify", show, report);
   return h(
     "section",
     { class: "panel", "aria-labelledby": "classifying" },

@@ -23,7 +23,7 @@ function uniform(seed) {
 }
 
 /** Read a file as (C, H, W) numbers in [−1, 1], resized if the model has another size. Raises Error in words. */
-export async function toEvent(file, [channels, height, width]) {
+async function toEvent(file, [channels, height, width]) {
   let bitmap;
   try {
     bitmap = await createImageBitmap(file, { colorSpaceConversion: "none" });
@@ -291,6 +291,23 @@ export function pointsForm(dimension, onPoints, report) {
   );
 }
 
+/** What takes dropped files: it reads them as events of `eventShape`, hands them to `show`, and reports what is wrong. */
+export function takePictures(eventShape, call, show, report) {
+  return async (files) => {
+    report(null);
+    try {
+      if (files.length > MAX_PICTURES)
+        throw new Error(
+          `These are ${files.length} files; drop at most ${MAX_PICTURES} at once. For more there is ${call}.`,
+        );
+      const read = async (file) => ({ name: file.name, ...(await toEvent(file, eventShape)) });
+      if (files.length) await show(await Promise.all(files.map(read)));
+    } catch (error) {
+      if (error.name !== "AbortError") report(error);
+    }
+  };
+}
+
 export function scoringPanel(model, calibration, signal) {
   const { element: message, report } = messagePlace();
   const place_ = h(
@@ -312,23 +329,7 @@ export function scoringPanel(model, calibration, signal) {
       throw error;
     }
   };
-  const take = async (files) => {
-    report(null);
-    try {
-      if (files.length > MAX_PICTURES)
-        throw new Error(
-          `These are ${files.length} files; drop at most ${MAX_PICTURES} at once. For more there is POST /log-density.`,
-        );
-      if (files.length)
-        await show(
-          await Promise.all(
-            files.map(async (file) => ({ name: file.name, ...(await toEvent(file, calibration.event_shape)) })),
-          ),
-        );
-    } catch (error) {
-      if (error.name !== "AbortError") report(error);
-    }
-  };
+  const take = takePictures(calibration.event_shape, "POST /log-density", show, report);
   return h(
     "section",
     { class: "panel", "aria-labelledby": "scoring" },

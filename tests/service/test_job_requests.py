@@ -258,3 +258,26 @@ def test_what_cannot_be_planned_is_refused(client: TestClient, changes: dict[str
     answer = client.post("/jobs/train", json=changes)
     assert answer.status_code == 422
     assert told in answer.json()["detail"]
+
+
+def test_a_bulk_sampling_is_queued_with_the_seed_that_it_will_draw_with(
+    client: TestClient, store: RecordStore, model_id: str
+) -> None:
+    given = client.post("/jobs/sample", json={"model": model_id, "num_images": 10, "seed": 4, "steps": 2}).json()
+    drawn = client.post("/jobs/sample", json={"model": f"{model_id}@100", "num_images": 10}).json()
+
+    assert (given["kind"], given["model_id"], given["model_step"], given["seed"]) == ("sample", model_id, 100, 4)
+    assert drawn["seed"] == store.get(drawn["id"]).spec["seed"]
+    assert (drawn["num_gpus"], drawn["config"], drawn["dataset"]) == (None, None, None)
+    assert store.get(given["id"]).spec == {
+        "device": "auto",
+        "step": 100,
+        "num_images": 10,
+        "shard_images": 1000,
+        "seed": 4,
+        "num_steps": 2,
+        "start": None,
+        "noise_scale": None,
+        "labels": [],
+        "adjusted": None,
+    }

@@ -308,29 +308,6 @@ def test_a_calibration_is_queued_for_the_newest_checkpoint(
     assert client.get("/jobs", params={"kind": "calibrate"}).json()["jobs"][0]["id"] == body["id"]
 
 
-def test_a_bulk_sampling_is_queued_with_the_seed_that_it_will_draw_with(
-    client: TestClient, store: RecordStore, model_id: str
-) -> None:
-    given = client.post("/jobs/sample", json={"model": model_id, "num_images": 10, "seed": 4, "steps": 2}).json()
-    drawn = client.post("/jobs/sample", json={"model": f"{model_id}@100", "num_images": 10}).json()
-
-    assert (given["kind"], given["model_id"], given["model_step"], given["seed"]) == ("sample", model_id, 100, 4)
-    assert drawn["seed"] == store.get(drawn["id"]).spec["seed"]
-    assert (drawn["num_gpus"], drawn["config"], drawn["dataset"]) == (None, None, None)
-    assert store.get(given["id"]).spec == {
-        "device": "auto",
-        "step": 100,
-        "num_images": 10,
-        "shard_images": 1000,
-        "seed": 4,
-        "num_steps": 2,
-        "start": None,
-        "noise_scale": None,
-        "labels": [],
-        "adjusted": None,
-    }
-
-
 def test_a_job_says_how_healthy_its_training_is(client: TestClient, store: RecordStore) -> None:
     job_id = start(client)["id"]
     lease = take(store, job_id)

@@ -11,9 +11,9 @@ import psutil
 import pytest
 import torch
 
-from model.checkpoints.checkpoint import read_snapshot
 from tests.servers import PATIENCE_S, wait_until
 from tests.worker.conftest import TRAINER, Attempt, StartWorker, make_job, tiny_spec
+from tests.worker.whole_trainings import averaged, end, none_left, reach
 from worker.jobs.kinds import JobKind
 from worker.jobs.nodes import LEAVING, Gathering, Nodes
 from worker.jobs.record import JobRecord, JobStatus
@@ -31,15 +31,6 @@ def _training(store: RecordStore, num_nodes: int = 2, **changes: Any) -> JobReco
     return store.create(JobKind.train, tiny_spec(**changes) | {"num_nodes": num_nodes})
 
 
-def _reach(store: RecordStore, record: JobRecord, step: int) -> None:
-    wait_until(lambda: (store.get(record.id).last_checkpoint or 0) >= step, f"checkpoint {step}", timeout_s=200)
-
-
-def _end(store: RecordStore, record: JobRecord) -> JobRecord:
-    wait_until(lambda: store.get(record.id).status.is_terminal, "the end", timeout_s=200)
-    return store.get(record.id)
-
-
 def _agents(record: JobRecord) -> dict[int, psutil.Process]:
     """The torchrun of every node of a job that runs."""
     found = {}
@@ -48,10 +39,6 @@ def _agents(record: JobRecord) -> dict[int, psutil.Process]:
         if "worker.trainer.torchrun" in command and record.id in command:
             found[int(command[command.index("worker.trainer.torchrun") + 4])] = process
     return found
-
-
-def _none_left(record: JobRecord) -> bool:
-    return not any(record.id in (process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"]))
 
 
 @pytest.fixture
@@ -133,12 +120,12 @@ def test_a_killed_agent_ends_all_and_the_job_is_resumed_to_the_weights_of_one_un
     record = _training(store, **steps)
     with make_app(store.settings) as app:
         wake(app, record.kind, record.id)
-        _reach(store, record, 100)
+        reach(store, record, 100)
         agents = _agents(record)
         assert sorted(agents) == [0, 1]
         agents[1].kill()
         assert psutil.wait_procs(agents.values(), timeout=PATIENCE_S)[1] == []
-        ended = _end(store, record)
+        ended = end(store, record)
         assert (ended.status, ended.attempt, ended.error) == (JobStatus.succeeded, 2, None)
         events = store.read_events(record.id, limit=10_000)
         started = [event.data for event in events if event.type == "started"]
@@ -146,15 +133,10 @@ def test_a_killed_agent_ends_all_and_the_job_is_resumed_to_the_weights_of_one_un
         assert started[1]["step"] >= 100
         alone = _training(store, 1, **steps)
         wake(app, alone.kind, alone.id)
-        assert _end(store, alone).status is JobStatus.succeeded
-    wait_until(lambda: _none_left(record), "the end of all its processes")
-    weights = []
-    for one in (record, alone):
-        assert one.model_id is not None
-        s3.fetch_checkpoint(one.model_id, 600, tmp_path / one.id)
-        weights.append(read_snapshot(tmp_path / one.id).energy.average)
-    for name, tensor in weights[1].items():
-        torch.testing.assert_close(weights[0][name], tensor, rtol=1e-2, atol=1e-3)
+        assert end(store, alone).status is JobStatus.succeeded
+    wait_until(lambda: none_left(record), "the end of all its processes")
+    one, other = (averaged(s3, job, 600, tmp_path / job.id) for job in (record, alone))
+    torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.slow
@@ -167,25 +149,25 @@ def test_two_nodes_are_interrupted_by_either_of_them_and_cancelled(store: Record
         attempts = [Attempt(store, "a@test")]
         wait_until(lambda: store.redis.exists(GATHERING), "the gathering")
         attempts.append(Attempt(store, "b@test"))
-        _reach(store, record, reached)
+        reach(store, record, reached)
         attempts[leaving].stop.set()
         queued, _ = attempts[0].end(), attempts[1].end()
         assert queued is not None
         assert (queued.status, queued.attempt) == (JobStatus.queued, 1)  # in order: no attempt is lost
         assert queued.last_checkpoint is not None
         assert queued.last_checkpoint >= queued.progress.step > 0
-        assert _none_left(record)
+        assert none_left(record)
         reached = queued.last_checkpoint + 50
 
     attempts = [Attempt(store, "a@test")]
     wait_until(lambda: store.redis.exists(GATHERING), "the gathering")
     attempts.append(Attempt(store, "b@test"))
-    _reach(store, record, reached)
+    reach(store, record, reached)
     store.request_cancel(record.id)
     ended, _ = attempts[0].end(), attempts[1].end()
     assert ended is not None
     assert (ended.status, ended.error) == (JobStatus.cancelled, None)
-    assert _none_left(record)
+    assert none_left(record)
 
 
 @pytest.mark.slow
@@ -224,7 +206,7 @@ def test_a_job_that_waits_for_its_trainers_is_cancelled_and_interrupted_at_once(
         assert ended.status is (JobStatus.cancelled if is_cancelled else JobStatus.queued)
         assert words[not is_cancelled] in (ended.error or "")
         assert not store.redis.exists(GATHERING)
-        assert _none_left(record)
+        assert none_left(record)
 
 
 @pytest.mark.slow
@@ -284,4 +266,4 @@ def test_two_jobs_of_two_nodes_on_two_trainers_both_end(store: RecordStore, star
     with make_app(store.settings) as app:
         for record in records:
             wake(app, record.kind, record.id)
-        assert [_end(store, record).status for record in records] == [JobStatus.succeeded] * 2
+        assert [end(store, record).status for record in records] == [JobStatus.succeeded] * 2

@@ -11,9 +11,9 @@ import psutil
 import pytest
 import torch
 
-from model.checkpoints.checkpoint import read_snapshot
 from tests.servers import PATIENCE_S, wait_until
 from tests.worker.conftest import TRAINER, Attempt, StartWorker, tiny_spec
+from tests.worker.whole_trainings import averaged, end, none_left, reach
 from worker.jobs.kinds import JobKind
 from worker.jobs.record import JobRecord, JobStatus
 from worker.jobs.records import RecordStore
@@ -29,10 +29,6 @@ def _training(store: RecordStore, num_gpus: int = 2, **changes: Any) -> JobRecor
     return store.create(JobKind.train, tiny_spec(**changes) | {"num_gpus": num_gpus})
 
 
-def _reach(store: RecordStore, record: JobRecord, step: int) -> None:
-    wait_until(lambda: (store.get(record.id).last_checkpoint or 0) >= step, f"checkpoint {step}", timeout_s=200)
-
-
 def _ranks(record: JobRecord) -> list[psutil.Process]:
     """The ranks of a job that run, the leading one first."""
     found = {}
@@ -41,15 +37,6 @@ def _ranks(record: JobRecord) -> list[psutil.Process]:
         if "worker.trainer.attempt" in command and record.id in command and "worker.trainer.torchrun" not in command:
             found[int(process.environ()["RANK"])] = process
     return [found[rank] for rank in sorted(found)]
-
-
-def _none_left(record: JobRecord) -> bool:
-    return not any(record.id in (process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"]))
-
-
-def _end(store: RecordStore, record: JobRecord) -> JobRecord:
-    wait_until(lambda: store.get(record.id).status.is_terminal, "the end", timeout_s=200)
-    return store.get(record.id)
 
 
 @pytest.mark.slow
@@ -62,10 +49,10 @@ def test_a_killed_rank_ends_in_a_resumed_job_with_the_weights_of_one_undisturbed
     record = _training(store, **steps)
     with make_app(store.settings) as app:
         wake(app, record.kind, record.id)
-        _reach(store, record, 100)
+        reach(store, record, 100)
         _, second = _ranks(record)
         second.kill()
-        ended = _end(store, record)
+        ended = end(store, record)
         assert (ended.status, ended.attempt, ended.error) == (JobStatus.succeeded, 2, None)
         events = store.read_events(record.id, limit=10_000)
         told = [event.data for event in events if event.type == "status"]
@@ -75,15 +62,10 @@ def test_a_killed_rank_ends_in_a_resumed_job_with_the_weights_of_one_undisturbed
         assert started[1]["step"] >= 100
         alone = _training(store, 1, **steps)
         wake(app, alone.kind, alone.id)
-        assert _end(store, alone).status is JobStatus.succeeded
-    wait_until(lambda: _none_left(record), "the end of all its processes")
-    weights = []
-    for one in (record, alone):
-        assert one.model_id is not None
-        s3.fetch_checkpoint(one.model_id, 600, tmp_path / one.id)
-        weights.append(read_snapshot(tmp_path / one.id).energy.average)
-    for name, tensor in weights[1].items():
-        torch.testing.assert_close(weights[0][name], tensor, rtol=1e-2, atol=1e-3)
+        assert end(store, alone).status is JobStatus.succeeded
+    wait_until(lambda: none_left(record), "the end of all its processes")
+    one, other = (averaged(s3, job, 600, tmp_path / job.id) for job in (record, alone))
+    torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.slow
@@ -92,17 +74,17 @@ def test_a_killed_rank_ends_in_a_resumed_job_with_the_weights_of_one_undisturbed
 def test_two_ranks_are_interrupted_killed_with_their_torchrun_and_cancelled(store: RecordStore) -> None:
     record = _training(store, **LONG)
     interrupted = Attempt(store)
-    _reach(store, record, 50)
+    reach(store, record, 50)
     interrupted.stop.set()
     queued = interrupted.end()
     assert queued is not None
     assert (queued.status, queued.attempt) == (JobStatus.queued, 1)
     assert queued.last_checkpoint is not None
     assert queued.last_checkpoint >= queued.progress.step > 0
-    assert _none_left(record)
+    assert none_left(record)
 
     killed = Attempt(store)
-    _reach(store, record, queued.last_checkpoint + 50)
+    reach(store, record, queued.last_checkpoint + 50)
     ranks = _ranks(record)
     ranks[0].parent().kill()  # type: ignore[union-attr]
     assert psutil.wait_procs(ranks, timeout=PATIENCE_S)[1] == []
@@ -111,7 +93,7 @@ def test_two_ranks_are_interrupted_killed_with_their_torchrun_and_cancelled(stor
     assert (lost.status, lost.attempt) == (JobStatus.queued, 2)
 
     cancelled = Attempt(store)
-    _reach(store, record, (store.get(record.id).last_checkpoint or 0) + 50)
+    reach(store, record, (store.get(record.id).last_checkpoint or 0) + 50)
     assert len(_ranks(record)) == 2
     store.request_cancel(record.id)
     ended = cancelled.end()
@@ -119,7 +101,7 @@ def test_two_ranks_are_interrupted_killed_with_their_torchrun_and_cancelled(stor
     assert (ended.status, ended.error) == (JobStatus.cancelled, None)
     assert ended.last_checkpoint is not None
     assert ended.last_checkpoint >= ended.progress.step
-    assert _none_left(record)
+    assert none_left(record)
     steps = [e.data["step"] for e in store.read_events(record.id, limit=100_000) if e.type == "started"]
     assert steps[0] == 0
     assert steps[1] == queued.last_checkpoint
